@@ -1,0 +1,1 @@
+"""Path patching: find, measure, draw and compare circuits."""

@@ -1,0 +1,39 @@
+"""The only place that decides which edges exist."""
+
+from circuits.graph import ComputationalGraph, ModelShape, Node, NodeKind, Receiver, Slot
+
+
+def build_graph(shape: ModelShape) -> ComputationalGraph:
+    """Build the graph of every sender, receiver and edge that a model of this shape has.
+
+    Attention of layer ``l`` reads the input and everything earlier layers wrote. The MLP of a sequential block also
+    reads the heads of its own layer, that of a parallel block does not. Key and value receivers are per key/value head,
+    because that is the unit the model computes; without grouping they carry the head's own name.
+
+    >>> graph = build_graph(ModelShape(n_layers=12, n_heads=12, n_kv_heads=12, d_model=768, d_head=64))
+    >>> len(graph.nodes), graph.n_edges
+    (158, 32491)
+    """
+    senders = [Node(NodeKind.INPUT)]
+    receivers: list[Receiver] = []
+    fan_in: list[int] = []
+    for layer in range(shape.n_layers):
+        heads = [Node(NodeKind.HEAD, layer, head) for head in range(shape.n_heads)]
+        mlp = Node(NodeKind.MLP, layer)
+        readers = _attention_receivers(shape, layer)
+        before = len(senders)
+        receivers += [*readers, Receiver(mlp)]
+        fan_in += [before] * len(readers) + [before if shape.parallel else before + len(heads)]
+        senders += [*heads, mlp]
+    receivers.append(Receiver(Node(NodeKind.LOGITS)))
+    fan_in.append(len(senders))
+    return ComputationalGraph(shape, tuple(senders), tuple(receivers), tuple(fan_in))
+
+
+def _attention_receivers(shape: ModelShape, layer: int) -> list[Receiver]:
+    kind = NodeKind.KV if shape.grouped else NodeKind.HEAD
+    queries = [Receiver(Node(NodeKind.HEAD, layer, head), Slot.Q) for head in range(shape.n_heads)]
+    keys_values = [
+        Receiver(Node(kind, layer, group), slot) for slot in (Slot.K, Slot.V) for group in range(shape.n_kv_heads)
+    ]
+    return queries + keys_values

@@ -1,0 +1,307 @@
+"""A circuit at rest: edges, scores, how it was found, how well it works; JSON in and out; its networkx view."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, cast
+
+import networkx as nx
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from circuits.builder import build_graph
+from circuits.errors import CircuitsError, FormatError, OutputError, UsageError
+from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape, Node, NodeKind
+from circuits.scores import Floats
+
+FORMAT = "circuits/circuit"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model a circuit belongs to, and the numbers its graph follows from."""
+
+    id: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    parallel: bool = False
+    architecture: str = ""
+    revision: str = ""
+    digest: str = ""
+    tokenizer_digest: str = ""
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape from which the graph is built."""
+        return ModelShape(self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head, self.parallel)
+
+
+@dataclass(frozen=True)
+class BehaviourInfo:
+    """Which behaviour, on how many prompt pairs, by which metric."""
+
+    name: str
+    metric: str
+    unit: str
+    n_discovery: int = 0
+    n_heldout: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the edges were scored and chosen."""
+
+    scorer: str
+    pruner: str
+    ablation: str = "corrupted"
+    direction: str = "noising"
+    target: float | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    rank_by: str = "score"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Faithfulness of the best ``edges`` edges; ``requested`` is the share of all edges that was asked for."""
+
+    edges: int
+    faithfulness: float
+    requested: float | None = None
+
+
+@dataclass(frozen=True)
+class RandomBaseline:
+    """Faithfulness of random circuits of the same size, as quantiles."""
+
+    n: int
+    median: float
+    q05: float
+    q95: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a circuit works on prompts that discovery did not see.
+
+    ``faithfulness`` is the ratio of means (m(circuit) - m(corrupted)) / (m(clean) - m(corrupted)); ``necessity`` is the
+    same for all edges but the circuit's (0: nothing of the behaviour is left). ``cpr`` and ``cmd`` are the areas under
+    f and |1 - f| of the curve (MIB, arXiv:2504.13151).
+    """
+
+    n: int
+    metric_clean: float
+    metric_corrupted: float
+    metric_circuit: float
+    faithfulness: float
+    faithfulness_ci: tuple[float, float]
+    necessity: float | None = None
+    random_baseline: RandomBaseline | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    cpr: float | None = None
+    cmd: float | None = None
+    accuracy_clean: float | None = None
+    accuracy_circuit: float | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Enough to run it again."""
+
+    command: str = ""
+    device: str = ""
+    wall_seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The edges that are kept, as positions in the graph of the whole model, with everything known about them.
+
+    ``scores[i]`` belongs to ``edges[i]``; positive: corrupting this edge moves the metric away from clean behaviour.
+    ``removal[i]``, where the pruner measured it, is the loss of faithfulness when this one edge is taken out of the
+    circuit (on the discovery prompts); a circuit is *locally minimal* when no single edge can go.
+    """
+
+    model: ModelInfo
+    behaviour: BehaviourInfo
+    method: Method
+    edges: EdgeIndices
+    scores: Floats
+    measured: bool = False
+    removal: Floats | None = None
+    evaluation: Evaluation | None = None
+    provenance: Provenance = Provenance()
+
+    def __post_init__(self) -> None:
+        if np.any(np.diff(self.edges) <= 0):
+            raise UsageError("a circuit's edges must be distinct and in graph order.")
+        for array in (self.scores, self.removal):
+            if array is not None and array.shape != self.edges.shape:
+                raise UsageError(f"a circuit of {len(self.edges)} edges has {array.shape} scores.")
+        for array in (self.edges, self.scores, self.removal):
+            if array is not None:
+                array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    @cached_property
+    def graph(self) -> ComputationalGraph:
+        """The graph of the whole model."""
+        return build_graph(self.model.shape)
+
+    @cached_property
+    def edge_list(self) -> tuple[Edge, ...]:
+        """The edges themselves, in graph order."""
+        return tuple(self.graph.edges(self.edges))
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes at the ends of the edges, in graph order."""
+        used = {node for edge in self.edge_list for node in (edge.sender, edge.receiver.node)}
+        return tuple(node for node in self.graph.nodes if node in used)
+
+    def mask(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """One boolean per edge of the whole graph: is it in the circuit?"""
+        mask = np.zeros(self.graph.n_edges, dtype=np.bool_)
+        mask[self.edges] = True
+        return mask
+
+    def with_evaluation(self, evaluation: Evaluation) -> Self:
+        """Give the same circuit with another evaluation."""
+        return replace(self, evaluation=evaluation)
+
+    def to_networkx(self) -> "nx.MultiDiGraph[str]":
+        """View the circuit as a networkx multigraph: one edge per slot, keyed by it; all attributes kept.
+
+        Key/value groups are nodes of their own; an edge with ``kind="group"`` leads from a group to each head of the
+        circuit that reads it, so that reachability is what it is in the model.
+        """
+        view: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+        for node in self.nodes:
+            view.add_node(str(node), kind=node.kind.value, layer=node.layer, index=node.index)
+        for i, edge in enumerate(self.edge_list):
+            slot = edge.receiver.slot.value if edge.receiver.slot else ""
+            attributes: dict[str, Any] = {"kind": "edge", "slot": slot, "score": float(self.scores[i])}
+            if self.removal is not None:
+                attributes["removal"] = float(self.removal[i])
+            view.add_edge(str(edge.sender), str(edge.receiver.node), key=slot, **attributes)
+        per_group = self.model.shape.heads_per_group
+        heads = [node for node in self.nodes if node.kind is NodeKind.HEAD]
+        for group in (node for node in self.nodes if node.kind is NodeKind.KV):
+            for head in heads:
+                if head.layer == group.layer and head.index // per_group == group.index:
+                    view.add_edge(str(group), str(head), key="group", kind="group")
+        return view
+
+    def save(self, path: str | Path) -> None:
+        """Write ``circuit.json``; saving, loading and saving again gives the same bytes."""
+        try:
+            Path(path).write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}. Choose another place or free some space."
+            ) from error
+
+    def to_json(self) -> str:
+        """Give the text of ``circuit.json``: sorted keys, floats with six significant digits, edges in graph order."""
+        edges = [
+            {
+                "edge": str(edge),
+                "sender": str(edge.sender),
+                "receiver": str(edge.receiver.node),
+                "slot": edge.receiver.slot.value if edge.receiver.slot else None,
+                "score": float(self.scores[i]),
+                "measured": self.measured,
+                "removal": None if self.removal is None else float(self.removal[i]),
+            }
+            for i, edge in enumerate(self.edge_list)
+        ]
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": asdict(self.model),
+            "behaviour": asdict(self.behaviour),
+            "method": asdict(self.method),
+            "edges": edges,
+            "evaluation": asdict(self.evaluation) if self.evaluation else None,
+            "provenance": asdict(self.provenance),
+        }
+        return json.dumps(_fixed_floats(document), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a ``circuit.json``; raises :class:`FormatError` that says what is wrong with the file."""
+        try:
+            document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror}.") from error
+        except ValueError as error:
+            raise FormatError(f"{path} is not JSON: {error}.") from error
+        return cls.from_document(document, str(path))
+
+    @classmethod
+    def from_document(cls, document: Any, name: str = "document") -> Self:
+        """Build a circuit from parsed JSON; ``name`` is used in messages."""
+        if not isinstance(document, dict) or cast("dict[str, Any]", document).get("format") != FORMAT:
+            raise FormatError(f'{name} is not a circuit; expected a JSON object with "format": "{FORMAT}".')
+        data = cast("dict[str, Any]", document)
+        version = data.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise FormatError(
+                f"{name} has version {version}; this release reads up to {VERSION}. Install a newer circuits."
+            )
+        try:
+            return cls._from_sections(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise FormatError(f"{name}: {error.title} {place}: {first['msg']} (got {first.get('input')!r}).") from error
+        except KeyError as error:
+            raise FormatError(f"{name} has no field {error}.") from error
+        except CircuitsError as error:
+            raise FormatError(f"{name}: {error}") from error
+
+    @classmethod
+    def _from_sections(cls, data: dict[str, Any]) -> Self:
+        model = TypeAdapter(ModelInfo).validate_python(data["model"])
+        graph = build_graph(model.shape)
+        rows = TypeAdapter(list[dict[str, Any]]).validate_python(data["edges"])
+        number = TypeAdapter(float | None)
+        indices = np.array([graph.index(Edge.parse(str(row["edge"]))) for row in rows], dtype=np.int64)
+        removal = [number.validate_python(row.get("removal")) for row in rows]
+        evaluation = data.get("evaluation")
+        return cls(
+            model=model,
+            behaviour=TypeAdapter(BehaviourInfo).validate_python(data["behaviour"]),
+            method=TypeAdapter(Method).validate_python(data["method"]),
+            edges=indices,
+            scores=_float_array([number.validate_python(row["score"]) for row in rows]),
+            measured=all(bool(row.get("measured")) for row in rows) and bool(rows),
+            removal=None if not rows or None in removal else _float_array(removal),
+            evaluation=TypeAdapter(Evaluation).validate_python(evaluation) if evaluation else None,
+            provenance=TypeAdapter(Provenance).validate_python(data.get("provenance", {})),
+        )
+
+
+def _float_array(values: list[float | None]) -> Floats:
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _fixed_floats(value: Any) -> Any:
+    """Round every float to six significant digits, and write what is not a number as null."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _fixed_floats(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_fixed_floats(item) for item in cast("list[Any]", value)]
+    return value

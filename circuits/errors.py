@@ -1,0 +1,83 @@
+"""Every error this package raises on purpose.
+
+::
+
+    CircuitsError
+    ├── UnknownNameError (ValueError)        a name that does not exist: model, behaviour, node, edge, scorer, metric …
+    ├── UsageError (ValueError)              options that contradict each other or are out of range
+    ├── FormatError (ValueError)             a file that is not what it should be (scores, circuit.json, edge list)
+    ├── PromptError (ValueError)             prompt pairs that cannot be used, alone or together
+    ├── BehaviourNotShownError (ValueError)  the model does not do what the prompt pairs ask for
+    ├── UnsupportedModelError (TypeError)    no adapter describes this architecture
+    │   └── GuardError                       an adapter exists but a measurement on this model would be wrong
+    ├── ModelUnavailableError (OSError)      weights that could not be fetched or read
+    ├── DeviceError (RuntimeError)           a device that is absent, or memory that does not suffice
+    ├── OutputError (OSError)                a place that cannot be written to
+    └── RenderError (RuntimeError)           Graphviz failed or is missing
+
+A message says what is wrong with the value, what was expected, and what to do.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CircuitsError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UsageError(CircuitsError, ValueError):
+    """Options contradict each other or are out of range."""
+
+
+class FormatError(CircuitsError, ValueError):
+    """A file is not what it should be."""
+
+
+class PromptError(CircuitsError, ValueError):
+    """Prompt pairs cannot be used, alone or together."""
+
+
+class BehaviourNotShownError(CircuitsError, ValueError):
+    """The model does not do what the prompt pairs ask for."""
+
+
+class UnsupportedModelError(CircuitsError, TypeError):
+    """No adapter describes this architecture."""
+
+
+class GuardError(UnsupportedModelError):
+    """An adapter exists, but measurements on this model would be wrong."""
+
+
+class ModelUnavailableError(CircuitsError, OSError):
+    """Weights could not be fetched or read."""
+
+
+class DeviceError(CircuitsError, RuntimeError):
+    """A device is absent, or its memory does not suffice."""
+
+
+class OutputError(CircuitsError, OSError):
+    """A place cannot be written to."""
+
+
+class RenderError(CircuitsError, RuntimeError):
+    """Graphviz failed or is missing."""
+
+
+class UnknownNameError(CircuitsError, ValueError):
+    """A name does not exist; the message offers the closest one and lists the rest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+        names = list(known)
+        lowered = {candidate.lower(): candidate for candidate in names}
+        close = get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
+        parts = [f"there is no {kind} '{name}'."]
+        if close:
+            parts.append(f"Closest: '{lowered[close[0]]}'.")
+        if names and len(names) <= 40:
+            parts.append(f"Known: {', '.join(names)}.")
+        if hint:
+            parts.append(hint)
+        super().__init__(" ".join(parts))

@@ -1,0 +1,278 @@
+"""What exists: nodes, slots, edges and the graph of all of them, in one canonical order.
+
+No torch, no tokens. Senders are ordered ``input, a0.h0 … a0.h{H-1}, m0, a1.h0 …``; whatever may write into a receiver
+is then a *prefix* of that order, so a receiver needs one number (how many senders it can read) and an edge is a pair of
+indices. Receivers are ordered by layer and within a layer queries, keys, values, MLP; the logits come last. Edges are
+ordered by receiver, then sender.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuits.errors import UnknownNameError, UsageError
+
+EdgeIndices = NDArray[np.int64]
+"""Positions in the canonical order of a graph's edges."""
+
+
+class NodeKind(StrEnum):
+    """What a node is."""
+
+    INPUT = "input"
+    """Everything present at the input of block 0: token embedding, learned positions, embedding scale."""
+    HEAD = "head"
+    """One attention head: writes its output, reads through its query (and key and value without grouping)."""
+    KV = "kv"
+    """The keys or values that a group of heads shares; reads only."""
+    MLP = "mlp"
+    """One MLP, with its output bias."""
+    LOGITS = "logits"
+    """The final norm and the unembedding; reads only."""
+
+
+class Slot(StrEnum):
+    """The input of an attention head through which an edge enters."""
+
+    Q = "q"
+    K = "k"
+    V = "v"
+
+
+_NODE_PATTERN = re.compile(r"input|logits|m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<unit>h|kv)(?P<index>\d+)")
+_RECEIVER_PATTERN = re.compile(r"(?P<node>[^<>]+?)(?:<(?P<slot>[qkv])>)?")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Node:
+    """One component of the model; its text form is ``input``, ``a3.h5``, ``a3.kv1``, ``m3`` or ``logits``."""
+
+    kind: NodeKind
+    layer: int = -1
+    index: int = 0
+
+    def __str__(self) -> str:
+        match self.kind:
+            case NodeKind.HEAD:
+                return f"a{self.layer}.h{self.index}"
+            case NodeKind.KV:
+                return f"a{self.layer}.kv{self.index}"
+            case NodeKind.MLP:
+                return f"m{self.layer}"
+            case NodeKind.INPUT | NodeKind.LOGITS:
+                return self.kind.value
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a node from its text form; the exact inverse of ``str``."""
+        found = _NODE_PATTERN.fullmatch(text)
+        if found is None:
+            raise UsageError(f"'{text}' is not a node; expected input, logits, m3, a3.h5 or a3.kv1.")
+        if found["mlp"] is not None:
+            node = cls(NodeKind.MLP, int(found["mlp"]))
+        elif found["layer"] is not None:
+            kind = NodeKind.HEAD if found["unit"] == "h" else NodeKind.KV
+            node = cls(kind, int(found["layer"]), int(found["index"]))
+        else:
+            node = cls(NodeKind(text))
+        if str(node) != text:
+            raise UsageError(f"'{text}' is not a node; write it without leading zeros: '{node}'.")
+        return node
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Receiver:
+    """A place where the residual stream is read: a node and, for attention, its slot (``a7.h2<q>``)."""
+
+    node: Node
+    slot: Slot | None = None
+
+    def __str__(self) -> str:
+        return f"{self.node}<{self.slot.value}>" if self.slot else str(self.node)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a receiver from its text form; the exact inverse of ``str``."""
+        found = _RECEIVER_PATTERN.fullmatch(text)
+        if found is None:
+            raise UsageError(f"'{text}' is not a receiver; expected m3, logits, a3.h5<q> or a3.kv1<k>.")
+        return cls(Node.parse(found["node"]), Slot(found["slot"]) if found["slot"] else None)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Edge:
+    """A sender's contribution as one receiver sees it (``a3.h5->a7.h2<q>``)."""
+
+    sender: Node
+    receiver: Receiver
+
+    def __str__(self) -> str:
+        return f"{self.sender}->{self.receiver}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read an edge from its text form; the exact inverse of ``str``."""
+        parts = text.split("->")
+        if len(parts) != 2:
+            raise UsageError(
+                f"'{text}' is not an edge; expected sender->receiver, such as a3.h5->a7.h2<q> or m2->logits."
+            )
+        return cls(Node.parse(parts[0].strip()), Receiver.parse(parts[1].strip()))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The numbers of a model from which its graph follows.
+
+    ``n_kv_heads`` is the number of key/value heads (equal to ``n_heads`` without grouped queries). In a ``parallel``
+    block the MLP reads the same stream as the attention beside it; in a sequential one it also reads that attention.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    parallel: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head) < 1:
+            raise UsageError(f"every number of a model's shape must be at least 1, got {self}.")
+        if self.n_heads % self.n_kv_heads:
+            raise UsageError(f"{self.n_heads} heads cannot share {self.n_kv_heads} key/value heads evenly.")
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several heads share one key/value head."""
+        return self.n_kv_heads != self.n_heads
+
+    @property
+    def heads_per_group(self) -> int:
+        """How many query heads read one key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+    def describe(self) -> str:
+        """Say which nodes a model of this shape has, for error messages."""
+        text = f"layers 0-{self.n_layers - 1} and heads 0-{self.n_heads - 1}"
+        return text + (f" in key/value groups 0-{self.n_kv_heads - 1}" if self.grouped else "")
+
+
+@dataclass(frozen=True)
+class ComputationalGraph:
+    """All senders, receivers and edges of a model, in canonical order.
+
+    ``fan_in[r]`` says how many senders receiver ``r`` can read: exactly the first ``fan_in[r]`` of ``senders``.
+    Build one with :func:`circuits.builder.build_graph`.
+    """
+
+    shape: ModelShape
+    senders: tuple[Node, ...]
+    receivers: tuple[Receiver, ...]
+    fan_in: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges there are."""
+        return len(self)
+
+    @cached_property
+    def offsets(self) -> EdgeIndices:
+        """Index of each receiver's first edge, and the number of edges at the end."""
+        return np.concatenate([[0], np.cumsum(self.fan_in)]).astype(np.int64)
+
+    @cached_property
+    def edge_receivers(self) -> EdgeIndices:
+        """Index of the receiver of every edge."""
+        return np.repeat(np.arange(len(self.receivers)), self.fan_in)
+
+    @cached_property
+    def edge_senders(self) -> EdgeIndices:
+        """Index of the sender of every edge."""
+        return np.arange(self.n_edges) - self.offsets[self.edge_receivers]
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node once: senders, then those that only read (key/value groups, logits)."""
+        reading = dict.fromkeys(receiver.node for receiver in self.receivers)
+        return tuple(dict.fromkeys([*self.senders, *reading]))
+
+    @cached_property
+    def sender_index(self) -> dict[Node, int]:
+        """Position of every sender in the canonical order."""
+        return {node: i for i, node in enumerate(self.senders)}
+
+    @cached_property
+    def receiver_index(self) -> dict[Receiver, int]:
+        """Position of every receiver in the canonical order."""
+        return {receiver: i for i, receiver in enumerate(self.receivers)}
+
+    def edge(self, index: int) -> Edge:
+        """Give the edge at a position of the canonical order."""
+        receiver = int(self.edge_receivers[index])
+        return Edge(self.senders[index - int(self.offsets[receiver])], self.receivers[receiver])
+
+    def edges(self, indices: Sequence[int] | EdgeIndices | None = None) -> Iterator[Edge]:
+        """Walk over edges: all of them, or those at the given positions."""
+        for index in range(self.n_edges) if indices is None else indices:
+            yield self.edge(int(index))
+
+    def index(self, edge: Edge) -> int:
+        """Give an edge's position; raises :class:`UnknownNameError` with the reason if it does not exist."""
+        self.require_receiver(edge.receiver)
+        self.require_node(edge.sender)
+        sender = self.sender_index.get(edge.sender)
+        if sender is None:
+            raise UnknownNameError(
+                "edge", str(edge), (), hint=f"'{edge.sender}' only reads from the stream, it sends nothing."
+            )
+        receiver = self.receiver_index[edge.receiver]
+        if sender >= self.fan_in[receiver]:
+            raise UnknownNameError(
+                "edge",
+                str(edge),
+                (),
+                hint=f"'{edge.sender}' is not computed before '{edge.receiver}' reads the stream.",
+            )
+        return int(self.offsets[receiver]) + sender
+
+    def require_node(self, node: Node) -> None:
+        """Raise :class:`UnknownNameError`, naming the closest node, if the node is not in this graph."""
+        if node not in self._node_set:
+            raise UnknownNameError("node", str(node), self._near(node), hint=f"This model has {self.shape.describe()}.")
+
+    def require_receiver(self, receiver: Receiver) -> None:
+        """Raise :class:`UnknownNameError`, saying which slot or group is meant, if nothing reads there."""
+        if receiver in self.receiver_index:
+            return
+        node = receiver.node
+        if node.kind is NodeKind.HEAD and self.shape.grouped and receiver.slot in (Slot.K, Slot.V):
+            group = Node(NodeKind.KV, node.layer, node.index // self.shape.heads_per_group)
+            hint = (
+                f"Heads share keys and values in this model: write '{group}<{receiver.slot}>' for the group of {node}."
+            )
+            raise UnknownNameError("receiver", str(receiver), (), hint=hint)
+        self.require_node(node)
+        slots = [str(other) for other in self.receivers if other.node == node]
+        hint = "It only sends." if not slots else "A slot tells which input of a head is meant."
+        raise UnknownNameError("receiver", str(receiver), slots, hint=hint)
+
+    @cached_property
+    def _node_set(self) -> frozenset[Node]:
+        return frozenset(self.nodes)
+
+    def _near(self, node: Node) -> list[str]:
+        layer = min(node.layer, self.shape.n_layers - 1)
+        limit = (self.shape.n_kv_heads if node.kind is NodeKind.KV else self.shape.n_heads) - 1
+        near = Node(node.kind, layer, min(node.index, limit))
+        return [
+            str(near if near in self._node_set else Node(NodeKind.HEAD, layer, min(node.index, self.shape.n_heads - 1)))
+        ]

@@ -1,0 +1,76 @@
+"""What scoring, pruning and evaluation may ask of a model: the protocol of an experiment."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuits.graph import ComputationalGraph, EdgeIndices
+from circuits.vocabulary import Metric
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all) during long work."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+class Experiment(Protocol):
+    """One model, one set of prompt pairs, one metric and one ablation: everything that can be measured on them.
+
+    All results are in the metric's unit, one column per prompt pair, in the pairs' order. Nothing here changes the
+    model, the graph or earlier results.
+    """
+
+    @property
+    def graph(self) -> ComputationalGraph:
+        """The model's graph."""
+        ...
+
+    @property
+    def metric(self) -> Metric:
+        """The metric."""
+        ...
+
+    @property
+    def n_pairs(self) -> int:
+        """How many prompt pairs there are."""
+        ...
+
+    @property
+    def clean(self) -> NDArray[np.float64]:
+        """Metric of the clean run, shape ``(pair,)``."""
+        ...
+
+    @property
+    def corrupted(self) -> NDArray[np.float64]:
+        """Metric with every edge corrupted (the empty circuit), shape ``(pair,)``."""
+        ...
+
+    def circuits(self, masks: Sequence[NDArray[np.bool_]], *, progress: Progress = no_progress) -> NDArray[np.float64]:
+        """Measure circuits: the masked edges carry this run's values, all others corrupted ones.
+
+        ``masks`` has one row of ``n_edges`` booleans per circuit; the result has shape ``(circuit, pair)``. Cost: about one
+        to three forward passes of the pairs per circuit, less for circuits that leave whole layers out.
+        """
+        ...
+
+    def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> NDArray[np.float64]:
+        """Measure single edges exactly, shape ``(edge, pair)``; positive: corrupting the edge hurts the behaviour.
+
+        Noising: metric of the clean run minus metric with only this edge corrupted. Denoising: metric with only this
+        edge restored in the corrupted run minus metric of the corrupted run. The sign is turned for metrics where lower
+        is better. Downstream is recomputed.
+        """
+        ...
+
+    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
+        """Estimate all edges to first order: ``sum_pos <a_u(clean) - a_u(corrupted), dm/dx_v>``, shape ``(2, edge)``.
+
+        The gradient is averaged over runs whose input embedding is ``corrupted + point * (clean - corrupted)``, everything
+        downstream recomputed. Row 0 is the mean over pairs, row 1 the standard deviation. Sign as in
+        :meth:`edge_effects`. Cost: one forward and one backward pass per point.
+        """
+        ...

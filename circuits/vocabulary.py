@@ -1,0 +1,86 @@
+"""The closed sets of names that the command line, the files and the library share."""
+
+from enum import StrEnum
+from typing import Self
+
+from circuits.errors import UnknownNameError
+
+
+class Choice(StrEnum):
+    """A closed set of names; :meth:`parse` offers the closest one on a typo."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a member from its name; raises :class:`UnknownNameError`."""
+        try:
+            return cls(text)
+        except ValueError:
+            raise UnknownNameError(cls.kind(), text, [member.value for member in cls]) from None
+
+    @classmethod
+    def kind(cls) -> str:
+        """Say what the members are, for error messages."""
+        return cls.__name__.removesuffix("Name").lower()
+
+
+class Metric(Choice):
+    """What is measured on the next-token logits: one number per prompt."""
+
+    LOGIT_DIFFERENCE = "logit-difference"
+    """log of total probability of the answers over that of the wrong answers; with one token each, their logits' difference."""
+    LOG_ODDS = "log-odds"
+    """log p - log(1 - p) with p the total probability of the answers."""
+    PROBABILITY_DIFFERENCE = "probability-difference"
+    """Total probability of the answers minus that of the wrong answers."""
+    KL = "kl"
+    """Kullback-Leibler divergence from the clean run's next-token distribution, in nats; lower is better."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether clean behaviour is the small end of the scale."""
+        return self is Metric.KL
+
+    @property
+    def unit(self) -> str:
+        """The unit of the metric's values."""
+        return "probability" if self is Metric.PROBABILITY_DIFFERENCE else "nats"
+
+
+class Ablation(Choice):
+    """What replaces the value of a sender on a corrupted edge."""
+
+    CORRUPTED = "corrupted"
+    ZERO = "zero"
+
+
+class Direction(Choice):
+    """Noising corrupts one edge of the clean run; denoising restores one edge of the corrupted run."""
+
+    NOISING = "noising"
+    DENOISING = "denoising"
+
+
+class ScorerName(Choice):
+    """The ways to score every edge."""
+
+    EXACT = "exact"
+    EAP = "eap"
+    EAP_IG = "eap-ig"
+    CLEAN_CORRUPTED = "clean-corrupted"
+    RANDOM = "random"
+
+
+class PrunerName(Choice):
+    """The ways to choose edges from scores."""
+
+    MINIMAL = "minimal"
+    TOP = "top"
+
+
+class Site(Choice):
+    """Where activation patching replaces an activation."""
+
+    RESID = "resid"
+    ATTN = "attn"
+    MLP = "mlp"
+    HEAD = "head"
