@@ -1,0 +1,230 @@
+"""The one primitive: run prompts while some edges are live and all others carry recorded values.
+
+``input(v) = base_v + sum over live u of (current_u - base_u)`` for every receiver ``v``, where ``base_v`` is what ``v`` read in
+the base run. Many circuits go through one forward pass along the batch axis: row ``(circuit, pair)``. A sender is computed
+only if a live path leads to it from where values differ and from it to the logits; layers without such a sender do
+not run, and layers before the first difference between circuits run once for all of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.graph import ComputationalGraph, Slot
+from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.runs import Recorder, Run, unembed
+from circuits.tracing.tracer import Tracer
+
+Masks = Bool[np.ndarray, "circuit edge"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where values differ from the base run: the change of some senders, ``(pair, pos, d_model)`` each."""
+
+    changes: Mapping[int, Float[Tensor, "pair pos d_model"]]
+
+
+def run_masked(
+    tracer: Tracer, graph: ComputationalGraph, base: Run, start: Start, masks: NDArray[np.bool_]
+) -> Float[Tensor, "circuit pair d_vocab"]:
+    """Give the logits of circuits: base values everywhere but along live edges, beginning with the start's changes.
+
+    ``masks`` has one row of booleans per circuit over the graph's edges.
+    """
+    needed = needed_senders(graph, masks.any(axis=0), tuple(start.changes))
+    shared = first_difference(graph, masks)
+    prefix = None
+    if 0 < shared and len(masks) > 1:
+        prefix = _Pass(tracer, graph, base, start, masks[:1], needed)
+        prefix.run(0, shared)
+    whole = _Pass(tracer, graph, base, start, masks, needed)
+    if prefix is not None:
+        whole.continue_from(prefix, shared)
+    return whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
+
+
+def needed_senders(graph: ComputationalGraph, live: NDArray[np.bool_], origins: tuple[int, ...]) -> list[int]:
+    """Give the senders on a live path from an origin to the logits, in graph order; all others keep base values."""
+    reads = _reads_of_senders(graph)
+    reached = np.zeros(len(graph.senders), dtype=np.bool_)
+    reached[list(origins)] = True
+    rows = [live[graph.offsets[r] : graph.offsets[r + 1]] for r in range(len(graph.receivers))]
+    for sender in range(1, len(graph.senders)):
+        if sender not in origins:
+            reached[sender] = any(np.any(rows[r] & reached[: len(rows[r])]) for r in reads[sender])
+    useful = np.zeros(len(graph.senders), dtype=np.bool_)
+    useful[: len(rows[-1])] |= rows[-1]
+    for sender in range(len(graph.senders) - 1, 0, -1):
+        if useful[sender] and reached[sender] and sender not in origins:
+            for r in reads[sender]:
+                useful[: len(rows[r])] |= rows[r]
+    return [int(sender) for sender in np.flatnonzero(reached & useful)]
+
+
+def first_difference(graph: ComputationalGraph, masks: NDArray[np.bool_]) -> int:
+    """Give the first layer at which some receiver has different live edges in different circuits."""
+    differing = np.flatnonzero((masks != masks[:1]).any(axis=0))
+    if not len(differing):
+        return 0
+    receiver = graph.receivers[int(graph.edge_receivers[differing[0]])].node
+    return receiver.layer if receiver.layer >= 0 else graph.shape.n_layers
+
+
+def _reads_of_senders(graph: ComputationalGraph) -> list[list[int]]:
+    """Give, for every sender, the receivers through which it reads."""
+    shape = graph.shape
+    per_layer = shape.n_heads + 2 * shape.n_kv_heads + 1
+    reads: list[list[int]] = [[]]
+    for layer in range(shape.n_layers):
+        first = layer * per_layer
+        for head in range(shape.n_heads):
+            keys = first + shape.n_heads + head // shape.heads_per_group
+            reads.append([first + head, keys, keys + shape.n_kv_heads])
+        reads.append([first + per_layer - 1])
+    return reads
+
+
+class _Pass:
+    """One forward pass of ``circuit x pair`` rows; ``changes[:, i]`` is ``current - base`` of the i-th needed sender.
+
+    Senders come before pairs in ``changes``, so that what receivers read is one batched matrix product without a copy.
+    """
+
+    def __init__(
+        self, tracer: Tracer, graph: ComputationalGraph, base: Run, start: Start, masks: NDArray[np.bool_], needed: list[int]
+    ) -> None:
+        self.tracer, self.graph, self.base, self.start, self.masks = tracer, graph, base, start, masks
+        self.needed = needed
+        self.place = {sender: i for i, sender in enumerate(needed)}
+        pairs, positions, width = base.stream[0].shape
+        self.circuits, self.pairs = len(masks), pairs
+        like = base.stream[0]
+        self.changes = torch.zeros(len(masks), len(needed), pairs, positions, width, dtype=like.dtype, device=like.device)
+        for sender, change in start.changes.items():
+            if sender in self.place:
+                self.changes[:, self.place[sender]] = change
+
+    def continue_from(self, prefix: "_Pass", layer: int) -> None:
+        """Take over the changes of senders before a layer from a pass with one circuit."""
+        count = self._count_before(layer)
+        self.changes[:, :count] = prefix.changes[:, :count]
+
+    def _count_before(self, layer: int) -> int:
+        limit = 1 + layer * (self.graph.shape.n_heads + 1)
+        return int(np.searchsorted(self.needed, limit))
+
+    def run(self, first: int, last: int) -> Float[Tensor, "circuit pair d_vocab"]:
+        """Run the layers ``first .. last - 1``; give the logits when that reaches the end, else nothing of use."""
+        shape = self.graph.shape
+        visits: dict[tuple[int, Site], Visit] = {}
+        attention: dict[int, Tensor] = {}
+        mlp: dict[int, Tensor] = {}
+        idle: dict[int, Tensor] = {}
+        blank = torch.zeros_like(self.base.stream[0]).repeat(self.circuits, 1, 1)
+        for layer in range(first, last):
+            heads, has_mlp = self._computed(layer)
+            if not heads and not has_mlp:
+                idle[layer] = blank
+                continue
+            if heads:
+                visits |= self._attention_visits(layer, heads)
+            else:
+                attention[layer] = blank
+            if has_mlp:
+                visits[layer, Site.MLP_IN] = partial(self._mlp_input, layer)
+                visits[layer, Site.MLP_OUT] = partial(self._mlp_output, layer)
+            else:
+                mlp[layer] = blank
+        busy = [layer for layer in range(first, last) if layer not in idle]
+        if busy:
+            end = (busy[-1], Site.MLP_OUT if busy[-1] not in mlp else Site.Z)
+            plan = Plan(
+                start=busy[0], stop=end, stream=blank, attention=attention, mlp=mlp, idle=idle, visits=visits
+            )
+            self.tracer.run(self.base.ids.repeat(self.circuits, 1), plan)
+        if last < shape.n_layers:
+            return self.base.logits.unsqueeze(0)
+        final = self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))
+        logits = unembed(self.tracer, self.base.ids.repeat(self.circuits, 1), final.flatten(0, 2))
+        return logits.unflatten(0, (self.circuits, self.pairs))
+
+    def _computed(self, layer: int) -> tuple[list[int], bool]:
+        """Say which heads of a layer, and whether its MLP, must be computed."""
+        first = 1 + layer * (self.graph.shape.n_heads + 1)
+        own = [sender - first for sender in self._computable() if first <= sender <= first + self.graph.shape.n_heads]
+        return [unit for unit in own if unit < self.graph.shape.n_heads], self.graph.shape.n_heads in own
+
+    def _computable(self) -> list[int]:
+        return [sender for sender in self.needed if sender not in self.start.changes]
+
+    def _input(
+        self, receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice = slice(None)
+    ) -> Float[Tensor, "circuit receiver pair pos d_model"]:
+        """Give what some receivers of equal fan-in read."""
+        known = int(np.searchsorted(self.needed, self.graph.fan_in[receivers[0]]))
+        block = np.stack([self._live(receiver) for receiver in receivers], axis=1)
+        used = np.flatnonzero(block.any(axis=(0, 1)))
+        total = base.expand(self.circuits, len(receivers), *base.shape)
+        if not len(used):
+            return total
+        changes = self.changes[:, :known, :, positions]
+        if len(used) < known:
+            changes = changes[:, torch.from_numpy(used).to(changes.device)]
+        live = torch.from_numpy(np.ascontiguousarray(block[:, :, used])).to(changes)
+        return torch.baddbmm(total.flatten(2), live, changes.flatten(2)).unflatten(2, base.shape)
+
+    def _live(self, receiver: int) -> Bool[np.ndarray, "circuit sender"]:
+        """Say which needed senders a receiver can see, in each circuit."""
+        begin, fan_in = int(self.graph.offsets[receiver]), self.graph.fan_in[receiver]
+        return self.masks[:, begin : begin + fan_in][:, self.needed[: np.searchsorted(self.needed, fan_in)]]
+
+    def _attention_visits(self, layer: int, heads: list[int]) -> dict[tuple[int, Site], Visit]:
+        """Plan the projections (queries of computed heads, keys and values of their groups) and the reading of z."""
+        shape = self.graph.shape
+        groups = sorted({head // shape.heads_per_group for head in heads})
+        slots = {Slot.Q: heads, Slot.K: groups, Slot.V: groups}
+        paths = self.tracer.anatomy.architecture.projections
+        visits: dict[tuple[int, Site], Visit] = {(layer, Site.Z): partial(self._heads_output, layer, heads)}
+        for path, site in self.tracer.anatomy.architecture.projection_sites.items():
+            served = {slot: slots[slot] for slot in Slot if paths[slot] == path}
+            visits[layer, site] = partial(self._projection, layer, path, served)
+        return visits
+
+    def _projection(self, layer: int, path: str, served: dict[Slot, list[int]], _: Tensor) -> Tensor:
+        anatomy, shape = self.tracer.anatomy, self.graph.shape
+        output = self.base.projections[layer][path].repeat(self.circuits, 1, 1)
+        first = layer * (shape.n_heads + 2 * shape.n_kv_heads + 1)
+        offsets = {Slot.Q: 0, Slot.K: shape.n_heads, Slot.V: shape.n_heads + shape.n_kv_heads}
+        for slot, units in served.items():
+            live = [unit for unit in units if self._live(first + offsets[slot] + unit).any()]
+            if not live:
+                continue
+            read = self._input([first + offsets[slot] + unit for unit in live], self.base.stream[layer])
+            weight, bias = anatomy.slot_weights(layer, slot, live)
+            made = torch.einsum("cubpd,ukd->cbpuk", anatomy.attention_norm(layer, read), weight)
+            made = made if bias is None else made + bias
+            output[..., anatomy.columns[slot][live].flatten()] = rearrange(made, "c b p u k -> (c b) p (u k)")
+        return output
+
+    def _heads_output(self, layer: int, heads: list[int], z: Tensor) -> None:
+        rows = z.unflatten(0, (self.circuits, self.pairs)) - self.base.z[layer]
+        first = 1 + layer * (self.graph.shape.n_heads + 1)
+        places = [self.place[first + head] for head in heads]
+        made = self.tracer.anatomy.head_contributions(layer, rows, heads)
+        self.changes[:, places] = rearrange(made, "c b p h d -> c h b p d")
+
+    def _mlp_input(self, layer: int, _: Tensor) -> Tensor:
+        receiver = (layer + 1) * (self.graph.shape.n_heads + 2 * self.graph.shape.n_kv_heads + 1) - 1
+        return self._input([receiver], self.base.middle[layer]).flatten(0, 2)
+
+    def _mlp_output(self, layer: int, value: Tensor) -> None:
+        sender = (layer + 1) * (self.graph.shape.n_heads + 1)
+        self.changes[:, self.place[sender]] = value.unflatten(0, (self.circuits, self.pairs)) - self.base.mlp[layer]

@@ -1,0 +1,49 @@
+"""What one traced run does, as plain data: where it starts, what it skips, what it reads and replaces."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from jaxtyping import Float
+from torch import Tensor
+
+Visit = Callable[[Tensor], Tensor | None]
+"""Called with the value at a site; what it returns, if anything, replaces the value."""
+
+
+class Site(IntEnum):
+    """Places of one layer, in the order a forward pass reaches them. A fused projection is visited once, as ``Q``."""
+
+    STREAM = 0
+    """Residual stream entering the layer."""
+    Q = 1
+    K = 2
+    V = 3
+    Z = 4
+    """Input of the output projection: all head outputs, concatenated."""
+    ATTENTION = 5
+    """What the attention adds to the stream."""
+    MLP_IN = 6
+    """Residual stream as the MLP's norm reads it; replacing it leaves the stream itself alone."""
+    MLP_OUT = 7
+    """What the MLP adds to the stream."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run from layer ``start`` to the logits, or until the site ``stop`` (layer and site) has been visited.
+
+    ``stream`` is the residual stream entering ``start`` (needed when layers are skipped before it). ``attention`` and
+    ``mlp`` give values that replace a block without running it; ``idle`` layers are passed over altogether. ``visits`` are keyed by
+    layer and site; ``final`` sees the stream as the final norm reads it, ``logits`` those of the last position.
+    """
+
+    start: int = 0
+    stop: tuple[int, Site] | None = None
+    stream: Float[Tensor, "row pos d_model"] | None = None
+    attention: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+    mlp: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+    idle: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+    visits: Mapping[tuple[int, Site], Visit] = field(default_factory=dict[tuple[int, Site], Visit])
+    final: Visit | None = None
+    logits: Visit | None = None

@@ -1,0 +1,160 @@
+"""Recorded runs: what every sender wrote and every receiver read, kept at the smallest size that says it all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.tracing.anatomy import Anatomy
+from circuits.tracing.plan import Plan, Site
+from circuits.tracing.tracer import Tracer
+
+_SITES_OF_RECORD = (Site.STREAM, Site.Z, Site.ATTENTION, Site.MLP_IN, Site.MLP_OUT)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run of ``pair`` prompts of equal length, or replacement values in the form of one.
+
+    ``stream[l]`` is the residual stream that the attention of layer ``l`` reads, ``stream[n_layers]`` the one the final
+    norm reads; ``middle[l]`` is what the MLP of layer ``l`` reads. ``z[l]`` is the concatenation of head outputs before
+    the output projection, ``mlp[l]`` what the MLP adds, ``attention[l]`` what the whole attention adds (with its bias).
+    ``projections[l][path]`` are the outputs of the query, key and value projections.
+    """
+
+    ids: Int[Tensor, "pair pos"]
+    stream: tuple[Float[Tensor, "pair pos d_model"], ...]
+    middle: tuple[Float[Tensor, "pair pos d_model"], ...]
+    z: tuple[Float[Tensor, "pair pos width"], ...]
+    attention: tuple[Float[Tensor, "pair pos d_model"], ...]
+    mlp: tuple[Float[Tensor, "pair pos d_model"], ...]
+    projections: tuple[dict[str, Float[Tensor, "pair pos width"]], ...]
+    logits: Float[Tensor, "pair d_vocab"]
+
+
+class Recorder:
+    """Collects values at sites of a run."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[int, Site], Tensor] = {}
+        self.final = torch.empty(0)
+        self.logits = torch.empty(0)
+
+    def at(self, layer: int, site: Site) -> "Keep":
+        """Give the visit that keeps the value of one site."""
+        return Keep(self, layer, site)
+
+    def keep_final(self, value: Tensor) -> None:
+        """Keep the stream that the final norm reads."""
+        self.final = value
+
+    def keep_logits(self, value: Tensor) -> None:
+        """Keep the logits."""
+        self.logits = value
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A visit that keeps what it sees."""
+
+    recorder: Recorder
+    layer: int
+    site: Site
+
+    def __call__(self, value: Tensor) -> None:
+        """Keep the value."""
+        self.recorder.values[self.layer, self.site] = value
+
+
+def record(tracer: Tracer, ids: Int[Tensor, "pair pos"]) -> Run:
+    """Run prompts and keep what every sender wrote and every receiver read. Cost: one forward pass."""
+    shape = tracer.anatomy.shape
+    sites = tracer.anatomy.architecture.projection_sites
+    recorder = Recorder()
+    wanted = [(layer, site) for layer in range(shape.n_layers) for site in (*_SITES_OF_RECORD, *sites.values())]
+    visits = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
+    tracer.run(ids, Plan(visits=visits, final=recorder.keep_final, logits=recorder.keep_logits))
+    kept = recorder.values
+
+    def column(site: Site) -> tuple[Tensor, ...]:
+        return tuple(kept[layer, site] for layer in range(shape.n_layers))
+
+    return Run(
+        ids=ids,
+        stream=(*column(Site.STREAM), recorder.final),
+        middle=column(Site.MLP_IN),
+        z=column(Site.Z),
+        attention=column(Site.ATTENTION),
+        mlp=column(Site.MLP_OUT),
+        projections=tuple({path: kept[layer, sites[path]] for path in sites} for layer in range(shape.n_layers)),
+        logits=recorder.logits,
+    )
+
+
+def zero_run(anatomy: Anatomy, tracer: Tracer, like: Run) -> Run:
+    """Give the replacement values of zero ablation in the form of a run: every sender writes zero.
+
+    What receivers read is then the sum of the constants that belong to no sender: the attention's output biases.
+    """
+    nothing = torch.zeros_like(like.stream[0])
+    stream, middle = [nothing], list[Tensor]()
+    for layer in range(anatomy.shape.n_layers):
+        bias = anatomy.output_bias(layer)
+        after = stream[-1] if bias is None else stream[-1] + bias
+        middle.append(stream[-1] if anatomy.shape.parallel else after)
+        stream.append(after)
+    projections = tuple(
+        {path: anatomy.project(layer, path, anatomy.attention_norm(layer, stream[layer])) for path in paths}
+        for layer, paths in enumerate(like.projections)
+    )
+    zero = replace(
+        like,
+        stream=tuple(stream),
+        middle=tuple(middle),
+        z=tuple(torch.zeros_like(z) for z in like.z),
+        attention=tuple(after - before for before, after in zip(stream, stream[1:], strict=False)),
+        mlp=tuple(nothing for _ in like.mlp),
+        projections=projections,
+    )
+    return replace(zero, logits=unembed(tracer, like.ids, zero.stream[-1][:, -1:]))
+
+
+def unembed(
+    tracer: Tracer, ids: Int[Tensor, "row pos"], stream: Float[Tensor, "row 1 d_model"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Apply the model's own final norm and unembedding to final residual streams of one position each."""
+    recorder = Recorder()
+    plan = Plan(start=tracer.anatomy.shape.n_layers, stream=stream, logits=recorder.keep_logits)
+    tracer.run(ids[:, -1:], plan)
+    return recorder.logits
+
+
+def sender_values(anatomy: Anatomy, run: Run, senders: Sequence[int]) -> Float[Tensor, "pair sender pos d_model"]:
+    """Give what some senders (positions in the graph's order) wrote to the residual stream."""
+    values = torch.empty(run.ids.shape[0], len(senders), *run.stream[0].shape[1:], dtype=run.z[0].dtype, device=run.z[0].device)
+    per_layer = anatomy.shape.n_heads + 1
+    heads: dict[int, list[tuple[int, int]]] = {}
+    for place, sender in enumerate(senders):
+        layer, unit = divmod(sender - 1, per_layer)
+        if sender == 0:
+            values[:, place] = run.stream[0]
+        elif unit == anatomy.shape.n_heads:
+            values[:, place] = run.mlp[layer]
+        else:
+            heads.setdefault(layer, []).append((place, unit))
+    for layer, wanted in heads.items():
+        places, units = [place for place, _ in wanted], [unit for _, unit in wanted]
+        values[:, places] = anatomy.head_contributions(layer, run.z[layer], units).permute(0, 2, 1, 3)
+    return values
+
+
+def difference(run: Run, other: Run) -> Run:
+    """Give the difference of two runs' sender values, in the form of a run (only sender values are meaningful)."""
+    return replace(
+        run,
+        stream=(run.stream[0] - other.stream[0], *run.stream[1:]),
+        z=tuple(a - b for a, b in zip(run.z, other.z, strict=True)),
+        mlp=tuple(a - b for a, b in zip(run.mlp, other.mlp, strict=True)),
+    )
