@@ -1,0 +1,1 @@
+"""A slow, obvious reference implementation of path patching with plain PyTorch hooks: the oracle for the fast code."""
