@@ -1,0 +1,46 @@
+"""Behaviours: what a model does, as prompt pairs and a metric. Built-in ones, and prompt files of your own.
+
+>>> from circuits.behaviours import load_behaviour
+>>> load_behaviour("ioi").metric
+<Metric.LOGIT_DIFFERENCE: 'logit-difference'>
+"""
+
+import os
+from pathlib import Path
+
+from circuits.behaviours.agreement import AGREEMENT
+from circuits.behaviours.behaviour import Behaviour, PromptSet
+from circuits.behaviours.capital import CAPITAL
+from circuits.behaviours.files import READERS, read_pairs
+from circuits.behaviours.greater_than import GREATER_THAN
+from circuits.behaviours.induction import INDUCTION
+from circuits.behaviours.ioi import IOI
+from circuits.behaviours.pairs import Pair, TokenPair
+from circuits.behaviours.pronoun import PRONOUN
+from circuits.behaviours.refusal import REFUSAL
+from circuits.behaviours.tokens import Message, Tokenizer
+from circuits.errors import UnknownNameError
+
+__all__ = ["BUILT_IN", "Behaviour", "Message", "Pair", "PromptSet", "TokenPair", "Tokenizer", "load_behaviour"]
+
+BUILT_IN: dict[str, Behaviour] = {
+    behaviour.name: behaviour for behaviour in (IOI, GREATER_THAN, CAPITAL, AGREEMENT, INDUCTION, PRONOUN, REFUSAL)
+}
+"""The behaviours that come with the package, by name."""
+
+
+def load_behaviour(name_or_path: str | Path) -> Behaviour:
+    """Give a built-in behaviour by its name, or read one from a prompt file.
+
+    A text with a folder separator or a suffix is a path. Raises :class:`UnknownNameError` for an unknown name or file
+    format and :class:`FormatError` for a file that is missing, empty or malformed.
+    """
+    if isinstance(name_or_path, str) and name_or_path in BUILT_IN:
+        return BUILT_IN[name_or_path]
+    path = Path(name_or_path)
+    looks_like_path = isinstance(name_or_path, Path) or "/" in name_or_path or os.sep in name_or_path or path.suffix
+    if not looks_like_path and not path.is_file():
+        hint = f"A prompt file of your own is given by its path ({', '.join(READERS)})."
+        raise UnknownNameError("behaviour", str(name_or_path), BUILT_IN, hint=hint)
+    pairs = read_pairs(path)
+    return Behaviour(path.stem, f"the prompt pairs of {path.name}", lambda _: pairs)

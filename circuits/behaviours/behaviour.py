@@ -1,0 +1,94 @@
+"""Behaviours: prompt pairs, answers and a metric; tokenized, checked and split into discovery and held-out prompts."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from circuits.behaviours.lint import check_pairs
+from circuits.behaviours.pairs import Pair, TokenPair
+from circuits.behaviours.split import MINIMUM, draw, split_pairs
+from circuits.behaviours.tokens import Message, Tokenizer
+from circuits.errors import PromptError, UsageError
+from circuits.vocabulary import Metric
+
+__all__ = ["Behaviour", "Message", "Pair", "PromptSet", "TokenPair", "Tokenizer"]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The pairs of a behaviour that one model is measured on; no clean prompt is in both parts.
+
+    ``digest`` is a SHA-256 over all tokens and answers of both parts, in order.
+    """
+
+    behaviour: str
+    metric: Metric
+    discovery: tuple[TokenPair, ...]
+    heldout: tuple[TokenPair, ...]
+    digest: str
+
+    @property
+    def n_discovery(self) -> int:
+        """How many pairs a circuit is searched on."""
+        return len(self.discovery)
+
+    @property
+    def n_heldout(self) -> int:
+        """How many pairs a circuit is judged on."""
+        return len(self.heldout)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Something a model does: prompt pairs and the metric that tells whether it does it.
+
+    ``pairs`` gives all pairs for a tokenizer, always the same ones. ``one_length`` cuts them to the most common token
+    length and leaves out those that this tokenizer cannot use (built-in behaviours); otherwise an unusable pair is an
+    error. Use ``dataclasses.replace(behaviour, metric=...)`` for another metric.
+    """
+
+    name: str
+    description: str
+    pairs: Callable[[Tokenizer], Sequence[Pair]]
+    metric: Metric = Metric.LOGIT_DIFFERENCE
+    one_length: bool = False
+
+    def prompts(self, tokenizer: Tokenizer, *, discovery: int = 32, heldout: int = 64, seed: int = 0) -> PromptSet:
+        """Draw discovery and held-out pairs for a tokenizer; the same arguments give the same pairs.
+
+        Where fewer pairs exist than asked for, all there are. Raises :class:`PromptError` for pairs that cannot be used
+        and when fewer than four (or what was asked for) remain in a part.
+        """
+        if discovery < 0 or heldout < 0:
+            raise UsageError(f"the number of pairs must not be negative, got {discovery} and {heldout}.")
+        parts = split_pairs(self.checked(tokenizer))
+        drawn = [draw(part, count, seed) for part, count in zip(parts, (discovery, heldout), strict=True)]
+        if len(drawn[0]) < min(MINIMUM, discovery) or len(drawn[1]) < min(MINIMUM, heldout):
+            raise PromptError(
+                f"{self.name} has {len(drawn[0])} discovery and {len(drawn[1])} held-out pairs with this tokenizer; "
+                f"at least {MINIMUM} of each, with different clean prompts, are needed: add pairs, or another model."
+            )
+        return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest_of(drawn[0], drawn[1]))
+
+    def checked(self, tokenizer: Tokenizer) -> list[TokenPair]:
+        """Give every usable pair as tokens; raises :class:`PromptError` for pairs that cannot be used."""
+        candidates = self.pairs(tokenizer)
+        if not candidates:
+            raise PromptError(
+                f"{self.name} has no pairs with this tokenizer: it splits the words the prompts are made of; write a "
+                "prompt file with words that are single tokens."
+            )
+        pairs = check_pairs(candidates, tokenizer, self.metric, leave_out_unusable=self.one_length)
+        if not self.one_length:
+            return pairs
+        lengths = Counter(pair.length for pair in pairs)
+        length = max(sorted(lengths), key=lengths.__getitem__)
+        return [pair for pair in pairs if pair.length == length]
+
+
+def digest_of(*parts: Sequence[TokenPair]) -> str:
+    """Hash tokens and answers of the pairs, in order; texts and tags do not count."""
+    content = [[[pair.clean, pair.corrupted, pair.answers, pair.wrong_answers] for pair in part] for part in parts]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,204 @@
+"""What makes prompt pairs unusable, or measurements on them meaningless.
+
+Two stages: :func:`check_pairs` looks at the pairs before any model runs; :func:`check_gap` looks at what a model did on
+them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuits.behaviours.pairs import Pair, TokenPair
+from circuits.behaviours.tokens import Tokenizer, Tokens, answer_tokens, prompt_text, prompt_tokens, token_texts
+from circuits.errors import BehaviourNotShownError, PromptError, UsageError
+from circuits.vocabulary import Metric
+
+Values = NDArray[np.float64]
+
+SHOWN_PROBLEMS = 3
+"""How many unusable pairs one error message describes."""
+NEEDS_WRONG_ANSWERS = (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE)
+"""Metrics that compare answers with wrong answers; above 0 the model prefers the answers."""
+
+
+def check_pairs(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, metric: Metric, *, leave_out_unusable: bool = False
+) -> list[TokenPair]:
+    """Tokenize pairs and refuse those that cannot be measured.
+
+    With ``leave_out_unusable`` they are left out instead, as long as one usable pair remains. Raises
+    :class:`PromptError` that describes the first few.
+    """
+    usable: list[TokenPair] = []
+    problems: list[str] = []
+    for pair in pairs:
+        try:
+            usable.append(check_pair(pair, tokenizer, metric))
+        except PromptError as error:
+            problems.append(f"{pair.source}: {error}")
+    if problems and not (usable and leave_out_unusable):
+        more = len(problems) - SHOWN_PROBLEMS
+        rest = [f"... and {more} more of {len(pairs)} pairs cannot be used."] if more > 0 else []
+        raise PromptError("\n".join([*problems[:SHOWN_PROBLEMS], *rest]))
+    return usable
+
+
+def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
+    """Tokenize one pair; raises :class:`PromptError` that says what is wrong with it, but not where it is from."""
+    clean_text, corrupted_text = prompt_text(tokenizer, pair.clean), prompt_text(tokenizer, pair.corrupted)
+    rendered = not isinstance(pair.clean, str)
+    clean = prompt_tokens(tokenizer, clean_text, rendered=rendered)
+    corrupted = prompt_tokens(tokenizer, corrupted_text, rendered=not isinstance(pair.corrupted, str))
+    _check_sides(tokenizer, clean, corrupted)
+
+    def ids(texts: Sequence[str], given: Tokens) -> Tokens:
+        if given:
+            return _ids_of_vocabulary(tokenizer, given)
+        return tuple(_single_id(tokenizer, clean_text, clean, text, rendered=rendered) for text in texts)
+
+    answers, wrong_answers = ids(pair.answers, pair.answer_ids), ids(pair.wrong_answers, pair.wrong_ids)
+    _check_answers(tokenizer, answers, wrong_answers, metric)
+    return TokenPair(clean, corrupted, answers, wrong_answers, clean_text, corrupted_text, pair.tags)
+
+
+def _check_sides(tokenizer: Tokenizer, clean: Tokens, corrupted: Tokens) -> None:
+    if not clean or not corrupted:
+        raise PromptError("a prompt is empty; both sides need at least one token.")
+    if len(clean) != len(corrupted):
+        shared = min(len(clean), len(corrupted))
+        first = next((i for i in range(shared) if clean[i] != corrupted[i]), shared)
+        here = [token_texts(tokenizer, side[first : first + 1]) for side in (clean, corrupted)]
+        differ = " / ".join(repr(text[0]) if text else "(end)" for text in here)
+        raise PromptError(
+            f"{len(clean)} clean and {len(corrupted)} corrupted tokens; patching replaces activations position "
+            f"by position, so both sides must tokenize to the same length. First difference at position {first}: "
+            f"{differ}.\n"
+            f"  clean:     {_around(tokenizer, clean, first)}\n"
+            f"  corrupted: {_around(tokenizer, corrupted, first)}\n"
+            "  Choose words of the same number of tokens."
+        )
+    if clean == corrupted:
+        raise PromptError(
+            "the clean and the corrupted prompt are the same, so patching changes nothing; change the word that the "
+            "answer depends on in the corrupted prompt."
+        )
+
+
+def _around(tokenizer: Tokenizer, tokens: Tokens, position: int) -> str:
+    start, stop = max(0, position - 3), position + 4
+    pieces = [repr(text) for text in token_texts(tokenizer, tokens[start:stop])]
+    return " ".join([*(["..."] if start else []), *pieces, *(["..."] if stop < len(tokens) else [])])
+
+
+def _single_id(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer: str, *, rendered: bool) -> int:
+    tokens = answer_tokens(tokenizer, prompt, prompt_ids, answer, rendered=rendered)
+    if len(tokens) == 1:
+        return tokens[0]
+    pieces = token_texts(tokenizer, tokens)
+    shown = " ".join(repr(piece) for piece in pieces) or "none"
+    advice = f"use the first token ({pieces[0]!r}) or another word" if pieces else "write the expected word"
+    space = "" if answer.startswith(" ") or rendered else " A word after a space starts with that space (' Mary')."
+    raise PromptError(
+        f"the answer {answer!r} is {len(tokens)} tokens ({shown}); only the next token is measured, so an answer "
+        f"must be one token: {advice}.{space}"
+    )
+
+
+def _ids_of_vocabulary(tokenizer: Tokenizer, ids: Tokens) -> Tokens:
+    for token in ids:
+        if not 0 <= token < len(tokenizer):
+            raise PromptError(
+                f"token id {token} is not in this tokenizer's vocabulary of {len(tokenizer)} tokens; the file was made "
+                "for another model: use that model, or a file with the answers as text (columns correct, incorrect)."
+            )
+    return ids
+
+
+def _check_answers(tokenizer: Tokenizer, answers: Tokens, wrong_answers: Tokens, metric: Metric) -> None:
+    if not answers and metric is not Metric.KL:
+        raise PromptError(f"there is no answer; the metric {metric} needs at least one (only kl needs none).")
+    if not wrong_answers and metric in NEEDS_WRONG_ANSWERS:
+        raise PromptError(
+            f"there is no wrong answer; the metric {metric} compares answers with wrong answers: add one, or choose "
+            f"the metric {Metric.LOG_ODDS} or {Metric.KL}."
+        )
+    both = [token for token in answers if token in wrong_answers]
+    if both:
+        shown = ", ".join(repr(text) for text in token_texts(tokenizer, both))
+        raise PromptError(f"{shown} is an answer and a wrong answer at once; remove it from one of the two.")
+
+
+def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: str, model: str) -> tuple[str, ...]:
+    """Judge the metric that a model reached on the clean and the corrupted prompts, one value per pair each.
+
+    Returns warnings: pairs whose corrupted side does at least as well, a gap that is small against its spread or against
+    the clean value, a low share of pairs on which the model prefers the answer. Raises :class:`BehaviourNotShownError`
+    when there is nothing to explain: the mean gap is not above 0 (95 % t-interval), or the mean over clean prompts says
+    that the model prefers the wrong answers.
+    """
+    if clean.shape != corrupted.shape or clean.ndim != 1 or not clean.size:
+        raise UsageError(
+            f"expected one clean and one corrupted value per pair, got {clean.shape} and {corrupted.shape}."
+        )
+    where = f"{model} does not show {behaviour}"
+    broken = int(np.sum(~np.isfinite(clean)) + np.sum(~np.isfinite(corrupted)))
+    if broken:
+        raise BehaviourNotShownError(
+            f"{where}: {broken} of {2 * clean.size} values of {metric} are not finite; run in a wider "
+            "dtype (--dtype float32)."
+        )
+    gap = corrupted - clean if metric.lower_is_better else clean - corrupted
+    mean, half = float(gap.mean()), _interval(gap)
+    numbers = f"{metric} over {clean.size} pairs: clean {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
+    advice = (
+        "A circuit explains a difference in behaviour, and here is none to explain: use another model (an "
+        "instruction-tuned or a larger one), other prompts or another metric."
+    )
+    if mean - half <= 0:
+        raise BehaviourNotShownError(
+            f"{where}. {numbers}; the gap of {mean:.2f} ± {half:.2f} (95 %) is not above 0. {advice}"
+        )
+    if metric in NEEDS_WRONG_ANSWERS and clean.mean() <= 0:
+        raise BehaviourNotShownError(
+            f"{where}. {numbers}; below 0 the model prefers the wrong answers even on the clean prompts. {advice}"
+        )
+    return _warnings(clean, gap, metric)
+
+
+def _interval(gap: Values) -> float:
+    """Half the width of the 95 % t-interval of the mean; 0 for a single pair, which has no spread."""
+    from scipy.special import stdtrit  # scipy takes long to import, and most commands never measure
+
+    if gap.size < 2:
+        return 0.0
+    return float(stdtrit(gap.size - 1, 0.975) * gap.std(ddof=1) / np.sqrt(gap.size))
+
+
+def _warnings(clean: Values, gap: Values, metric: Metric) -> tuple[str, ...]:
+    warnings: list[str] = []
+    mixed = int(np.sum(gap <= 0))
+    if mixed > 0.05 * gap.size:
+        warnings.append(
+            f"on {mixed} of {gap.size} pairs the corrupted prompt does at least as well as the clean one; scores of "
+            "such pairs cancel others in the mean."
+        )
+    if gap.size > 1 and gap.mean() < 0.5 * gap.std(ddof=1):
+        warnings.append(
+            f"the gap is small against its spread over pairs (mean {gap.mean():.2f}, standard deviation "
+            f"{gap.std(ddof=1):.2f}); use more pairs for stable scores."
+        )
+    if metric in NEEDS_WRONG_ANSWERS and gap.mean() < 0.1 * clean.mean():
+        warnings.append(
+            f"the corrupted prompts keep {1 - gap.mean() / clean.mean():.0%} of the clean {metric}; a circuit can only "
+            "explain the rest."
+        )
+    accuracy = float(np.mean(clean > 0))
+    if metric in NEEDS_WRONG_ANSWERS and accuracy < 0.9:
+        warnings.append(f"the model prefers the answer on only {accuracy:.0%} of the clean prompts.")
+    if metric is Metric.LOG_ODDS and clean.mean() < 0:
+        warnings.append(
+            f"the answers are less likely than everything else together on the clean prompts (mean log-odds "
+            f"{clean.mean():.2f})."
+        )
+    return tuple(warnings)

@@ -1,0 +1,72 @@
+"""Which pairs are for discovery and which are held out, and which of them a seed draws.
+
+The split depends on the prompts' text alone: neither on the seed nor on how many pairs are asked for. So whatever two
+commands ask for, the held-out prompts of one are never the discovery prompts of the other.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+
+from circuits.behaviours.pairs import TokenPair
+from circuits.errors import PromptError
+
+DISCOVERY, HELDOUT = "discovery", "heldout"
+DISCOVERY_SHARE = 1 / 3
+MINIMUM = 4
+"""The fewest pairs that discovery, or evaluation, is done with."""
+
+
+def split_pairs(pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[TokenPair]]:
+    """Divide pairs into discovery and held-out ones that share no clean prompt.
+
+    A tag ``split`` decides where there is one (then every pair needs it). Otherwise clean prompts are ordered by a hash
+    of their text and the first third is for discovery.
+    """
+    tagged = {pair.tags.get("split") for pair in pairs} & {DISCOVERY, HELDOUT}
+    if tagged:
+        return _split_by_tag(pairs)
+    ordered = sorted({pair.clean_text for pair in pairs}, key=lambda text: hashlib.sha256(text.encode()).digest())
+    n_discovery = max(round(len(ordered) * DISCOVERY_SHARE), min(MINIMUM, len(ordered) // 2))
+    chosen = frozenset(ordered[:n_discovery])
+    discovery = [pair for pair in pairs if pair.clean_text in chosen]
+    return discovery, [pair for pair in pairs if pair.clean_text not in chosen]
+
+
+def _split_by_tag(pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[TokenPair]]:
+    sides: dict[str, list[TokenPair]] = {DISCOVERY: [], HELDOUT: []}
+    for pair in pairs:
+        side = pair.tags.get("split", "(none)")
+        if side not in sides:
+            raise PromptError(
+                f"the pair {pair.clean_text!r} has the split {side!r}; where some pairs are marked '{DISCOVERY}' or "
+                f"'{HELDOUT}', all must be."
+            )
+        sides[side].append(pair)
+    seen = {pair.clean_text for pair in sides[DISCOVERY]}
+    shared = next((pair.clean_text for pair in sides[HELDOUT] if pair.clean_text in seen), None)
+    if shared is not None:
+        raise PromptError(
+            f"the clean prompt {shared!r} is in both splits; a held-out prompt must not be used in discovery."
+        )
+    return sides[DISCOVERY], sides[HELDOUT]
+
+
+def draw(pairs: Sequence[TokenPair], count: int, seed: int) -> tuple[TokenPair, ...]:
+    """Draw up to ``count`` pairs with as many clean prompts as possible; a larger count only adds to a smaller one."""
+    generator = random.Random(seed)
+    groups: dict[str, list[TokenPair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.clean_text, []).append(pair)
+    shuffled = list(groups.values())
+    generator.shuffle(shuffled)
+    for group in shuffled:
+        generator.shuffle(group)
+    return tuple(pair for pair, _ in zip(_in_turn(shuffled), range(count), strict=False))
+
+
+def _in_turn(groups: Sequence[Sequence[TokenPair]]) -> Iterator[TokenPair]:
+    for turn in range(max((len(group) for group in groups), default=0)):
+        for group in groups:
+            if turn < len(group):
+                yield group[turn]

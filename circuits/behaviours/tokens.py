@@ -1,0 +1,103 @@
+"""What behaviours ask of a tokenizer: prompts, chat prompts, and answers as single tokens of the model's vocabulary."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from circuits.errors import PromptError
+
+Tokens = tuple[int, ...]
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    @property
+    def chat_template(self) -> Any:
+        """The chat template, or None."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the tokens of the vocabulary."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Turn text into token ids."""
+        ...
+
+    def decode(self, token_ids: list[int]) -> Any:
+        """Turn token ids into text."""
+        ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> Any:
+        """Render chat messages as text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+"""Plain text, or chat messages that the tokenizer's chat template renders."""
+
+
+def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
+    """Give the text the model reads: the prompt itself, or its messages rendered up to where the answer starts.
+
+    Raises :class:`PromptError` for messages when the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if tokenizer.chat_template is None:
+        raise PromptError(
+            "these prompts are chat messages, but the tokenizer has no chat template; use an instruction-tuned model "
+            "(for example smollm2-135m), or write the prompts as plain text."
+        )
+    messages = [asdict(message) for message in prompt]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def prompt_tokens(tokenizer: Tokenizer, text: str, *, rendered: bool) -> Tokens:
+    """Tokenize a prompt; text ``rendered`` by a chat template already holds its special tokens."""
+    return tuple(tokenizer.encode(text, add_special_tokens=not rendered))
+
+
+def answer_tokens(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer: str, *, rendered: bool) -> Tokens:
+    """Tokenize an answer as the model would write it after the prompt.
+
+    The tokens that the answer adds to the prompt; where prompt and answer merge at their boundary (`17` + `45`), the
+    tokens of the answer alone.
+    """
+    together = prompt_tokens(tokenizer, prompt + answer, rendered=rendered)
+    if together[: len(prompt_ids)] == prompt_ids:
+        return together[len(prompt_ids) :]
+    return tuple(tokenizer.encode(answer, add_special_tokens=False))
+
+
+def token_texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> tuple[str, ...]:
+    """Give each token's text."""
+    return tuple(str(tokenizer.decode([token])) for token in tokens)
+
+
+def single_tokens(tokenizer: Tokenizer, words: str) -> list[str]:
+    """Keep, of words separated by spaces, those that are one token when a space is before them, in their order."""
+    before = tokenizer.encode("the", add_special_tokens=False)
+    kept: list[str] = []
+    for word in words.split():
+        tokens = tokenizer.encode(f"the {word}", add_special_tokens=False)
+        if tokens[:-1] == before:
+            kept.append(word)
+    return kept
+
+
+def single_token_pairs(tokenizer: Tokenizer, pairs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Keep the pairs both of whose words are single tokens, in their order."""
+    kept = set(single_tokens(tokenizer, " ".join([*pairs, *pairs.values()])))
+    return [(left, right) for left, right in pairs.items() if left in kept and right in kept]
