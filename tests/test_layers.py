@@ -1,0 +1,316 @@
+"""The direction of the arrows between modules, and the things the source text may not contain.
+
+Rules are functions from (module name, parsed source) to complaints, so each can be shown to fire on a bad source.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+import circuits
+
+PACKAGE = Path(circuits.__file__).parent
+
+ROWS = (
+    ("errors",),
+    ("vocabulary",),
+    ("graph",),
+    ("builder",),
+    ("scores",),
+    ("circuit",),
+    ("overlap",),
+    ("comparison",),
+    ("export",),
+    ("behaviours",),
+    ("metrics",),
+    ("models",),
+    ("tracing",),
+    ("scoring", "pruning", "evaluation"),
+    ("discovery",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+"""A module imports its own unit and units of earlier rows (and neighbours in its row, but never in a circle)."""
+
+LIGHT = (
+    "errors",
+    "vocabulary",
+    "graph",
+    "builder",
+    "scores",
+    "circuit",
+    "overlap",
+    "comparison",
+    "export",
+    "behaviours",
+)
+"""Units that must work without torch."""
+
+HEAVY = ("torch", "transformers", "nnsight", "pandas", "matplotlib", "peft", "gguf", "scipy", "pygraphviz")
+"""Imports that take so long that light units, the command line and ``import circuits`` may not make them at once."""
+
+FENCED = {
+    "nnsight": "circuits.tracing.tracer",
+    "graphviz": "circuits.export.render",
+    "pygraphviz": "circuits.export.render",
+}
+PICKLING = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+
+Rule = Callable[[str, ast.Module], Iterator[str]]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def unit(module: str) -> str:
+    """The part of the package a module belongs to: its first name below ``circuits``."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def row(name: str) -> int | None:
+    return next((i for i, names in enumerate(ROWS) if name in names), None)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere in a source, functions included; ``from a import b`` gives ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ("." * node.level + f"{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def imports_at_once(tree: ast.Module) -> Iterator[str]:
+    """Every module that is imported when the source is: outside functions and ``if TYPE_CHECKING``."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imports(node)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+
+
+def root(imported: str) -> str:
+    return imported.split(".", maxsplit=1)[0]
+
+
+# -------------------------------------------------------------------------------------------------------------- rules
+
+
+def imports_point_upwards(module: str, tree: ast.Module) -> Iterator[str]:
+    own = row(unit(module))
+    if own is None:
+        yield f"{module} belongs to no row: give '{unit(module)}' a place in ROWS"
+        return
+    for imported in imports(tree):
+        if imported.startswith("."):
+            yield f"{module} imports {imported} relatively"
+        elif root(imported) == "circuits":
+            target = unit(imported)
+            there = row(target)
+            if target != unit(module) and (there is None or there > own):
+                yield f"{module} imports {imported}, which is not above it"
+
+
+def fenced_packages_stay_in_their_module(module: str, tree: ast.Module) -> Iterator[str]:
+    for imported in imports(tree):
+        home = FENCED.get(root(imported))
+        if home is not None and module != home:
+            yield f"{module} imports {root(imported)}; only {home} may"
+
+
+def light_units_do_without_torch(module: str, tree: ast.Module) -> Iterator[str]:
+    if unit(module) in LIGHT:
+        yield from (f"{module} imports {name}" for name in imports(tree) if root(name) == "torch")
+
+
+def heavy_packages_wait(module: str, tree: ast.Module) -> Iterator[str]:
+    if unit(module) in (*LIGHT, "cli", "__init__", "__main__"):
+        heavy = (name for name in imports_at_once(tree) if root(name) in HEAVY)
+        yield from (f"{module} imports {name} as soon as it is imported" for name in heavy)
+
+
+def errors_are_caught_by_name(module: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.walk(node.type) if node.type else [ast.Name("BaseException")]
+            for name in caught:
+                if isinstance(name, ast.Name) and name.id in ("Exception", "BaseException"):
+                    yield f"{module}:{node.lineno} catches {name.id}"
+
+
+def nothing_is_pickled(module: str, tree: ast.Module) -> Iterator[str]:
+    for imported in imports(tree):
+        if root(imported) in PICKLING:
+            yield f"{module} imports {imported}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save"):
+            yield f"{module}:{node.lineno} uses {ast.unparse(node)}, which pickles"
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
+            yield from () if ast.unparse(node.value) == "False" else (f"{module} passes {node.arg}",)
+        if isinstance(node, ast.Attribute) and node.attr in ("to_pickle", "read_pickle"):
+            yield f"{module}:{node.lineno} uses {node.attr}"
+
+
+RULES: tuple[Rule, ...] = (
+    imports_point_upwards,
+    fenced_packages_stay_in_their_module,
+    light_units_do_without_torch,
+    heavy_packages_wait,
+    errors_are_caught_by_name,
+    nothing_is_pickled,
+)
+
+
+def modules_naming_cuda(sources: dict[str, str]) -> list[str]:
+    return [module for module, source in sources.items() if "cuda" in source]
+
+
+def circles(sources: dict[str, str]) -> list[list[str]]:
+    """Modules that import each other at once, directly or through others."""
+    arrows: nx.DiGraph[str] = nx.DiGraph()
+    for module, source in sources.items():
+        for imported in imports_at_once(ast.parse(source)):
+            for target in (imported, imported.rpartition(".")[0]):
+                if target in sources and target != module:
+                    arrows.add_edge(module, target)
+    return [sorted(group) for group in nx.strongly_connected_components(arrows) if len(group) > 1]
+
+
+# ------------------------------------------------------------------------------------------------ the package follows
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_module_follows_the_rule(rule: Rule) -> None:
+    complaints = [text for module, source in SOURCES.items() for text in rule(module, ast.parse(source, module))]
+    assert complaints == []
+
+
+def test_the_text_cuda_appears_in_one_module_at_most() -> None:
+    assert len(modules_naming_cuda(SOURCES)) <= 1, modules_naming_cuda(SOURCES)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles(SOURCES) == []
+
+
+def test_the_sources_that_are_checked_are_those_of_the_package() -> None:
+    assert {"circuits.__init__", "circuits.graph", "circuits.tracing.protocol"} <= set(SOURCES)
+
+
+LIGHT_MODULES = [
+    module.removesuffix(".__init__")
+    for module in SOURCES
+    if unit(module) in (*LIGHT, "__init__", "cli") and not module.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize(
+    "batch", [("circuits",), ("circuits.circuit",), tuple(LIGHT_MODULES)], ids=["package", "circuit", "all"]
+)
+def test_light_modules_are_imported_without_torch_and_nnsight(batch: tuple[str, ...]) -> None:
+    assert loaded_by(f"import {', '.join(batch)}", ("torch", "nnsight", "transformers", "matplotlib", "pandas")) == []
+
+
+def test_what_is_loaded_is_noticed() -> None:
+    assert loaded_by("import json, circuits.circuit", ("json", "networkx", "torch")) == ["json", "networkx"]
+
+
+def loaded_by(statement: str, watched: tuple[str, ...]) -> list[str]:
+    code = f"import sys; {statement}; print(*[name for name in {watched} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=PACKAGE.parent)
+    return done.stdout.split()
+
+
+# --------------------------------------------------------------------------------------------------- each rule fires
+
+
+@pytest.mark.parametrize(
+    ("rule", "module", "source", "complaint"),
+    [
+        (imports_point_upwards, "circuits.graph", "from circuits.builder import build_graph", "circuits.builder"),
+        (imports_point_upwards, "circuits.graph", "def f():\n    import circuits.scores", "circuits.scores"),
+        (imports_point_upwards, "circuits.graph", "from circuits import builder", "circuits.builder"),
+        (imports_point_upwards, "circuits.graph", "import circuits", "not above"),
+        (imports_point_upwards, "circuits.scoring.exact", "from circuits.discovery import discover", "discovery"),
+        (imports_point_upwards, "circuits.export.dot", "from circuits.tracing.runs import Run", "circuits.tracing"),
+        (imports_point_upwards, "circuits.graph", "from circuits.nowhere import x", "circuits.nowhere"),
+        (imports_point_upwards, "circuits.graph", "from . import errors", "relatively"),
+        (imports_point_upwards, "circuits.utils", "", "belongs to no row"),
+        (
+            fenced_packages_stay_in_their_module,
+            "circuits.tracing.runs",
+            "import nnsight",
+            "only circuits.tracing.tracer",
+        ),
+        (fenced_packages_stay_in_their_module, "circuits.cli", "def f():\n    from graphviz import Source", "render"),
+        (fenced_packages_stay_in_their_module, "circuits.export.dot", "import pygraphviz.agraph", "render"),
+        (light_units_do_without_torch, "circuits.behaviours.ioi", "def f():\n    import torch", "imports torch"),
+        (light_units_do_without_torch, "circuits.scores", "from torch.nn import Module", "torch.nn"),
+        (heavy_packages_wait, "circuits.cli", "import pandas as pd", "pandas"),
+        (heavy_packages_wait, "circuits.export.files", "try:\n    import scipy\nfinally:\n    pass", "scipy"),
+        (heavy_packages_wait, "circuits.cli", "class A:\n    from torch import nn", "torch.nn"),
+        (errors_are_caught_by_name, "circuits.cli", "try:\n    f()\nexcept:\n    pass", "catches BaseException"),
+        (errors_are_caught_by_name, "circuits.cli", "try:\n    f()\nexcept Exception as e:\n    pass", "cli:3"),
+        (
+            errors_are_caught_by_name,
+            "circuits.cli",
+            "try:\n    f()\nexcept (OSError, Exception):\n    pass",
+            "Exception",
+        ),
+        (nothing_is_pickled, "circuits.circuit", "import pickle", "imports pickle"),
+        (nothing_is_pickled, "circuits.circuit", "from joblib import dump", "joblib"),
+        (nothing_is_pickled, "circuits.models.hub", "x = torch.load(path)", "torch.load"),
+        (nothing_is_pickled, "circuits.models.hub", "np.load(path, allow_pickle=True)", "allow_pickle"),
+        (nothing_is_pickled, "circuits.models.hub", "load(path, trust_remote_code=flag)", "trust_remote_code"),
+        (nothing_is_pickled, "circuits.scores", "frame.to_pickle(path)", "to_pickle"),
+    ],
+)
+def test_a_bad_source_is_complained_about(rule: Rule, module: str, source: str, complaint: str) -> None:
+    assert any(complaint in text for text in rule(module, ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "module", "source"),
+    [
+        (imports_point_upwards, "circuits.builder", "from circuits.graph import Node\nfrom circuits import errors"),
+        (imports_point_upwards, "circuits.pruning.minimal", "from circuits.evaluation.faithfulness import ratio"),
+        (imports_point_upwards, "circuits.tracing.runs", "from circuits.tracing.plan import Plan\nimport numpy"),
+        (fenced_packages_stay_in_their_module, "circuits.tracing.tracer", "import nnsight"),
+        (fenced_packages_stay_in_their_module, "circuits.export.render", "import graphviz, pygraphviz"),
+        (light_units_do_without_torch, "circuits.metrics", "import torch"),
+        (heavy_packages_wait, "circuits.cli", "def f():\n    import torch"),
+        (heavy_packages_wait, "circuits.cli", "if TYPE_CHECKING:\n    import torch"),
+        (errors_are_caught_by_name, "circuits.cli", "try:\n    f()\nexcept (OSError, ValueError):\n    pass"),
+        (nothing_is_pickled, "circuits.scores", "np.load(path, allow_pickle=False)\nload(m, trust_remote_code=False)"),
+    ],
+)
+def test_a_good_source_is_not(rule: Rule, module: str, source: str) -> None:
+    assert list(rule(module, ast.parse(source))) == []
+
+
+def test_cuda_in_a_second_module_is_noticed() -> None:
+    found = modules_naming_cuda({"a": "device = 'cuda'", "b": "torch.cuda.empty_cache()", "c": "'CUDA is absent'"})
+    assert found == ["a", "b"]
+
+
+def test_a_circle_of_imports_is_noticed_unless_a_function_breaks_it() -> None:
+    there = "from circuits.pruning.top import top"
+    back = "from circuits.evaluation.curve import curve"
+    assert circles({"circuits.evaluation.curve": there, "circuits.pruning.top": back}) == [
+        ["circuits.evaluation.curve", "circuits.pruning.top"]
+    ]
+    assert circles({"circuits.evaluation.curve": there, "circuits.pruning.top": f"def f():\n    {back}"}) == []
