@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -78,7 +79,7 @@ class Anatomy:
     def columns(self) -> dict[Slot, Int[Tensor, "unit d_head"]]:
         """Which outputs of its projection belong to each unit of a slot."""
         layout = self.architecture.layout
-        return {slot: torch.from_numpy(layout(self.shape, slot)).to(self.device) for slot in Slot}
+        return {slot: torch.as_tensor(layout(self.shape, slot), device=self.device) for slot in Slot}
 
     def attention_norm(self, layer: int, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Normalise a residual stream as this layer's attention reads it."""
@@ -102,9 +103,8 @@ class Anatomy:
     ) -> Float[Tensor, "*any head d_model"]:
         """Give what each of some heads adds to the residual stream, from the input of the output projection (no bias)."""
         weight, _ = weight_and_bias(self.layers[layer].output)
-        d_head = self.shape.d_head
-        z = z.unflatten(-1, (self.shape.n_heads, d_head))[..., heads, :]
-        by_head = weight.unflatten(1, (self.shape.n_heads, d_head))[:, heads]
+        by_head = rearrange(weight, "d (h k) -> d h k", h=self.shape.n_heads)[:, heads]
+        z = rearrange(z, "... (h k) -> ... h k", h=self.shape.n_heads)[..., heads, :]
         return torch.einsum("...hk,dhk->...hd", z, by_head)
 
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:

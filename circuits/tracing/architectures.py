@@ -73,9 +73,7 @@ LLAMA = Architecture(
     attention_norm="input_layernorm",
     mlp="mlp",
     mlp_norm="post_attention_layernorm",
-    projections=MappingProxyType(
-        {Slot.Q: "self_attn.q_proj", Slot.K: "self_attn.k_proj", Slot.V: "self_attn.v_proj"}
-    ),
+    projections=MappingProxyType({Slot.Q: "self_attn.q_proj", Slot.K: "self_attn.k_proj", Slot.V: "self_attn.v_proj"}),
     output="self_attn.o_proj",
 )
 

@@ -7,7 +7,6 @@ not run, and layers before the first difference between circuits run once for al
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,33 +18,30 @@ from torch import Tensor
 
 from circuits.graph import ComputationalGraph, Slot
 from circuits.tracing.plan import Plan, Site, Visit
-from circuits.tracing.runs import Recorder, Run, unembed
+from circuits.tracing.runs import Run, unembed
 from circuits.tracing.tracer import Tracer
 
 Masks = Bool[np.ndarray, "circuit edge"]
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where values differ from the base run: the change of some senders, ``(pair, pos, d_model)`` each."""
-
-    changes: Mapping[int, Float[Tensor, "pair pos d_model"]]
+Changes = Mapping[int, Float[Tensor, "pair pos d_model"]]
+"""Where values differ from the base run: senders (positions in the graph's order) with their current minus base value."""
 
 
 def run_masked(
-    tracer: Tracer, graph: ComputationalGraph, base: Run, start: Start, masks: NDArray[np.bool_]
+    tracer: Tracer, graph: ComputationalGraph, base: Run, changes: Changes, masks: NDArray[np.bool_]
 ) -> Float[Tensor, "circuit pair d_vocab"]:
-    """Give the logits of circuits: base values everywhere but along live edges, beginning with the start's changes.
+    """Give the logits of circuits: base values everywhere but along live edges, beginning where ``changes`` says.
 
     ``masks`` has one row of booleans per circuit over the graph's edges.
     """
-    needed = needed_senders(graph, masks.any(axis=0), tuple(start.changes))
+    needed = needed_senders(graph, np.any(masks, axis=0), tuple(changes))
     shared = first_difference(graph, masks)
     prefix = None
     if 0 < shared and len(masks) > 1:
-        prefix = _Pass(tracer, graph, base, start, masks[:1], needed)
+        prefix = _Pass(tracer, graph, base, changes, masks[:1], needed)
         prefix.run(0, shared)
-    whole = _Pass(tracer, graph, base, start, masks, needed)
+    whole = _Pass(tracer, graph, base, changes, masks, needed)
     if prefix is not None:
         whole.continue_from(prefix, shared)
     return whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
@@ -99,16 +95,24 @@ class _Pass:
     """
 
     def __init__(
-        self, tracer: Tracer, graph: ComputationalGraph, base: Run, start: Start, masks: NDArray[np.bool_], needed: list[int]
+        self,
+        tracer: Tracer,
+        graph: ComputationalGraph,
+        base: Run,
+        changes: Changes,
+        masks: NDArray[np.bool_],
+        needed: list[int],
     ) -> None:
-        self.tracer, self.graph, self.base, self.start, self.masks = tracer, graph, base, start, masks
-        self.needed = needed
+        self.tracer, self.graph, self.base, self.masks = tracer, graph, base, masks
+        self.given, self.needed = changes, needed
         self.place = {sender: i for i, sender in enumerate(needed)}
         pairs, positions, width = base.stream[0].shape
         self.circuits, self.pairs = len(masks), pairs
         like = base.stream[0]
-        self.changes = torch.zeros(len(masks), len(needed), pairs, positions, width, dtype=like.dtype, device=like.device)
-        for sender, change in start.changes.items():
+        self.changes = torch.zeros(
+            len(masks), len(needed), pairs, positions, width, dtype=like.dtype, device=like.device
+        )
+        for sender, change in changes.items():
             if sender in self.place:
                 self.changes[:, self.place[sender]] = change
 
@@ -146,15 +150,13 @@ class _Pass:
         busy = [layer for layer in range(first, last) if layer not in idle]
         if busy:
             end = (busy[-1], Site.MLP_OUT if busy[-1] not in mlp else Site.Z)
-            plan = Plan(
-                start=busy[0], stop=end, stream=blank, attention=attention, mlp=mlp, idle=idle, visits=visits
-            )
+            plan = Plan(start=busy[0], stop=end, stream=blank, attention=attention, mlp=mlp, idle=idle, visits=visits)
             self.tracer.run(self.base.ids.repeat(self.circuits, 1), plan)
         if last < shape.n_layers:
             return self.base.logits.unsqueeze(0)
         final = self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))
         logits = unembed(self.tracer, self.base.ids.repeat(self.circuits, 1), final.flatten(0, 2))
-        return logits.unflatten(0, (self.circuits, self.pairs))
+        return rearrange(logits, "(c b) v -> c b v", c=self.circuits)
 
     def _computed(self, layer: int) -> tuple[list[int], bool]:
         """Say which heads of a layer, and whether its MLP, must be computed."""
@@ -163,7 +165,7 @@ class _Pass:
         return [unit for unit in own if unit < self.graph.shape.n_heads], self.graph.shape.n_heads in own
 
     def _computable(self) -> list[int]:
-        return [sender for sender in self.needed if sender not in self.start.changes]
+        return [sender for sender in self.needed if sender not in self.given]
 
     def _input(
         self, receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice = slice(None)
@@ -177,9 +179,9 @@ class _Pass:
             return total
         changes = self.changes[:, :known, :, positions]
         if len(used) < known:
-            changes = changes[:, torch.from_numpy(used).to(changes.device)]
-        live = torch.from_numpy(np.ascontiguousarray(block[:, :, used])).to(changes)
-        return torch.baddbmm(total.flatten(2), live, changes.flatten(2)).unflatten(2, base.shape)
+            changes = changes[:, torch.as_tensor(used, device=changes.device)]
+        live = torch.as_tensor(block[:, :, used], dtype=changes.dtype, device=changes.device)
+        return torch.baddbmm(total.flatten(2), live, changes.flatten(2)).reshape(total.shape)
 
     def _live(self, receiver: int) -> Bool[np.ndarray, "circuit sender"]:
         """Say which needed senders a receiver can see, in each circuit."""
@@ -215,7 +217,7 @@ class _Pass:
         return output
 
     def _heads_output(self, layer: int, heads: list[int], z: Tensor) -> None:
-        rows = z.unflatten(0, (self.circuits, self.pairs)) - self.base.z[layer]
+        rows = rearrange(z, "(c b) p w -> c b p w", c=self.circuits) - self.base.z[layer]
         first = 1 + layer * (self.graph.shape.n_heads + 1)
         places = [self.place[first + head] for head in heads]
         made = self.tracer.anatomy.head_contributions(layer, rows, heads)
@@ -227,4 +229,6 @@ class _Pass:
 
     def _mlp_output(self, layer: int, value: Tensor) -> None:
         sender = (layer + 1) * (self.graph.shape.n_heads + 1)
-        self.changes[:, self.place[sender]] = value.unflatten(0, (self.circuits, self.pairs)) - self.base.mlp[layer]
+        self.changes[:, self.place[sender]] = (
+            rearrange(value, "(c b) p d -> c b p d", c=self.circuits) - self.base.mlp[layer]
+        )

@@ -93,11 +93,12 @@ def record(tracer: Tracer, ids: Int[Tensor, "pair pos"]) -> Run:
     )
 
 
-def zero_run(anatomy: Anatomy, tracer: Tracer, like: Run) -> Run:
+def zero_run(tracer: Tracer, like: Run) -> Run:
     """Give the replacement values of zero ablation in the form of a run: every sender writes zero.
 
     What receivers read is then the sum of the constants that belong to no sender: the attention's output biases.
     """
+    anatomy = tracer.anatomy
     nothing = torch.zeros_like(like.stream[0])
     stream, middle = [nothing], list[Tensor]()
     for layer in range(anatomy.shape.n_layers):
@@ -133,7 +134,9 @@ def unembed(
 
 def sender_values(anatomy: Anatomy, run: Run, senders: Sequence[int]) -> Float[Tensor, "pair sender pos d_model"]:
     """Give what some senders (positions in the graph's order) wrote to the residual stream."""
-    values = torch.empty(run.ids.shape[0], len(senders), *run.stream[0].shape[1:], dtype=run.z[0].dtype, device=run.z[0].device)
+    values = torch.empty(
+        run.ids.shape[0], len(senders), *run.stream[0].shape[1:], dtype=run.z[0].dtype, device=run.z[0].device
+    )
     per_layer = anatomy.shape.n_heads + 1
     heads: dict[int, list[tuple[int, int]]] = {}
     for place, sender in enumerate(senders):

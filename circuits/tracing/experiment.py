@@ -1,0 +1,183 @@
+"""An experiment on a real model: one set of prompt pairs, one metric, one ablation, everything measured through the tracer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.behaviours.behaviour import TokenPair
+from circuits.errors import UsageError
+from circuits.graph import ComputationalGraph, EdgeIndices
+from circuits.metrics import AnswerTokens, measure
+from circuits.tracing.attribution import attribute
+from circuits.tracing.batching import RowBudget, in_batches
+from circuits.tracing.exact import patched_logits
+from circuits.tracing.masked import needed_senders, run_masked
+from circuits.tracing.protocol import Progress, no_progress
+from circuits.tracing.runs import Run, difference, record, zero_run
+from circuits.tracing.tracer import Tracer
+from circuits.vocabulary import Ablation, Direction, Metric
+
+_PAIR_TOKENS = 512
+"""Tokens of the pairs recorded together; attribution needs ``n_senders * d_model`` numbers for each."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured: the metric, what replaces a corrupted edge, in which direction, and rows per pass (None: automatic)."""
+
+    metric: Metric = Metric.LOGIT_DIFFERENCE
+    ablation: Ablation = Ablation.CORRUPTED
+    direction: Direction = Direction.NOISING
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ablation is Ablation.ZERO and self.direction is Direction.DENOISING:
+            raise UsageError(
+                "denoising restores an edge of the corrupted run, and zero ablation has no corrupted run. "
+                "Use --direction noising, or --ablation corrupted."
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"the batch size must be at least 1, got {self.batch_size}.")
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs of one token length, recorded: ``base`` is what corrupted edges carry."""
+
+    index: NDArray[np.int64]
+    answers: AnswerTokens
+    clean: Run
+    corrupted: Run
+    base: Run
+
+
+class PatchingExperiment:
+    """Implements :class:`~circuits.tracing.protocol.Experiment`; see there. Cost: two forward passes when it is made."""
+
+    def __init__(self, tracer: Tracer, graph: ComputationalGraph, pairs: Sequence[TokenPair], options: Options) -> None:
+        self.tracer, self.graph, self.options = tracer, graph, options
+        self.n_pairs = len(pairs)
+        self.batches = tuple(self._record(pairs))
+        self.clean = self._gather([self._metric(batch, batch.clean.logits) for batch in self.batches])[0]
+        self.corrupted = self._gather([self._metric(batch, batch.base.logits) for batch in self.batches])[0]
+
+    @property
+    def metric(self) -> Metric:
+        """The metric."""
+        return self.options.metric
+
+    def _record(self, pairs: Sequence[TokenPair]) -> Iterator[PairBatch]:
+        """Record pairs in batches of one token length, so that nothing is ever padded."""
+        device = self.tracer.anatomy.device
+        by_length: dict[int, list[int]] = {}
+        for i, pair in enumerate(pairs):
+            by_length.setdefault(len(pair.clean), []).append(i)
+        for length, members in by_length.items():
+            size = self.options.batch_size or max(1, _PAIR_TOKENS // length)
+            for first in range(0, len(members), size):
+                index = np.array(members[first : first + size])
+                chosen = [pairs[i] for i in index]
+                clean = record(self.tracer, torch.tensor([pair.clean for pair in chosen], device=device))
+                corrupted = record(self.tracer, torch.tensor([pair.corrupted for pair in chosen], device=device))
+                zero = self.options.ablation is Ablation.ZERO
+                base = zero_run(self.tracer, clean) if zero else corrupted
+                yield PairBatch(index, AnswerTokens.of(chosen, device), clean, corrupted, base)
+
+    def circuits(self, masks: Sequence[NDArray[np.bool_]], *, progress: Progress = no_progress) -> NDArray[np.float64]:
+        """Measure circuits; see :meth:`Experiment.circuits`."""
+        stacked = np.stack(masks)
+        done, parts = 0, list[Tensor]()
+        for batch in self.batches:
+            change = {0: batch.clean.stream[0] - batch.base.stream[0]}
+            run = partial(self._circuit_values, batch, change, stacked)
+            budget = self._budget(batch, len(needed_senders(self.graph, np.any(stacked, axis=0), (0,))))
+            values = list[Tensor]()
+            for members, measured in in_batches(np.arange(len(stacked)), run, budget, rows_per_item=len(batch.index)):
+                values.append(measured)
+                done += len(members)
+                progress(done, len(stacked) * len(self.batches))
+            parts.append(torch.cat(values))
+        return self._gather(parts)
+
+    def _circuit_values(
+        self, batch: PairBatch, change: dict[int, Tensor], masks: NDArray[np.bool_], members: NDArray[np.int64]
+    ) -> Float[Tensor, "circuit pair"]:
+        logits = run_masked(self.tracer, self.graph, batch.base, change, masks[members])
+        return self._metric(batch, logits.flatten(0, 1))
+
+    def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> NDArray[np.float64]:
+        """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
+        noising = self.options.direction is Direction.NOISING
+        place = {int(edge): i for i, edge in enumerate(edges)}
+        effects = np.zeros((len(edges), self.n_pairs))
+        done = 0
+        for batch in self.batches:
+            current, other = (batch.clean, batch.base) if noising else (batch.base, batch.clean)
+            plain = self._metric(batch, current.logits)
+            budget = self._budget(batch, 0)
+            for members, logits in patched_logits(self.tracer, self.graph, current, other, edges, budget):
+                if logits is not None:
+                    change = plain - self._metric(batch, logits.flatten(0, 1))
+                    rows = [place[int(edge)] for edge in members]
+                    effects[np.array(rows)[:, None], batch.index] = _numpy(change)
+                done += len(members)
+                progress(done, len(edges) * len(self.batches))
+        return effects * self._sign * (1 if noising else -1)
+
+    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
+        """Estimate all edges to first order; see :meth:`Experiment.attributions`."""
+        total, squares = np.zeros(self.graph.n_edges), np.zeros(self.graph.n_edges)
+        for done, batch in enumerate(self.batches):
+            values = torch.stack([self._attribution(batch, point) for point in points]).mean(0)
+            total += _numpy(values.sum(0))
+            squares += _numpy(values.double().square().sum(0))
+            progress(done + 1, len(self.batches))
+        mean = total / self.n_pairs
+        spread = np.sqrt(np.maximum(squares / self.n_pairs - mean**2, 0) * self.n_pairs / max(1, self.n_pairs - 1))
+        return np.stack([mean * self._sign, spread])
+
+    def _attribution(self, batch: PairBatch, point: float) -> Float[Tensor, "pair edge"]:
+        if self.options.direction is Direction.DENOISING:
+            point = 1 - point
+        change = difference(batch.clean, batch.base)
+        embedding = batch.base.stream[0] + point * change.stream[0]
+        return attribute(self.tracer, self.graph, embedding, batch.clean, change, partial(self._metric, batch))
+
+    @property
+    def _sign(self) -> int:
+        return -1 if self.metric.lower_is_better else 1
+
+    def _metric(self, batch: PairBatch, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "repeat pair"]:
+        """Measure logits of ``repeat x pair`` rows."""
+        repeats = len(logits) // len(batch.index)
+        rows = torch.arange(len(batch.index), device=logits.device).repeat(repeats)
+        values = measure(self.metric, logits, batch.answers.rows(rows), batch.clean.logits[rows])
+        return values.reshape(repeats, len(batch.index))
+
+    def _gather(self, parts: Sequence[Float[Tensor, "repeat pair"]]) -> NDArray[np.float64]:
+        """Put the pairs of all batches back into their order."""
+        values = np.empty((len(parts[0]), self.n_pairs))
+        for batch, part in zip(self.batches, parts, strict=True):
+            values[:, batch.index] = _numpy(part)
+        return values
+
+    def _budget(self, batch: PairBatch, senders: int) -> RowBudget:
+        """Estimate what one row needs: a layer's activations, its logits, and what ``senders`` senders wrote."""
+        config = self.tracer.anatomy.module.config
+        length, shape = batch.clean.ids.shape[1], self.graph.shape
+        wide = int(getattr(config, "intermediate_size", None) or 4 * shape.d_model)
+        receivers = 4 * (shape.n_heads + 2 * shape.n_kv_heads) if senders else 12
+        numbers = length * (shape.d_model * (senders + receivers) + 4 * wide + 6 * shape.n_heads * shape.d_head)
+        numbers += shape.n_heads * length**2 + 4 * batch.clean.logits.shape[-1]
+        tracer = self.tracer.anatomy
+        return RowBudget(numbers * max(4, tracer.dtype.itemsize), length, tracer.device, self.options.batch_size)
+
+
+def _numpy(values: Tensor) -> NDArray[np.float64]:
+    return values.detach().to("cpu", torch.float64).numpy()
