@@ -1,0 +1,50 @@
+"""Where a model runs and in which number format."""
+
+from enum import StrEnum
+
+import torch
+
+from circuits.errors import DeviceError, UnknownNameError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Kind(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
+
+    ``auto`` is the first of CUDA, MPS and CPU that is there. Raises :class:`UnknownNameError` and, for a device that is
+    asked for and absent, :class:`DeviceError`.
+    """
+    kind, _, number = name.lower().partition(":")
+    known = [member.value for member in _Kind]
+    if kind not in known or (number and not (kind == _Kind.CUDA and number.isdigit())):
+        raise UnknownNameError("device", name, known)
+    count, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
+    if kind == _Kind.AUTO:
+        return torch.device("cuda" if count else "mps" if mps else "cpu")
+    if kind == _Kind.CUDA and int(number or 0) >= count:
+        raise DeviceError(
+            f"device '{name}' was asked for, but torch {torch.__version__} sees {count} CUDA devices here. Use "
+            "`--device cpu` or `--device auto`, or install a CUDA driver and a CUDA build of torch."
+        )
+    if kind == _Kind.MPS and not mps:
+        raise DeviceError(
+            f"device '{name}' was asked for, but this machine has none. Use `--device cpu` or `--device auto`."
+        )
+    return torch.device(name.lower())
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """Turn a format's name into torch's; ``auto`` is float32 on the CPU, elsewhere None: the model's own."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    if name not in _DTYPES:
+        raise UnknownNameError("dtype", name, ["auto", *_DTYPES])
+    return _DTYPES[name]

@@ -1,0 +1,30 @@
+"""Content digests that say whether two runs used the same weights and the same tokenizer."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def weights_digest(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of weight files' contents in the given order; their names and places do not matter."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return the SHA-256 of what decides a tokenizer's output: vocabulary, rules, special tokens and chat template.
+
+    Padding and truncation, which are set in use, do not count.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules: Any = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+    if backend is not None:
+        rules.pop("padding", None)
+        rules.pop("truncation", None)
+    content = [rules, tokenizer.special_tokens_map, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

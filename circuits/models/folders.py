@@ -1,0 +1,107 @@
+"""What a model folder must hold before it is loaded: a decoder-only configuration and weights without pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from circuits.errors import ModelUnavailableError, UnsupportedModelError
+from circuits.models.quiet import quiet_transformers
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that hold a model's weights, in reading order; ``gguf`` is the file's name where they are GGUF."""
+
+    paths: tuple[Path, ...]
+    gguf: str | None = None
+
+
+def find_weights(folder: Path) -> WeightFiles:
+    """Find the weights of a model folder; raises :class:`ModelUnavailableError`, also when only pickles are there."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        return WeightFiles((single,))
+    if index.is_file():
+        return WeightFiles(_shards(index))
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return WeightFiles((ggufs[0],), gguf=ggufs[0].name)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelUnavailableError(
+            f"'{folder}' has its weights only as {pickles[0]}, a pickle, which can run any code when read; expected "
+            "model.safetensors or a .gguf file. Convert it where you trust it: "
+            "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)`."
+        )
+    found = f"{len(ggufs)} .gguf files" if ggufs else "no weights"
+    raise ModelUnavailableError(
+        f"'{folder}' has {found}; expected model.safetensors, model.safetensors.index.json with its parts, or one "
+        ".gguf file."
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelUnavailableError(
+            f"'{index}' is not an index of safetensors files ({error!r}); expected a 'weight_map'. Download the model "
+            "again."
+        ) from error
+    paths = tuple(index.parent / str(name) for name in names)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ModelUnavailableError(
+            f"'{index.parent}' lacks {missing[0]}, one of {len(paths)} files of weights. Download the model again."
+        )
+    return paths
+
+
+def check_configuration(folder: Path, gguf: str | None, *, name: str) -> None:
+    """Raise unless the folder's configuration describes an unquantised decoder-only language model.
+
+    ``name`` is what the user called the model.
+    Raises :class:`UnsupportedModelError`, or :class:`ModelUnavailableError` where there is no readable configuration.
+    """
+    options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+    try:
+        with quiet_transformers():
+            config = cast(Any, AutoConfig).from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, **options
+            )
+    except OSError as error:
+        raise ModelUnavailableError(
+            f"'{name}' has no readable config.json; expected a folder as `save_pretrained` writes it."
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"the config.json of '{name}' describes no architecture that transformers has built in, and code that "
+            f"comes with a model is never run ({_first_sentence(error)}). Use a model of a standard architecture, such as "
+            "Llama."
+        ) from error
+    causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _as_tuple(names)}
+    architectures = cast("list[str]", config.architectures or ["?"])
+    if config.is_encoder_decoder or architectures[0] not in causal:
+        raise UnsupportedModelError(
+            f"'{name}' is a {architectures[0]} ({config.model_type}); expected a decoder-only language model that "
+            "predicts the next token, such as LlamaForCausalLM or GPT2LMHeadModel. Use another model."
+        )
+    if gguf is None and getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(
+            f"the weights of '{name}' are quantised, and circuits cannot be measured through quantised layers; "
+            "expected float32, bfloat16 or float16. Use the unquantised version, or a GGUF file, which is expanded."
+        )
+
+
+def _as_tuple(names: object) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else cast("tuple[str, ...]", names)
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split(". ")[0].splitlines()[0]
