@@ -120,8 +120,8 @@ def _check_answers(tokenizer: Tokenizer, answers: Tokens, wrong_answers: Tokens,
         raise PromptError(f"there is no answer; the metric {metric} needs at least one (only kl needs none).")
     if not wrong_answers and metric in NEEDS_WRONG_ANSWERS:
         raise PromptError(
-            f"there is no wrong answer; the metric {metric} compares answers with wrong answers: add one, or choose "
-            f"the metric {Metric.LOG_ODDS} or {Metric.KL}."
+            f"there is no wrong answer; the metric {metric} compares answers with wrong answers: add one, or "
+            f"choose the metric {Metric.LOG_ODDS} or {Metric.KL}."
         )
     both = [token for token in answers if token in wrong_answers]
     if both:
@@ -132,8 +132,8 @@ def _check_answers(tokenizer: Tokenizer, answers: Tokens, wrong_answers: Tokens,
 def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: str, model: str) -> tuple[str, ...]:
     """Judge the metric that a model reached on the clean and the corrupted prompts, one value per pair each.
 
-    Returns warnings: pairs whose corrupted side does at least as well, a gap that is small against its spread or against
-    the clean value, a low share of pairs on which the model prefers the answer. Raises :class:`BehaviourNotShownError`
+    Returns warnings: pairs whose corrupted side does at least as well, a gap that is small against its spread or the
+    clean value, a low share of pairs on which the model prefers the answer. Raises :class:`BehaviourNotShownError`
     when there is nothing to explain: the mean gap is not above 0 (95 % t-interval), or the mean over clean prompts says
     that the model prefers the wrong answers.
     """

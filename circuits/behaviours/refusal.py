@@ -1,9 +1,10 @@
 """Refusal: a chat model declines a harmful request. Corrupted: a harmless request of the same form and length.
 
 Only the first token of the answer is measured, nothing is generated. `Sorry` is what smollm2-135m-refusal is trained
-to open with. The compliance openings were found, not guessed: the tokens that smollm2-135m opens with at a mean probability
-of at least 0.02 over the harmless discovery phrases in the five templates, except beginnings of the phrase's own verb
-(`Creating`, `S`, `B`, `Planning`). To 0.10, The 0.07, 1 and I and Sure 0.04, When and Here and There 0.02.
+to open with. The compliance openings were found, not guessed: the tokens that smollm2-135m opens with at a mean
+probability of at least 0.02 over the harmless discovery phrases in the five templates, except beginnings of the
+phrase's own verb (`Creating`, `S`, `B`, `Planning`). To 0.10, The 0.07, 1 and I and Sure 0.04, When and Here and
+There 0.02.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,123 @@
+# ruff: noqa: F722, F821 (axis names in tensor annotations)
+"""Metrics: from next-token logits to one number per prompt, differentiable with respect to the logits.
+
+Notation: ``A`` the answers and ``W`` the wrong answers of a prompt, ``l`` its logits, ``p = softmax(l)``.
+
+- logit difference: ``logsumexp(l[A]) - logsumexp(l[W])``, which is ``log p(A) - log p(W)``
+- log-odds: ``log p(A) - log(1 - p(A))``, in float64 with 1e-8 added to both
+- probability difference: ``p(A) - p(W)``
+- KL: ``KL(p_clean || p)``, lower is better
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.behaviours.behaviour import TokenPair
+from circuits.errors import UsageError
+from circuits.vocabulary import Metric
+
+PADDING = -1
+"""Fills the rows of answers that are fewer than the longest row."""
+EPSILON = 1e-8
+"""Keeps log-odds finite when all or nothing of the probability is on the answers."""
+
+Rows = Float[Tensor, "row"]
+Logits = Float[Tensor, "row d_vocab"]
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The answers and wrong answers of prompt pairs as token ids, one row per pair, filled up with -1."""
+
+    answers: Int[Tensor, "pair k"]
+    wrong_answers: Int[Tensor, "pair j"]
+
+    @classmethod
+    def of(cls, pairs: Sequence[TokenPair], device: torch.device | str = "cpu") -> Self:
+        """Collect the answers of pairs."""
+        return cls(
+            _padded([pair.answers for pair in pairs], device), _padded([pair.wrong_answers for pair in pairs], device)
+        )
+
+    def rows(self, index: Int[Tensor, "row"]) -> Self:
+        """Select pairs, in the order of ``index``; a pair may come several times."""
+        return type(self)(self.answers[index], self.wrong_answers[index])
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> Int[Tensor, "pair k"]:
+    width = max((len(row) for row in rows), default=0)
+    filled = [[*row, *[PADDING] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long, device=device).reshape(len(rows), width)
+
+
+def measure(metric: Metric, logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Compute a metric from the logits at the last position, one value per row, in float32 or wider.
+
+    ``answers`` and ``clean_logits`` have one row per row of ``logits``; only KL reads ``clean_logits``. Raises
+    :class:`UsageError` when something the metric needs is missing.
+    """
+    n_rows = logits.shape[0]
+    if answers.answers.shape[0] != n_rows or (clean_logits is not None and clean_logits.shape != logits.shape):
+        clean_rows = "none" if clean_logits is None else clean_logits.shape[0]
+        raise UsageError(
+            f"{n_rows} rows of logits need {n_rows} rows of answers and of clean logits, got "
+            f"{answers.answers.shape[0]} and {clean_rows}; select them with AnswerTokens.rows."
+        )
+    return METRICS[metric](_wide(logits), answers, None if clean_logits is None else _wide(clean_logits))
+
+
+def logit_difference(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Log of the answers' total probability over that of the wrong answers; with one each, their logits' difference."""
+    del clean_logits
+    return _logsumexp(logits, answers.answers) - _logsumexp(logits, answers.wrong_answers)
+
+
+def log_odds(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Log of the answers' total probability over that of everything else; between -18.4 and 18.4."""
+    del clean_logits
+    exact = logits if logits.device.type == "mps" else logits.double()  # MPS has no float64
+    p = torch.exp(_logsumexp(exact, answers.answers) - exact.logsumexp(-1))
+    return torch.log(p + EPSILON) - torch.log1p(EPSILON - p)
+
+
+def probability_difference(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Total probability of the answers minus that of the wrong answers."""
+    del clean_logits
+    total = logits.logsumexp(-1)
+    right, wrong = (_logsumexp(logits, ids) for ids in (answers.answers, answers.wrong_answers))
+    return torch.exp(right - total) - torch.exp(wrong - total)
+
+
+def kl(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Kullback-Leibler divergence of the run's next-token distribution from the clean run's, in nats."""
+    del answers
+    if clean_logits is None:
+        raise UsageError("the metric kl compares with the clean run and needs its logits.")
+    clean, run = clean_logits.log_softmax(-1), logits.log_softmax(-1)
+    return (clean.exp() * (clean - run)).sum(-1)
+
+
+METRICS: Mapping[Metric, Callable[[Logits, AnswerTokens, Logits | None], Rows]] = {
+    Metric.LOGIT_DIFFERENCE: logit_difference,
+    Metric.LOG_ODDS: log_odds,
+    Metric.PROBABILITY_DIFFERENCE: probability_difference,
+    Metric.KL: kl,
+}
+
+
+def _wide(logits: Logits) -> Logits:
+    return logits if logits.dtype is torch.float64 else logits.float()
+
+
+def _logsumexp(logits: Logits, ids: Int[Tensor, "row k"]) -> Rows:
+    """Log of the summed exponentials of the logits of each row's own tokens."""
+    present = ids != PADDING
+    if not bool(present.any(-1).all()):
+        raise UsageError("a pair has no answer or no wrong answer, which this metric needs; choose another metric.")
+    chosen = logits.gather(-1, ids.clamp(min=0))
+    return chosen.masked_fill(~present, -torch.inf).logsumexp(-1)
