@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.builder import build_graph
-from circuits.errors import CircuitsError, FormatError, OutputError, UsageError
+from circuits.errors import CircuitsError, FormatError, OutputError, RenderError, UsageError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape, Node, NodeKind
 from circuits.scores import Floats
 
@@ -210,6 +210,25 @@ class Circuit:
             raise OutputError(
                 f"cannot write {path}: {error.strerror}. Choose another place or free some space."
             ) from error
+
+    def draw(self, path: str | Path, *, title: str | None = None) -> None:
+        """Draw the circuit into a file; the suffix (.svg .pdf .png .dot .mmd .html) says as what.
+
+        See :func:`circuits.export.draw.draw`.
+        """
+        from circuits.export.draw import draw
+
+        draw(self, path, title=title)
+
+    def _repr_svg_(self) -> str | None:
+        """Show the diagram in a notebook; without Graphviz the notebook falls back to text."""
+        from circuits.export.dot import circuit_dot
+        from circuits.export.render import ImageFormat, image
+
+        try:
+            return image(circuit_dot(self), ImageFormat.SVG).decode("utf-8")
+        except RenderError:
+            return None
 
     def to_json(self) -> str:
         """Give the text of ``circuit.json``: sorted keys, floats with six significant digits, edges in graph order."""

@@ -153,6 +153,8 @@ def _names(diff: CircuitDiff) -> tuple[str, str]:
 
 def _difference_line(union: Circuit, i: int, member: Membership, strength: float, scores: tuple[float, float]) -> Line:
     edge = union.edge_list[i]
+    if member is Membership.SIGN_FLIP:
+        strength = max(strength, 0.4)  # dotted lines vanish when thin
     known = [score for score in scores if not math.isnan(score)]
     parts = [f"{name} {number(score)}" for name, score in zip("AB", scores, strict=True) if not math.isnan(score)]
     style = "dotted" if member is Membership.SIGN_FLIP or not known else _style(known[0])

@@ -1,4 +1,4 @@
-"""Colours and shapes of every figure, safe for the common kinds of colour blindness (Okabe and Ito 2008)."""
+"""Colours and shapes of every figure, safe for the common kinds of colour blindness (after Okabe and Ito 2008, purple darkened)."""
 
 from circuits.comparison import Membership
 from circuits.graph import NodeKind, Slot
@@ -6,7 +6,7 @@ from circuits.graph import NodeKind, Slot
 BLUE = "#0072B2"
 VERMILLION = "#D55E00"
 GREEN = "#009E73"
-PURPLE = "#CC79A7"
+PURPLE = "#B5488E"
 GREY = "#555555"
 LIGHT_GREY = "#9A9A9A"
 INK = "#222222"

@@ -1,0 +1,62 @@
+"""The curve of faithfulness over the number of edges, as a small inline SVG that follows the page's colours."""
+
+import math
+from collections.abc import Sequence
+
+from circuits.circuit import CurvePoint
+
+WIDTH, HEIGHT = 560, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 38
+
+
+def curve_svg(points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None) -> str:
+    """Draw faithfulness against the number of edges on a logarithmic axis; ``chosen`` marks the circuit itself.
+
+    Text and lines use ``currentColor``, so the figure reads on light and on dark pages. Empty text for no points.
+    """
+    shown = [(p.edges, p.faithfulness) for p in points if p.edges > 0 and math.isfinite(p.faithfulness)]
+    if not shown:
+        return ""
+    everything = [*shown, chosen] if chosen and chosen[0] > 0 else shown
+    low, high = math.log10(min(n for n, _ in everything)), math.log10(max(n for n, _ in everything))
+    bottom, top = min(0.0, *(f for _, f in everything)), max(1.0, *(f for _, f in everything))
+
+    def place(edges: int, faithfulness: float) -> tuple[float, float]:
+        x = (math.log10(edges) - low) / ((high - low) or 1)
+        y = (faithfulness - bottom) / (top - bottom)
+        return _LEFT + x * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - y * (HEIGHT - _TOP - _BOTTOM)
+
+    dots = [place(*point) for point in shown]
+    parts = [_level(place(shown[0][0], value)[1], value) for value in (0.0, 0.5, 1.0)]
+    parts += [_tick(place(10**power, bottom)[0], 10**power) for power in range(math.ceil(low), math.floor(high) + 1)]
+    parts.append(f'<polyline fill="none" stroke="#0072B2" stroke-width="2" points="{_path(dots)}"/>')
+    parts += [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#0072B2"><title>{n:,} edges: {f:.3f}</title></circle>'
+        for (x, y), (n, f) in zip(dots, shown, strict=True)
+    ]
+    if chosen and chosen[0] > 0:
+        x, y = place(*chosen)
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="none" stroke="#D55E00" stroke-width="2.5">'
+            f"<title>this circuit: {chosen[0]:,} edges, {chosen[1]:.3f}</title></circle>"
+        )
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">edges kept</text>')
+    return (
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Faithfulness over number of edges" '
+        f'font-size="11" fill="currentColor">{"".join(parts)}</svg>'
+    )
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _level(y: float, value: float) -> str:
+    return (
+        f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" '
+        f'stroke-opacity="0.25"/><text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+    )
+
+
+def _tick(x: float, edges: int) -> str:
+    return f'<text x="{x:.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{edges:,}</text>'

@@ -1,0 +1,72 @@
+"""Write a circuit to a file; the suffix says as what."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from circuits.circuit import Circuit
+from circuits.comparison import CircuitDiff
+from circuits.errors import UnknownNameError
+from circuits.export.dot import circuit_dot, difference_dot
+from circuits.export.files import write
+from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mib_json
+from circuits.export.mermaid import circuit_mermaid
+from circuits.export.render import ImageFormat, image
+
+Writer = Callable[[Circuit, str | None], bytes | str]
+"""Give a file's contents for a circuit and an optional title."""
+
+
+def draw(circuit: Circuit, path: str | Path, *, title: str | None = None) -> None:
+    """Draw a circuit into a ``.svg``, ``.pdf``, ``.png``, ``.dot``, ``.mmd`` (Mermaid) or ``.html`` (report) file.
+
+    Raises :class:`UnknownNameError` for another suffix, :class:`RenderError` when Graphviz is missing, and
+    :class:`OutputError` when the place cannot be written to.
+    """
+    write(path, DRAWINGS[_suffix(path, DRAWINGS)](circuit, title))
+
+
+def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = None) -> None:
+    """Draw two circuits into one diagram, as ``.svg``, ``.pdf``, ``.png`` or ``.dot``; errors as :func:`draw`."""
+    suffix = _suffix(path, DIFFERENCE_SUFFIXES)
+    dot = difference_dot(diff, title=title)
+    write(path, dot if suffix == ".dot" else image(dot, ImageFormat(suffix[1:])))
+
+
+def export(circuit: Circuit, path: str | Path) -> None:
+    """Write a circuit for other tools, as ``.graphml``, ``.csv`` or ``.mib.json``; errors as :func:`draw`."""
+    write(path, EXPORTS[_suffix(path, EXPORTS)](circuit))
+
+
+def _picture(kind: ImageFormat) -> Writer:
+    return lambda circuit, title: image(circuit_dot(circuit, title=title), kind)
+
+
+def _report(circuit: Circuit, title: str | None) -> str:
+    from circuits.export.report import report_html
+
+    svg = image(circuit_dot(circuit, title=title), ImageFormat.SVG).decode("utf-8")
+    return report_html(circuit, svg, title=title)
+
+
+def _suffix(path: str | Path, known: Iterable[str]) -> str:
+    name = Path(path).name.lower()
+    for suffix in known:
+        if name.endswith(suffix):
+            return suffix
+    raise UnknownNameError("file format", Path(name).suffix or name, known, hint=f"The file was to be {path}.")
+
+
+DRAWINGS: dict[str, Writer] = {
+    ".svg": _picture(ImageFormat.SVG),
+    ".pdf": _picture(ImageFormat.PDF),
+    ".png": _picture(ImageFormat.PNG),
+    ".dot": lambda circuit, title: circuit_dot(circuit, title=title),
+    ".mmd": lambda circuit, title: circuit_mermaid(circuit, title=title),
+    ".html": _report,
+}
+DIFFERENCE_SUFFIXES = (".svg", ".pdf", ".png", ".dot")
+EXPORTS: dict[str, Callable[[Circuit], str]] = {
+    ".graphml": circuit_graphml,
+    ".csv": circuit_csv,
+    ".mib.json": circuit_mib_json,
+}
