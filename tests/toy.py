@@ -82,7 +82,7 @@ class ToyExperiment:
     def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> Floats:
         progress(len(points), len(points))
         effects = self.edge_effects(np.arange(self.graph.n_edges))  # linear: exact to first order at every point
-        return np.stack([effects.mean(1), effects.std(1)])
+        return mean_and_sd(effects.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,13 +148,14 @@ class LinearToy:
 
     def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> Floats:
         clean, corrupted = np.array(self.clean_inputs), np.array(self.corrupted_inputs)
-        slopes = [self._slope(self._plain(corrupted + point * (clean - corrupted))[:, -1]) for point in points]
+        shares = points if self.direction is Direction.NOISING else [1 - point for point in points]
+        slopes = [self._slope(self._plain(corrupted + share * (clean - corrupted))[:, -1]) for share in shares]
         difference = self._plain(clean) - self._plain(corrupted)
         senders, receivers = self.graph.edge_senders, self.graph.edge_receivers
         to_logits = self.weights * difference[:, senders] * self._gains[receivers]
         progress(len(points), len(points))
         scores = to_logits * np.mean(slopes, axis=0)[:, None]
-        return np.stack([scores.mean(0), scores.std(0)])
+        return mean_and_sd(scores)
 
     def _metric(self, logits: Floats) -> Floats:
         return logits if self.saturation is None else self.saturation * np.tanh(logits / self.saturation)
@@ -199,6 +200,12 @@ class LinearToy:
             start, stop = self.graph.offsets[receiver], self.graph.offsets[receiver + 1]
             of_sender[: stop - start] += self.weights[start:stop] * of_receiver[receiver]
         return of_receiver
+
+
+def mean_and_sd(by_pair: Floats) -> Floats:
+    """Give mean and sample standard deviation (0 for a single pair) over the first axis."""
+    spread = by_pair.std(0, ddof=1) if len(by_pair) > 1 else np.zeros_like(by_pair[0])
+    return np.stack([by_pair.mean(0), spread])
 
 
 def fed_columns(graph: ComputationalGraph, receiver: Receiver) -> list[int]:
