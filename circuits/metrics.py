@@ -61,12 +61,10 @@ def measure(metric: Metric, logits: Logits, answers: AnswerTokens, clean_logits:
     ``answers`` and ``clean_logits`` have one row per row of ``logits``; only KL reads ``clean_logits``. Raises
     :class:`UsageError` when something the metric needs is missing.
     """
-    n_rows = logits.shape[0]
-    if answers.answers.shape[0] != n_rows or (clean_logits is not None and clean_logits.shape != logits.shape):
-        clean_rows = "none" if clean_logits is None else clean_logits.shape[0]
+    if len(answers.answers) != len(logits):
         raise UsageError(
-            f"{n_rows} rows of logits need {n_rows} rows of answers and of clean logits, got "
-            f"{answers.answers.shape[0]} and {clean_rows}; select them with AnswerTokens.rows."
+            f"{len(logits)} rows of logits need {len(logits)} rows of answers, got {len(answers.answers)}; select them "
+            "with AnswerTokens.rows."
         )
     return METRICS[metric](_wide(logits), answers, None if clean_logits is None else _wide(clean_logits))
 

@@ -11,7 +11,7 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Tokenizer, single_tokens, token_texts
 
-N_PAIRS = 400
+N_PAIRS = 240
 NOUNS = (
     "war battle siege project campaign journey empire trade conflict voyage reign alliance expedition dispute "
     "struggle program construction debate investigation operation partnership rebellion revolution strike tour "
@@ -34,9 +34,8 @@ def greater_than_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
         century, tens, units = generator.choice(CENTURIES), generator.choice(TENS), generator.randrange(2, 10)
         end = f"to the year {century}"
         ends = [str(number).zfill(width) for number in range(10**width)]
-        bounds = (str(tens), str(tens)) if width == 1 else (f"{tens}{units}", f"{tens}{units}")
-        later = tuple(text for text in ends if text > bounds[1])
-        earlier = tuple(text for text in ends if text < bounds[0])
+        bound = f"{tens}{units}"[:width]
+        later, earlier = (tuple(filter(test, ends)) for test in (bound.__lt__, bound.__gt__))
         clean, smallest = f"{start} {century}{tens}{units} {end}", f"0{units}" if width == 1 else "01"
         source = f"greater-than, pair {len(pairs) + 1}"
         pairs[clean] = Pair(clean, f"{start} {century}{smallest} {end}", later, earlier, source=source)

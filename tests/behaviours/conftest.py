@@ -1,0 +1,65 @@
+"""Tiny tokenizers, trained in memory on the words of the built-in behaviours."""
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from circuits.behaviours import agreement, capital, greater_than, induction, ioi, pronoun, refusal
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SENTENCES = (
+    "When and went to the, gave a to The lasted from the year to the year The capital of is the city of "
+    "So is a really, isn't he she are is The words: Sorry To The 1 I Sure When Here There the cats dogs on mat The"
+)
+
+
+def build(*, digits: bool = True, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer whose vocabulary holds every word it is trained on."""
+    templates, phrases = refusal.read_phrases()
+    nouns = agreement.REGULAR.split()
+    words = [
+        *(
+            SENTENCES,
+            ioi.NAMES,
+            ioi.PLACES,
+            ioi.OBJECTS,
+            greater_than.NOUNS,
+            induction.WORDS,
+            " ".join(agreement.OPENINGS),
+        ),
+        *(pronoun.MEN, pronoun.WOMEN, pronoun.QUALITIES, pronoun.ROLES, *capital.CAPITALS, *capital.CAPITALS.values()),
+        *(*nouns, *(f"{noun}s" for noun in nouns), *agreement.IRREGULAR, *agreement.IRREGULAR.values()),
+        *(*templates, *(" ".join([row.harmful, *row.harmless]) for row in phrases)),
+    ]
+    corpus = [f" {word}" for text in words for word in text.split()] + [word for text in words for word in text.split()]
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r"\d" if digits else r"\d\d"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    years = [] if digits else [f"{number:02}" for number in range(100)]
+    trainer = trainers.BpeTrainer(vocab_size=20_000, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([*corpus, *years], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=chat_template)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Give a tokenizer that knows every word of the built-in behaviours and splits digits singly."""
+    return build()
+
+
+@pytest.fixture(scope="session")
+def two_digit_tokenizer() -> PreTrainedTokenizerFast:
+    """Give a tokenizer that splits 1745 into 17 and 45."""
+    return build(digits=False)
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer() -> PreTrainedTokenizerFast:
+    """Give a tokenizer without a chat template."""
+    return build(chat_template=None)

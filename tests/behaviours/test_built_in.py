@@ -1,0 +1,216 @@
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from circuits.behaviours import BUILT_IN, load_behaviour
+from circuits.behaviours.refusal import read_phrases
+from circuits.behaviours.tokens import prompt_text, single_tokens
+from circuits.errors import PromptError, UnknownNameError, UsageError
+from circuits.vocabulary import Metric
+
+ISSUE_2 = ["ioi", "greater-than", "capital", "agreement", "induction", "pronoun", "refusal"]
+everywhere = pytest.mark.parametrize("name", ISSUE_2)
+
+
+def test_the_built_in_behaviours_are_those_of_the_documentation():
+    assert list(BUILT_IN) == ISSUE_2
+
+
+@everywhere
+def test_prompts_give_as_many_pairs_as_asked_for_with_no_clean_prompt_in_both_parts(name, tokenizer):
+    prompts = BUILT_IN[name].prompts(tokenizer)
+    assert (prompts.n_discovery, prompts.n_heldout) == (32, 64)
+    assert not {pair.clean for pair in prompts.discovery} & {pair.clean for pair in prompts.heldout}
+    assert len({(pair.clean, pair.corrupted) for pair in prompts.discovery + prompts.heldout}) == 96
+
+
+@everywhere
+def test_all_prompts_of_a_behaviour_have_one_length_and_share_position_zero_within_a_pair(name, tokenizer):
+    prompts = BUILT_IN[name].prompts(tokenizer)
+    pairs = prompts.discovery + prompts.heldout
+    assert len({len(side) for pair in pairs for side in (pair.clean, pair.corrupted)}) == 1
+    assert all(pair.clean[0] == pair.corrupted[0] for pair in pairs)
+    assert all(pair.clean != pair.corrupted for pair in pairs)
+
+
+@pytest.mark.parametrize("name", [name for name in ISSUE_2 if name != "refusal"])
+def test_both_sides_differ_in_exactly_one_token(name, tokenizer):
+    for pair in BUILT_IN[name].prompts(tokenizer).heldout:
+        assert sum(left != right for left, right in zip(pair.clean, pair.corrupted, strict=True)) == 1
+
+
+@everywhere
+def test_the_same_seed_gives_the_same_pairs_and_another_seed_gives_others(name, tokenizer):
+    behaviour = BUILT_IN[name]
+    first, again, other = (behaviour.prompts(tokenizer, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.digest != other.digest
+
+
+@pytest.mark.parametrize("name", ["ioi", "capital", "refusal"])
+def test_heldout_pairs_are_never_discovery_pairs_of_another_seed_or_another_number_of_pairs(name, tokenizer):
+    one = BUILT_IN[name].prompts(tokenizer, discovery=8, heldout=500, seed=1)
+    other = BUILT_IN[name].prompts(tokenizer, discovery=500, heldout=8, seed=2)
+    assert not {pair.clean for pair in one.heldout} & {pair.clean for pair in other.discovery}
+
+
+def test_asking_for_more_pairs_adds_to_those_of_fewer(tokenizer):
+    few, many = (BUILT_IN["ioi"].prompts(tokenizer, discovery=count, heldout=8) for count in (10, 40))
+    assert many.discovery[:10] == few.discovery
+
+
+def test_capital_spreads_pairs_over_as_many_countries_as_possible(tokenizer):
+    heldout = BUILT_IN["capital"].prompts(tokenizer, heldout=100).heldout
+    counts = Counter(pair.clean_text for pair in heldout).values()
+    assert len(counts) < 100
+    assert max(counts) - min(counts) <= 1
+
+
+def test_ioi_replaces_the_repeated_name_by_a_third_one(tokenizer):
+    for pair in BUILT_IN["ioi"].prompts(tokenizer).discovery:
+        answer, wrong = tokenizer.decode([pair.answers[0]]), tokenizer.decode([pair.wrong_answers[0]])
+        assert pair.clean_text.count(answer) == 1
+        assert pair.clean_text.count(wrong) == 2
+        assert pair.corrupted_text.count(answer) == pair.corrupted_text.count(wrong) == 1
+
+
+def test_greater_than_asks_for_tens_above_those_of_the_start_where_digits_are_single_tokens(tokenizer):
+    for pair in BUILT_IN["greater-than"].prompts(tokenizer).heldout:
+        words = pair.clean_text.split()
+        tens = int(words[6][2])
+        later, earlier = (
+            [int(tokenizer.decode([token])) for token in side] for side in (pair.answers, pair.wrong_answers)
+        )
+        assert later == list(range(tens + 1, 10))
+        assert earlier == list(range(tens))
+        assert pair.corrupted_text.split()[6][2] == "0"
+
+
+def test_greater_than_asks_for_two_digits_where_those_are_one_token(two_digit_tokenizer):
+    for pair in BUILT_IN["greater-than"].prompts(two_digit_tokenizer, discovery=4, heldout=4).heldout:
+        year = int(pair.clean_text.split()[6][2:])
+        later = [int(two_digit_tokenizer.decode([token])) for token in pair.answers]
+        assert later == list(range(year + 1, 100))
+        assert len(pair.wrong_answers) == year
+
+
+def test_agreement_and_pronoun_ask_both_ways_round(tokenizer):
+    for name in ("agreement", "pronoun"):
+        answers = [pair.answers for pair in BUILT_IN[name].prompts(tokenizer).heldout]
+        assert len(set(answers)) == 2
+        assert 0.25 < sum(answer == answers[0] for answer in answers) / len(answers) < 0.75
+
+
+def test_induction_answers_what_followed_the_last_word_before_in_either_prompt(tokenizer):
+    for pair in BUILT_IN["induction"].prompts(tokenizer).heldout:
+        for side, answer in ((pair.clean, pair.answers[0]), (pair.corrupted, pair.wrong_answers[0])):
+            assert side[side.index(side[-1]) + 1] == answer
+
+
+def test_refusal_is_asked_through_the_chat_template_with_phrases_of_one_split_only(tokenizer):
+    prompts = BUILT_IN["refusal"].prompts(tokenizer)
+    phrases = [{pair.tags["harmful"] for pair in part} for part in (prompts.discovery, prompts.heldout)]
+    assert not phrases[0] & phrases[1]
+    assert all(pair.clean_text.startswith("<|user|>") for pair in prompts.discovery)
+    assert all(pair.clean_text.endswith("<|assistant|>") for pair in prompts.discovery)
+    assert all(tokenizer.decode(list(pair.answers)) == "Sorry" for pair in prompts.heldout)
+
+
+def test_refusal_takes_the_first_harmless_phrase_whose_prompt_is_as_long_as_the_harmful_one(tokenizer):
+    def length(text):
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    alternatives = {row.harmful: row.harmless for row in read_phrases()[1]}
+    for pair in BUILT_IN["refusal"].pairs(tokenizer):
+        wanted, offered = length(prompt_text(tokenizer, pair.clean)), alternatives[pair.tags["harmful"]]
+        prompts = [pair.tags["template"].format(phrase) for phrase in offered]
+        texts = [f"<|user|>{prompt}\n<|assistant|>" for prompt in prompts]
+        assert pair.tags["harmless"] == next(
+            phrase for phrase, text in zip(offered, texts, strict=True) if length(text) == wanted
+        )
+
+
+def test_phrases_of_refusal_are_in_one_split_only_and_offer_something_harmless():
+    templates, rows = read_phrases()
+    assert len(templates) == 5
+    assert all("{}" in template for template in templates)
+    texts = {
+        split: {text for row in rows if row.split == split for text in (row.harmful, *row.harmless)}
+        for split in ("discovery", "heldout")
+    }
+    assert sum(row.split == "heldout" for row in rows) >= 40
+    assert sum(row.split == "discovery" for row in rows) == 30
+    assert not texts["discovery"] & texts["heldout"]
+    assert all(row.harmless and row.harmful not in row.harmless for row in rows)
+
+
+def test_refusal_without_a_chat_template_says_what_to_do(plain_tokenizer):
+    with pytest.raises(PromptError, match=r"no chat template; use an instruction-tuned model"):
+        BUILT_IN["refusal"].prompts(plain_tokenizer)
+
+
+def test_a_behaviour_whose_words_the_tokenizer_splits_says_so(tokenizer):
+    class Letters:
+        chat_template = None
+
+        def __len__(self):
+            return 256
+
+        def encode(self, text, *, add_special_tokens=True):
+            return [ord(letter) % 256 for letter in text]
+
+        def decode(self, token_ids):
+            return "".join(map(chr, token_ids))
+
+    assert single_tokens(Letters(), "a Mary") == []
+    for name in ("ioi", "greater-than", "capital", "agreement", "induction", "pronoun"):
+        with pytest.raises(PromptError, match=f"{name} has no pairs with this tokenizer"):
+            BUILT_IN[name].prompts(Letters())
+
+
+def test_single_tokens_keeps_known_words_in_their_order(tokenizer):
+    assert single_tokens(tokenizer, "John zyxwv Mary") == ["John", "Mary"]
+
+
+def test_another_metric_keeps_the_pairs(tokenizer):
+    default = BUILT_IN["ioi"].prompts(tokenizer)
+    other = replace(BUILT_IN["ioi"], metric=Metric.KL).prompts(tokenizer)
+    assert other.metric is Metric.KL
+    assert other.digest == default.digest
+
+
+def test_a_negative_number_of_pairs_is_refused(tokenizer):
+    with pytest.raises(UsageError, match="must not be negative, got -1 and 64"):
+        BUILT_IN["ioi"].prompts(tokenizer, discovery=-1)
+
+
+def test_loading_an_unknown_name_offers_the_closest_one_and_says_how_to_give_a_file():
+    with pytest.raises(UnknownNameError, match=r"no behaviour 'capitol'. Closest: 'capital'.*\.jsonl, \.csv, \.json"):
+        load_behaviour("capitol")
+
+
+def test_loading_a_built_in_gives_it():
+    assert load_behaviour("greater-than") is BUILT_IN["greater-than"]
+
+
+def test_pairs_do_not_depend_on_the_hash_seed():
+    program = (
+        "from tests.behaviours.conftest import build; from circuits.behaviours import BUILT_IN; tokenizer = build();"
+        "print([behaviour.prompts(tokenizer, discovery=4, heldout=4).digest for behaviour in BUILT_IN.values()])"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True, text=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+    assert len(digests.pop()) > 7 * 64
+
+
+def test_behaviours_load_without_torch():
+    program = "import sys, circuits.behaviours; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
