@@ -1,1 +1,97 @@
-"""Path patching: find, measure, draw and compare circuits."""
+"""Path patching: find, measure, draw and compare the circuits of transformer language models.
+
+>>> import circuits
+>>> model = circuits.load_model("smollm2-135m")            # doctest: +SKIP
+>>> behaviour = circuits.load_behaviour("ioi")
+>>> found = circuits.discover(model, behaviour)            # doctest: +SKIP
+>>> found.circuit.draw("ioi.svg")                          # doctest: +SKIP
+
+Names are loaded when first used, so that ``import circuits`` stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuits.behaviours import load_behaviour
+    from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
+    from circuits.builder import build_graph
+    from circuits.circuit import Circuit
+    from circuits.comparison import CircuitDiff, compare
+    from circuits.discovery import Discovery, DiscoverySettings, discover
+    from circuits.errors import CircuitsError
+    from circuits.evaluation import evaluate
+    from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
+    from circuits.model import Model, load_model
+    from circuits.scores import EdgeScores
+    from circuits.scoring import score
+    from circuits.tracing.experiment import Options
+    from circuits.tracing.paths import Path, path_effects
+    from circuits.tracing.sites import patch_sites
+
+_HOMES = {
+    "Behaviour": "circuits.behaviours.behaviour",
+    "Circuit": "circuits.circuit",
+    "CircuitDiff": "circuits.comparison",
+    "CircuitsError": "circuits.errors",
+    "ComputationalGraph": "circuits.graph",
+    "Discovery": "circuits.discovery",
+    "DiscoverySettings": "circuits.discovery",
+    "Edge": "circuits.graph",
+    "EdgeScores": "circuits.scores",
+    "Model": "circuits.model",
+    "ModelShape": "circuits.graph",
+    "Node": "circuits.graph",
+    "Options": "circuits.tracing.experiment",
+    "Path": "circuits.tracing.paths",
+    "PromptSet": "circuits.behaviours.behaviour",
+    "TokenPair": "circuits.behaviours.behaviour",
+    "build_graph": "circuits.builder",
+    "compare": "circuits.comparison",
+    "discover": "circuits.discovery",
+    "evaluate": "circuits.evaluation",
+    "load_behaviour": "circuits.behaviours",
+    "load_model": "circuits.model",
+    "patch_sites": "circuits.tracing.sites",
+    "path_effects": "circuits.tracing.paths",
+    "score": "circuits.scoring",
+}
+
+__all__ = [
+    "Behaviour",
+    "Circuit",
+    "CircuitDiff",
+    "CircuitsError",
+    "ComputationalGraph",
+    "Discovery",
+    "DiscoverySettings",
+    "Edge",
+    "EdgeScores",
+    "Model",
+    "ModelShape",
+    "Node",
+    "Options",
+    "Path",
+    "PromptSet",
+    "TokenPair",
+    "build_graph",
+    "compare",
+    "discover",
+    "evaluate",
+    "load_behaviour",
+    "load_model",
+    "patch_sites",
+    "path_effects",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'circuits' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -113,7 +113,7 @@ def _label_axes(
     )
     axes.set_ylabel(one_line(axes_labels[0]), parse_math=False)
     axes.set_xlabel(one_line(axes_labels[1]), parse_math=False)
-    characters = max(24, int(12 * axes.get_figure(root=True).get_figwidth()))
+    characters = max(24, int(12 * _CELL * len(columns)))
     axes.set_title("\n".join(textwrap.wrap(one_line(title), characters)), fontsize=9, loc="left", parse_math=False)
     axes.tick_params(length=0)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)

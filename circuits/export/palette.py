@@ -1,4 +1,7 @@
-"""Colours and shapes of every figure, safe for the common kinds of colour blindness (after Okabe and Ito 2008, purple darkened)."""
+"""Colours and shapes of every figure, safe for the common kinds of colour blindness.
+
+The hues are those of Okabe and Ito (2008), with a darker purple.
+"""
 
 from circuits.comparison import Membership
 from circuits.graph import NodeKind, Slot

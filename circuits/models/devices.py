@@ -1,19 +1,10 @@
 """Where a model runs and in which number format."""
 
-from enum import StrEnum
-
 import torch
 
 from circuits.errors import DeviceError, UnknownNameError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class _Kind(StrEnum):
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -23,18 +14,18 @@ def resolve_device(name: str) -> torch.device:
     asked for and absent, :class:`DeviceError`.
     """
     kind, _, number = name.lower().partition(":")
-    known = [member.value for member in _Kind]
-    if kind not in known or (number and not (kind == _Kind.CUDA and number.isdigit())):
+    known = ("auto", "cpu", "cuda", "mps")
+    if kind not in known or (number and not (kind == "cuda" and number.isdigit())):
         raise UnknownNameError("device", name, known)
     count, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
-    if kind == _Kind.AUTO:
+    if kind == "auto":
         return torch.device("cuda" if count else "mps" if mps else "cpu")
-    if kind == _Kind.CUDA and int(number or 0) >= count:
+    if kind == "cuda" and int(number or 0) >= count:
         raise DeviceError(
             f"device '{name}' was asked for, but torch {torch.__version__} sees {count} CUDA devices here. Use "
             "`--device cpu` or `--device auto`, or install a CUDA driver and a CUDA build of torch."
         )
-    if kind == _Kind.MPS and not mps:
+    if kind == "mps" and not mps:
         raise DeviceError(
             f"device '{name}' was asked for, but this machine has none. Use `--device cpu` or `--device auto`."
         )

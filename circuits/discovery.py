@@ -1,0 +1,211 @@
+"""Discovery: from a model and a behaviour to a circuit that was judged on prompts it was not searched on."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from circuits.behaviours.behaviour import Behaviour, PromptSet
+from circuits.behaviours.lint import check_gap
+from circuits.circuit import BehaviourInfo, Circuit, Method, Provenance
+from circuits.errors import UsageError
+from circuits.evaluation import evaluate
+from circuits.graph import EdgeIndices
+from circuits.journal import Journal
+from circuits.model import Model
+from circuits.pruning import Selection, minimal, top
+from circuits.scores import EdgeScores
+from circuits.scoring import Agreement, agreement, score
+from circuits.scoring.scorers import Settings as ScorerSettings
+from circuits.tracing.experiment import Options, PatchingExperiment
+from circuits.vocabulary import PrunerName, ScorerName
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""
+
+
+@dataclass(frozen=True)
+class DiscoverySettings:
+    """How a circuit is searched. ``size`` is the number of edges of the ``top`` pruner; ``sample`` the number of edges that
+    are measured exactly to check the scorer."""
+
+    scorer: ScorerName = ScorerName.EAP_IG
+    pruner: PrunerName = PrunerName.MINIMAL
+    target: float = 0.9
+    size: int = 200
+    steps: int = 5
+    pairs: int = 32
+    heldout: int = 64
+    seed: int = 0
+    sample: int = 64
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1:
+            raise UsageError(f"the target faithfulness must be between 0 and 1, got {self.target}.")
+        if min(self.pairs, self.heldout) < 4:
+            raise UsageError(
+                f"at least 4 discovery and 4 held-out pairs are needed, got {self.pairs} and {self.heldout}."
+            )
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What :func:`discover` found: the circuit with its evaluation, all scores, how exact they are, and remarks."""
+
+    circuit: Circuit
+    scores: EdgeScores
+    agreement: Agreement | None
+    selection: Selection
+    prompts: PromptSet
+    warnings: tuple[str, ...]
+
+
+def discover(
+    model: Model,
+    behaviour: Behaviour,
+    settings: DiscoverySettings | None = None,
+    *,
+    journal: Journal | None = None,
+    progress: StageProgress = lambda _stage, _done, _total: None,
+    command: str = "",
+) -> Discovery:
+    """Find a circuit: check that the model shows the behaviour, score every edge, choose edges, judge on held-out prompts.
+
+    Raises ``PromptError`` for unusable pairs and ``BehaviourNotShownError`` when the gap between clean and corrupted runs is
+    degenerate. With a journal, finished stages survive an interruption. Cost with the defaults: about a hundred forward
+    passes of the discovery pairs to search, and fifty of the held-out pairs to judge.
+    """
+    begun = time.monotonic()
+    settings = settings or DiscoverySettings()
+    prompts = prompts_for(model, behaviour, settings)
+    experiment, warnings = shown(model, prompts, settings, progress)
+    scores = _scored(experiment, settings, journal, progress)
+    selection = _selected(experiment, scores, settings, journal, progress)
+    agreed = _agreement(experiment, scores, settings, progress)
+    circuit = _circuit(model, prompts, settings, scores, selection)
+    heldout = model.experiment(prompts.heldout, experiment.options)
+    ranked = scores.ranked(by_magnitude=selection.by_magnitude)
+    evaluation = evaluate(
+        heldout,
+        selection.edges,
+        ranked=ranked,
+        seed=settings.seed,
+        progress=_stage(progress, "evaluating on held-out prompts"),
+    )
+    provenance = _provenance(model, command, time.monotonic() - begun)
+    return Discovery(
+        replace(circuit, evaluation=evaluation, provenance=provenance), scores, agreed, selection, prompts, warnings
+    )
+
+
+def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings) -> PromptSet:
+    """Draw the discovery and held-out pairs for a model's tokenizer."""
+    return behaviour.prompts(model.tokenizer, discovery=settings.pairs, heldout=settings.heldout, seed=settings.seed)
+
+
+def shown(
+    model: Model, prompts: PromptSet, settings: DiscoverySettings, progress: StageProgress = lambda _s, _d, _t: None
+) -> tuple[PatchingExperiment, tuple[str, ...]]:
+    """Record the discovery pairs and check that the model shows the behaviour; give remarks on weak spots."""
+    progress("recording the prompts", 0, 0)
+    experiment = model.experiment(prompts.discovery, settings.options)
+    warnings = check_gap(
+        experiment.clean, experiment.corrupted, experiment.metric, behaviour=prompts.behaviour, model=model.info.id
+    )
+    return experiment, warnings
+
+
+def _scored(
+    experiment: PatchingExperiment, settings: DiscoverySettings, journal: Journal | None, progress: StageProgress
+) -> EdgeScores:
+    kept = journal.scores(experiment.graph) if journal else None
+    if kept is not None:
+        return kept
+    told = ScorerSettings(
+        steps=settings.steps, seed=settings.seed, progress=_stage(progress, f"scoring ({settings.scorer})")
+    )
+    scores = score(experiment, settings.scorer, told)
+    if journal:
+        journal.keep_scores(scores)
+    return scores
+
+
+def _selected(
+    experiment: PatchingExperiment,
+    scores: EdgeScores,
+    settings: DiscoverySettings,
+    journal: Journal | None,
+    progress: StageProgress,
+) -> Selection:
+    if settings.pruner is PrunerName.TOP:
+        return top(experiment, scores, min(settings.size, len(scores.scored)))
+
+    def report(step: str, edges: EdgeIndices, faithfulness: float) -> None:
+        progress(f"pruning: {len(edges)} edges, faithfulness {faithfulness:.2f}", 0, 0)
+        if journal:
+            journal.keep_edges(experiment.graph, step, edges, faithfulness)
+
+    begin = journal.edges(experiment.graph) if journal else None
+    return minimal(experiment, scores, target=settings.target, begin=begin, report=report)
+
+
+def _agreement(
+    experiment: PatchingExperiment, scores: EdgeScores, settings: DiscoverySettings, progress: StageProgress
+) -> Agreement | None:
+    if scores.measured or not settings.sample:
+        return None
+    told = _stage(progress, "comparing scores with exact ones")
+    return agreement(experiment, scores, sample=settings.sample, seed=settings.seed, progress=told)
+
+
+def _circuit(
+    model: Model, prompts: PromptSet, settings: DiscoverySettings, scores: EdgeScores, selection: Selection
+) -> Circuit:
+    options = settings.options
+    return Circuit(
+        model=model.info,
+        behaviour=BehaviourInfo(
+            name=prompts.behaviour,
+            metric=options.metric.value,
+            unit=options.metric.unit,
+            n_discovery=prompts.n_discovery,
+            n_heldout=prompts.n_heldout,
+            digest=prompts.digest,
+        ),
+        method=Method(
+            scorer=settings.scorer.value,
+            pruner=settings.pruner.value,
+            ablation=options.ablation.value,
+            direction=options.direction.value,
+            target=settings.target if settings.pruner is PrunerName.MINIMAL else None,
+            seed=settings.seed,
+            dtype=model.dtype,
+            rank_by="|score|" if selection.by_magnitude else "score",
+        ),
+        edges=selection.edges,
+        scores=np.array(scores.values[selection.edges]),
+        measured=scores.measured,
+        removal=selection.removal,
+    )
+
+
+def _provenance(model: Model, command: str, seconds: float) -> Provenance:
+    packages = ("path-patching-circuits", "torch", "transformers", "nnsight", "numpy")
+    versions = {package: metadata.version(package) for package in packages}
+    return Provenance(command=command, device=model.device, wall_seconds=round(seconds, 1), versions=versions)
+
+
+def _stage(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
+    def step(done: int, total: int) -> None:
+        progress(stage, done, total)
+
+    return step
+
+
+def settings_key(model: Model, prompts: PromptSet, settings: DiscoverySettings) -> dict[str, Any]:
+    """Give what makes two discoveries the same run: model, prompts and settings."""
+    return {"model": model.info.digest, "dtype": model.dtype, "prompts": prompts.digest, **asdict(settings)}

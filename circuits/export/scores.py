@@ -1,0 +1,120 @@
+"""Score files (``scores.csv``, ``scores.parquet``) and edge lists: written, and read back with the place of every error."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from circuits.errors import CircuitsError, FormatError, OutputError, UnknownNameError
+from circuits.graph import ComputationalGraph, Edge, EdgeIndices
+from circuits.scores import EdgeScores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUFFIXES = (".csv", ".parquet")
+_FORMAT, _VERSION = "circuits/scores", 1
+
+
+def write_scores(scores: EdgeScores, path: str | Path, indices: EdgeIndices | None = None) -> None:
+    """Write scores as CSV or Parquet, by the suffix: one row per scored edge in graph order, or those asked for."""
+    import pandas as pd
+
+    path = Path(path)
+    require_suffix(path)
+    table = pd.DataFrame(scores.rows(indices))
+    try:
+        if path.suffix == ".csv":
+            table.to_csv(path, index=False, float_format="%.9g", lineterminator="\n")
+        else:
+            _write_parquet(table, scores, path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}. Choose another place or free some space."
+        ) from error
+
+
+def _write_parquet(table: "pd.DataFrame", scores: EdgeScores, path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    metadata = {"format": _FORMAT, "version": str(_VERSION), "scorer": str(scores.scorer)}
+    parquet.write_table(arrow.replace_schema_metadata(metadata), path)
+
+
+def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
+    """Read scores; raises :class:`FormatError` that names the file and row."""
+    path = Path(path)
+    table, scorer = _read_table(path)
+    missing = {"edge", "score", "measured"} - set(table.columns)
+    if missing:
+        raise FormatError(
+            f"{path} has no column {', '.join(sorted(missing))}; expected edge, score, measured (and sd, n)."
+        )
+    edges = _indices(path, [str(edge) for edge in table["edge"]], graph, first_row=2)
+    values, sd = np.full(graph.n_edges, np.nan), None
+    values[edges] = table["score"].to_numpy(dtype=np.float64)
+    if "sd" in table.columns:
+        sd = np.full(graph.n_edges, np.nan)
+        sd[edges] = table["sd"].to_numpy(dtype=np.float64)
+    n = int(table["n"].iloc[0]) if "n" in table.columns and len(table) else 0
+    return EdgeScores(graph, values, scorer, measured=bool(table["measured"].all()), sd=sd, n=n)
+
+
+def read_edges(path: str | Path, graph: ComputationalGraph) -> EdgeIndices:
+    """Read a list of edges: a score file, or text with one edge per line (blank lines and ``#`` comments skipped)."""
+    path = Path(path)
+    if path.suffix in SUFFIXES:
+        table, _ = _read_table(path)
+        if "edge" not in table.columns:
+            raise FormatError(f"{path} has no column 'edge'.")
+        return _indices(path, [str(edge) for edge in table["edge"]], graph, first_row=2)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not a text file: {error.reason} at byte {error.start}.") from error
+    found: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        text = line.partition("#")[0].strip()
+        if text:
+            found.extend(_indices(path, [text], graph, first_row=number).tolist())
+    if not found:
+        raise FormatError(f"{path} names no edge; expected one per line, such as a3.h5->m7.")
+    return np.unique(np.array(found, dtype=np.int64))
+
+
+def require_suffix(path: Path) -> None:
+    """Raise :class:`UnknownNameError` unless the suffix is that of a score file."""
+    if path.suffix not in SUFFIXES:
+        raise UnknownNameError("score file format", path.suffix or path.name, SUFFIXES)
+
+
+def _indices(path: Path, names: list[str], graph: ComputationalGraph, *, first_row: int) -> EdgeIndices:
+    indices: list[int] = []
+    for row, name in enumerate(names, start=first_row):
+        try:
+            indices.append(graph.index(Edge.parse(name)))
+        except CircuitsError as error:
+            raise FormatError(f"{path}, line {row}: {error}") from error
+    return np.array(indices, dtype=np.int64)
+
+
+def _read_table(path: Path) -> "tuple[pd.DataFrame, str]":
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    require_suffix(path)
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path), path.stem
+        arrow: Any = parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise FormatError(f"cannot read {path}: {error}") from error
+    metadata = {key.decode(): value.decode() for key, value in (arrow.schema.metadata or {}).items()}
+    if int(metadata.get("version", "1")) > _VERSION:
+        raise FormatError(f"{path} has version {metadata['version']}; this release reads up to {_VERSION}.")
+    return arrow.to_pandas(), metadata.get("scorer", path.stem)

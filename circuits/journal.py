@@ -1,0 +1,88 @@
+"""The journal of a discovery: finished stages, so that an interrupted run goes on where it was.
+
+A folder with ``journal`` (JSON Lines: what was asked for, then one line per finished step) and ``scores.parquet``. A journal
+that was begun with other settings is started afresh; a last line cut off by a kill is ignored.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from circuits.errors import OutputError, UnknownNameError, UsageError
+from circuits.export.scores import read_scores, write_scores
+from circuits.graph import ComputationalGraph, Edge, EdgeIndices
+from circuits.scores import EdgeScores
+
+_FORMAT = "circuits/journal"
+_VERSION = 1
+
+
+class Journal:
+    """Keeps a discovery's finished stages in a folder; ``settings`` are what makes two runs the same run."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool = False) -> None:
+        self.folder = folder
+        self._path, self._scores = folder / "journal", folder / "scores.parquet"
+        head = {"format": _FORMAT, "version": _VERSION, "settings": settings}
+        lines = _read(self._path) if resume else []
+        self._steps = lines[1:] if lines and lines[0] == head else []
+        if not self._steps:
+            self._write([head])
+
+    @property
+    def resumed(self) -> bool:
+        """Whether finished stages of an earlier run were found."""
+        return bool(self._steps)
+
+    def scores(self, graph: ComputationalGraph) -> EdgeScores | None:
+        """Give the scores of the earlier run, if it got that far."""
+        if not any(step["step"] == "scored" for step in self._steps):
+            return None
+        return read_scores(self._scores, graph)
+
+    def keep_scores(self, scores: EdgeScores) -> None:
+        """Keep finished scores."""
+        write_scores(scores, self._scores)
+        self._append({"step": "scored", "scorer": scores.scorer})
+
+    def edges(self, graph: ComputationalGraph) -> EdgeIndices | None:
+        """Give the smallest circuit that the earlier run's pruner had reached, if any."""
+        found = [step["edges"] for step in self._steps if "edges" in step]
+        if not found:
+            return None
+        try:
+            return np.array([graph.index(Edge.parse(edge)) for edge in found[-1]], dtype=np.int64)
+        except (UnknownNameError, UsageError):
+            return None
+
+    def keep_edges(self, graph: ComputationalGraph, step: str, edges: EdgeIndices, faithfulness: float) -> None:
+        """Keep a step of the pruner."""
+        names = [str(edge) for edge in graph.edges(edges)]
+        self._append({"step": step, "faithfulness": round(faithfulness, 6), "edges": names})
+
+    def _append(self, step: dict[str, Any]) -> None:
+        self._steps.append(step)
+        self._write([step], append=True)
+
+    def _write(self, lines: list[dict[str, Any]], *, append: bool = False) -> None:
+        try:
+            with self._path.open("a" if append else "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self._path}: {error.strerror}. Free some space or choose another --out."
+            ) from error
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    if not path.is_file():
+        return lines
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(cast("dict[str, Any]", json.loads(line)))
+        except ValueError:
+            break
+    return lines

@@ -1,0 +1,24 @@
+"""The best edges of a ranking."""
+
+import numpy as np
+
+from circuits.errors import UsageError
+from circuits.evaluation.faithfulness import circuit_values, faithfulness
+from circuits.pruning.connected import connected
+from circuits.pruning.selection import Selection
+from circuits.scores import EdgeScores
+from circuits.tracing.protocol import Experiment
+
+
+def top(experiment: Experiment, scores: EdgeScores, size: int, *, by_magnitude: bool = False) -> Selection:
+    """Take the ``size`` best edges, then drop those on no path from input to logits. Cost: one circuit."""
+    ranked = scores.ranked(by_magnitude=by_magnitude)
+    if not 1 <= size <= len(ranked):
+        raise UsageError(
+            f"the number of edges must be between 1 and {len(ranked)} (the edges that have a score), got {size}."
+        )
+    edges = connected(scores.graph, np.sort(ranked[:size]))
+    mask = np.zeros(scores.graph.n_edges, dtype=np.bool_)
+    mask[edges] = True
+    found = float(faithfulness(experiment, circuit_values(experiment, mask)))
+    return Selection(edges, found, proposed=size, by_magnitude=by_magnitude)
