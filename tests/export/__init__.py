@@ -1,0 +1,1 @@
+"""Tests of diagrams, reports and file formats."""

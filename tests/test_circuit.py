@@ -1,0 +1,174 @@
+"""Circuits at rest: JSON in and out, refusal of what is not a circuit, the networkx view."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from circuits.circuit import Circuit, ModelInfo
+from circuits.errors import FormatError, OutputError, UsageError
+from tests.export.example_circuits import EVALUATION, GROUPED, PLAIN, circuit_of, random_circuit
+
+Document = dict[str, Any]
+
+
+def document_of(circuit: Circuit) -> Document:
+    return json.loads(circuit.to_json())
+
+
+@pytest.mark.parametrize(
+    "model", [PLAIN, GROUPED, replace(GROUPED, parallel=True)], ids=["plain", "grouped", "parallel"]
+)
+def test_saving_loading_and_saving_again_gives_the_same_bytes(model: ModelInfo, tmp_path: Path) -> None:
+    circuit = random_circuit(120, model)
+    circuit.save(tmp_path / "one.json")
+    Circuit.load(tmp_path / "one.json").save(tmp_path / "two.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert len((tmp_path / "one.json").read_bytes()) > 10_000
+
+
+def test_loading_gives_back_every_field_with_numbers_to_six_digits(tmp_path: Path) -> None:
+    circuit = random_circuit(60)
+    circuit.save(tmp_path / "x.json")
+    loaded = Circuit.load(tmp_path / "x.json")
+    assert loaded.edge_list == circuit.edge_list
+    np.testing.assert_allclose(loaded.scores, circuit.scores, rtol=1e-5)
+    assert loaded.removal is not None
+    assert circuit.removal is not None
+    np.testing.assert_allclose(loaded.removal, circuit.removal, rtol=1e-5)
+    assert (loaded.model, loaded.behaviour, loaded.method) == (circuit.model, circuit.behaviour, circuit.method)
+    assert (loaded.evaluation, loaded.provenance) == (EVALUATION, circuit.provenance)
+
+
+def test_missing_parts_stay_missing(tmp_path: Path) -> None:
+    circuit = replace(circuit_of({"input->m0": float("nan"), "m0->logits": 1.0}), evaluation=None)
+    circuit.save(tmp_path / "x.json")
+    assert "NaN" not in (tmp_path / "x.json").read_text(encoding="utf-8")
+    loaded = Circuit.load(tmp_path / "x.json")
+    assert np.isnan(loaded.scores).tolist() == [True, False]
+    assert loaded.removal is None
+    assert loaded.evaluation is None
+    empty = Circuit.from_document(document_of(circuit_of({})))
+    assert len(empty) == 0
+    assert empty.to_json() == circuit_of({}).to_json()
+
+
+def test_sections_that_an_older_writer_left_out_are_filled_in() -> None:
+    document = document_of(random_circuit(5))
+    del document["provenance"], document["evaluation"]
+    del document["model"]["tokenizer_digest"], document["method"]["rank_by"]
+    loaded = Circuit.from_document(document)
+    assert len(loaded) == 5
+    assert loaded.evaluation is None
+
+
+def test_the_file_says_what_it_is_and_lists_edges_in_graph_order() -> None:
+    circuit = circuit_of({"m0->logits": -0.123456789, "input->a0.kv1<k>": 2.0})
+    document = document_of(circuit)
+    assert (document["format"], document["version"]) == ("circuits/circuit", 1)
+    assert [edge["edge"] for edge in document["edges"]] == ["input->a0.kv1<k>", "m0->logits"]
+    assert document["edges"][0] == {
+        "edge": "input->a0.kv1<k>",
+        "measured": False,
+        "receiver": "a0.kv1",
+        "removal": None,
+        "score": 2.0,
+        "sender": "input",
+        "slot": "k",
+    }
+    assert document["edges"][1]["score"] == -0.123457
+
+
+def test_a_newer_version_is_refused_with_advice() -> None:
+    document = document_of(random_circuit(3)) | {"version": 2}
+    with pytest.raises(FormatError, match=r"version 2; this release reads up to 1. Install a newer circuits"):
+        Circuit.from_document(document)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format="other"), "is not a circuit; expected a JSON object"),
+        (lambda d: d.update(version="one"), "version one"),
+        (lambda d: d.pop("model"), "no field 'model'"),
+        (lambda d: d.pop("edges"), "no field 'edges'"),
+        (lambda d: d["edges"][0].pop("score"), "no field 'score'"),
+        (lambda d: d["edges"][0].update(score="high"), "valid number"),
+        (lambda d: d["edges"][0].update(edge="a1.h2"), "'a1.h2' is not an edge"),
+        (lambda d: d["edges"][0].update(edge="m5->m2"), "'m5' is not computed before 'm2'"),
+        (lambda d: d["edges"][0].update(edge="input->m99"), "no node 'm99'"),
+        (lambda d: d["edges"].reverse(), "distinct and in graph order"),
+        (lambda d: d["model"].update(n_layers="many"), "n_layers: Input should be a valid integer"),
+        (lambda d: d["model"].update(n_heads=7), "cannot share"),
+        (lambda d: d["evaluation"].update(faithfulness_ci=[1]), "faithfulness_ci"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_the_reason_and_its_name(change: Any, message: str, tmp_path: Path) -> None:
+    document = document_of(random_circuit(4))
+    change(document)
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(FormatError, match=r"broken\.json") as caught:
+        Circuit.load(path)
+    assert message in str(caught.value)
+
+
+def test_files_that_are_absent_or_not_json_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"cannot read .*absent\.json: No such file"):
+        Circuit.load(tmp_path / "absent.json")
+    (tmp_path / "x.json").write_text("{", encoding="utf-8")
+    with pytest.raises(FormatError, match=r"x\.json is not JSON"):
+        Circuit.load(tmp_path / "x.json")
+    (tmp_path / "y.json").write_text("[1, 2]", encoding="utf-8")
+    with pytest.raises(FormatError, match=r"y\.json is not a circuit"):
+        Circuit.load(tmp_path / "y.json")
+    with pytest.raises(OutputError, match="cannot write"):
+        random_circuit(2).save(tmp_path / "absent" / "x.json")
+
+
+def test_a_circuit_cannot_be_made_of_repeated_edges_or_too_few_scores_and_cannot_be_changed() -> None:
+    circuit = random_circuit(4)
+    with pytest.raises(UsageError, match="distinct and in graph order"):
+        replace(circuit, edges=circuit.edges[[0, 0, 1, 2]])
+    with pytest.raises(UsageError, match="4 edges has \\(3,\\) scores"):
+        replace(circuit, scores=circuit.scores[:3])
+    with pytest.raises(ValueError, match="read-only"):
+        circuit.scores[0] = 1.0
+
+
+def test_the_networkx_view_has_every_edge_once_with_its_score() -> None:
+    circuit = random_circuit(150, PLAIN)
+    view = circuit.to_networkx()
+    found = {
+        f"{u}->{v}" + (f"<{key}>" if key else ""): data["score"] for u, v, key, data in view.edges(keys=True, data=True)
+    }
+    assert found == {str(e): s for e, s in zip(circuit.edge_list, circuit.scores.tolist(), strict=True)}
+    assert list(view.nodes) == [str(node) for node in circuit.nodes]
+
+
+def test_a_group_leads_to_the_circuits_heads_of_that_group_and_no_others() -> None:
+    circuit = circuit_of(
+        {
+            "input->a2.kv0<v>": 1.0,
+            "a2.h1->m3": 1.0,
+            "a2.h2->m3": 1.0,
+            "a2.h3->m3": 1.0,
+            "a3.h1->m3": 1.0,
+            "m3->logits": 1,
+        }
+    )
+    view = circuit.to_networkx()
+    groups = [(u, v) for u, v, key in view.edges(keys=True) if key == "group"]
+    assert groups == [("a2.kv0", "a2.h1"), ("a2.kv0", "a2.h2")]
+    assert nx.has_path(view, "input", "logits")
+    assert not nx.has_path(view, "input", "a2.h3")
+
+
+def test_the_mask_marks_exactly_the_circuits_edges() -> None:
+    circuit = random_circuit(30)
+    assert np.flatnonzero(circuit.mask()).tolist() == circuit.edges.tolist()
+    assert len(circuit.mask()) == circuit.graph.n_edges
