@@ -180,7 +180,7 @@ def _difference_facts(diff: CircuitDiff) -> list[str]:
         f"A: {len(diff.a):,} edges, {diff.a.behaviour.name} in {diff.a.model.id}",
         f"B: {len(diff.b):,} edges, {diff.b.behaviour.name} in {diff.b.model.id}",
         f"shared edges {overlap.shared} (by chance {overlap.expected_shared:.2g}); Jaccard {overlap.jaccard:.2f}; "
-        f"Jaccard of heads and MLPs {diff.node_overlap.jaccard:.2f}",
+        f"Jaccard of nodes {diff.node_overlap.jaccard:.2f}",
     ]
 
 
@@ -199,6 +199,6 @@ def _difference_notes() -> list[str]:
     return [
         "Arrows into a head: triangle into its query, diamond into its keys, dot into its values. "
         "Outline of a node: the colour of its circuit, dark for both.",
-        "Width: size of the score, relative to each circuit's largest.",
+        "Width: size of the score, relative to each circuit's largest. Two numbers: score in A / score in B.",
         SIGN,
     ]
