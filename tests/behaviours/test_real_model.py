@@ -1,0 +1,52 @@
+"""The built-in behaviours on the built-in model, by plain forward passes."""
+
+import pytest
+import torch
+
+from circuits.behaviours import BUILT_IN
+from circuits.behaviours.lint import check_gap
+from circuits.errors import BehaviourNotShownError
+from circuits.metrics import AnswerTokens, measure
+from circuits.models.loading import load_weights
+
+pytestmark = pytest.mark.real
+
+EXPECTED = {
+    "ioi": (3.9, -1.2),
+    "greater-than": (4.9, -2.6),
+    "capital": (12.6, -12.7),
+    "agreement": (6.7, -6.6),
+    "induction": (8.3, -4.1),
+    "pronoun": (4.4, -4.8),
+}
+"""Mean logit difference of the clean and the corrupted held-out prompts."""
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_weights("smollm2-135m", device="cpu")
+
+
+def values(loaded, behaviour, count):
+    pairs = behaviour.prompts(loaded.tokenizer, discovery=4, heldout=count).heldout
+    answers = AnswerTokens.of(pairs)
+    sides = (torch.tensor([pair.clean for pair in pairs]), torch.tensor([pair.corrupted for pair in pairs]))
+    with torch.no_grad():
+        logits = [loaded.module(side, logits_to_keep=1).logits[:, -1] for side in sides]
+    return [measure(behaviour.metric, side, answers).double().numpy() for side in logits]
+
+
+@pytest.mark.parametrize("name", list(EXPECTED))
+def test_the_model_shows_the_behaviour(loaded, name):
+    clean, corrupted = values(loaded, BUILT_IN[name], 64)
+    check_gap(clean, corrupted, BUILT_IN[name].metric, behaviour=name, model="smollm2-135m")
+    assert (clean > 0).mean() >= 0.98
+    assert (clean > corrupted).all()
+    assert (clean.mean(), corrupted.mean()) == pytest.approx(EXPECTED[name], abs=0.3)
+
+
+def test_the_model_does_not_refuse_and_is_said_not_to(loaded):
+    clean, corrupted = values(loaded, BUILT_IN["refusal"], 32)
+    assert (clean < 0).all()
+    with pytest.raises(BehaviourNotShownError, match="smollm2-135m does not show refusal"):
+        check_gap(clean, corrupted, BUILT_IN["refusal"].metric, behaviour="refusal", model="smollm2-135m")
