@@ -146,9 +146,10 @@ class Circuit:
         for array in (self.scores, self.removal):
             if array is not None and array.shape != self.edges.shape:
                 raise UsageError(f"a circuit of {len(self.edges)} edges has {array.shape} scores.")
-        for array in (self.edges, self.scores, self.removal):
-            if array is not None:
-                array.setflags(write=False)
+        for name in ("edges", "scores", "removal"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, getattr(self, name).copy())
+                getattr(self, name).setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.edges)

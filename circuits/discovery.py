@@ -29,8 +29,11 @@ StageProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class DiscoverySettings:
-    """How a circuit is searched. ``size`` is the number of edges of the ``top`` pruner; ``sample`` the number of edges that
-    are measured exactly to check the scorer."""
+    """How a circuit is searched.
+
+    ``size`` is the number of edges of the ``top`` pruner; ``sample`` the number of edges
+    that are measured exactly to check the scorer.
+    """
 
     scorer: ScorerName = ScorerName.EAP_IG
     pruner: PrunerName = PrunerName.MINIMAL
@@ -73,11 +76,11 @@ def discover(
     progress: StageProgress = lambda _stage, _done, _total: None,
     command: str = "",
 ) -> Discovery:
-    """Find a circuit: check that the model shows the behaviour, score every edge, choose edges, judge on held-out prompts.
+    """Find a circuit: check the behaviour, score every edge, choose edges, judge them on held-out prompts.
 
-    Raises ``PromptError`` for unusable pairs and ``BehaviourNotShownError`` when the gap between clean and corrupted runs is
-    degenerate. With a journal, finished stages survive an interruption. Cost with the defaults: about a hundred forward
-    passes of the discovery pairs to search, and fifty of the held-out pairs to judge.
+    Raises ``PromptError`` for unusable pairs and ``BehaviourNotShownError`` when the gap between clean and corrupted
+    runs is degenerate. With a journal, finished stages survive an interruption. Cost with the defaults: about a
+    hundred forward passes of the discovery pairs to search, and fifty of the held-out pairs to judge.
     """
     begun = time.monotonic()
     settings = settings or DiscoverySettings()

@@ -72,11 +72,11 @@ class UnknownNameError(CircuitsError, ValueError):
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         names = list(known)
         lowered = {candidate.lower(): candidate for candidate in names}
-        close = get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
+        close = list(lowered) if len(lowered) == 1 else get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
         parts = [f"there is no {kind} '{name}'."]
         if close:
             parts.append(f"Closest: '{lowered[close[0]]}'.")
-        if names and len(names) <= 40:
+        if 1 < len(names) <= 40:
             parts.append(f"Known: {', '.join(names)}.")
         if hint:
             parts.append(hint)

@@ -255,6 +255,7 @@ class ComputationalGraph:
             return
         node = receiver.node
         if node.kind is NodeKind.HEAD and self.shape.grouped and receiver.slot in (Slot.K, Slot.V):
+            self.require_node(node)
             group = Node(NodeKind.KV, node.layer, node.index // self.shape.heads_per_group)
             hint = (
                 f"Heads share keys and values in this model: write '{group}<{receiver.slot}>' for the group of {node}."

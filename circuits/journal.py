@@ -1,7 +1,7 @@
 """The journal of a discovery: finished stages, so that an interrupted run goes on where it was.
 
-A folder with ``journal`` (JSON Lines: what was asked for, then one line per finished step) and ``scores.parquet``. A journal
-that was begun with other settings is started afresh; a last line cut off by a kill is ignored.
+A folder with ``journal`` (JSON Lines: what was asked for, then one line per finished step) and ``scores.parquet``. A
+journal that was begun with other settings is started afresh; a last line cut off by a kill is ignored.
 """
 
 import json

@@ -1,4 +1,3 @@
-# ruff: noqa: F722, F821 (axis names in tensor annotations)
 """Metrics: from next-token logits to one number per prompt, differentiable with respect to the logits.
 
 Notation: ``A`` the answers and ``W`` the wrong answers of a prompt, ``l`` its logits, ``p = softmax(l)``.

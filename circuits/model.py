@@ -42,17 +42,17 @@ class Model:
     def __repr__(self) -> str:
         shape = self.info.shape
         return (
-            f"Model({self.info.id!r}: {shape.n_layers} layers, {shape.n_heads} heads, {shape.n_kv_heads} key/value heads, "
-            f"{self.graph.n_edges:,} edges, {self.dtype} on {self.device})"
+            f"Model({self.info.id!r}: {shape.n_layers} layers, {shape.n_heads} heads, "
+            f"{shape.n_kv_heads} key/value heads, {self.graph.n_edges:,} edges, {self.dtype} on {self.device})"
         )
 
 
 def load_model(model: str = "smollm2-135m", *, device: str = "auto", dtype: str = "auto") -> Model:
     """Load a built-in model, a local folder or a Hugging Face id, and verify that it can be measured.
 
-    ``device`` is auto, cpu, cuda or mps; ``dtype`` auto (float32 on a CPU, the model's own elsewhere), float32, bfloat16 or
-    float16. Raises ``UnknownNameError``, ``ModelUnavailableError``, ``UnsupportedModelError``, ``DeviceError``, and
-    ``GuardError`` for a model that would be measured wrongly.
+    ``device`` is auto, cpu, cuda or mps; ``dtype`` auto (float32 on a CPU, the model's own elsewhere), float32,
+    bfloat16 or float16. Raises ``UnknownNameError``, ``ModelUnavailableError``, ``UnsupportedModelError``,
+    ``DeviceError``, and ``GuardError`` for a model that would be measured wrongly.
     """
     loaded = verified(load_weights(model, device=device, dtype=dtype))
     require(loaded.guards, loaded.info.id)

@@ -30,13 +30,15 @@ class EdgeScores:
     n: int = 0
 
     def __post_init__(self) -> None:
-        for array in (self.values, self.sd):
+        for name in ("values", "sd"):
+            array: Floats | None = getattr(self, name)
             if array is not None:
                 if array.shape != (self.graph.n_edges,):
                     raise UsageError(
                         f"expected one score for each of {self.graph.n_edges} edges, got shape {array.shape}."
                     )
-                array.setflags(write=False)
+                object.__setattr__(self, name, array.copy())
+                getattr(self, name).setflags(write=False)
 
     @property
     def scored(self) -> EdgeIndices:

@@ -27,7 +27,7 @@ class Metric(Choice):
     """What is measured on the next-token logits: one number per prompt."""
 
     LOGIT_DIFFERENCE = "logit-difference"
-    """log of total probability of the answers over that of the wrong answers; with one token each, their logits' difference."""
+    """Log of the answers' total probability over that of the wrong answers; one token each: the logits' difference."""
     LOG_ODDS = "log-odds"
     """log p - log(1 - p) with p the total probability of the answers."""
     PROBABILITY_DIFFERENCE = "probability-difference"

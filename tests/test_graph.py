@@ -249,7 +249,7 @@ def test_in_a_parallel_block_a_head_is_too_late_for_the_mlp_beside_it() -> None:
         build_graph(ModelShape(2, 2, 2, 8, 2, parallel=True)).index(Edge.parse(text))
 
 
-@pytest.mark.xfail(strict=True, reason="the group hint is given before the node is checked")
+
 @pytest.mark.parametrize("text", ["input->a0.h99<k>", "input->a40.h2<v>"])
 def test_a_group_that_does_not_exist_is_never_recommended(text: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
@@ -259,9 +259,6 @@ def test_a_group_that_does_not_exist_is_never_recommended(text: str) -> None:
     assert "a40.kv" not in str(caught.value)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="difflib finds 'm99' too far from 'm11' and the one candidate is listed as known"
-)
 def test_the_closest_node_is_offered_however_far_off_the_number_is() -> None:
     with pytest.raises(UnknownNameError) as caught:
         GPT2.index(Edge.parse("m99->logits"))

@@ -14,10 +14,10 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 def curve(
     experiment: Experiment, ranked: EdgeIndices, *, progress: Progress = no_progress
 ) -> tuple[tuple[CurvePoint, ...], float, float]:
-    """Give the curve over the best edges of a ranking, CPR (area under f) and CMD (area under \\|1 - f\\|).
+    """Give the curve over the best edges of a ranking, its CPR and its CMD.
 
-    Trapezoids on a linear axis from 0 edges (where f is 0) to all; CPR 1 and CMD 0 are perfect. Cost: up to three forward
-    passes per point.
+    CPR is the area under f, CMD that under the distance of f from 1: trapezoids on a linear axis from 0 edges (where f
+    is 0) to all. Perfect are 1 and 0. Cost: up to three forward passes per point.
     """
     sizes = [max(1, round(share * experiment.graph.n_edges)) for share in SHARES]
     sizes = [min(size, len(ranked)) for size in sizes]

@@ -1,4 +1,4 @@
-"""Score files (``scores.csv``, ``scores.parquet``) and edge lists: written, and read back with the place of every error."""
+"""Score files (``scores.csv``, ``scores.parquet``) and edge lists, written and read back."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +35,7 @@ def write_scores(scores: EdgeScores, path: str | Path, indices: EdgeIndices | No
 
 
 def _write_parquet(table: "pd.DataFrame", scores: EdgeScores, path: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    pa, parquet = _arrow()
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = {"format": _FORMAT, "version": str(_VERSION), "scorer": str(scores.scorer)}
     parquet.write_table(arrow.replace_schema_metadata(metadata), path)
@@ -104,9 +102,8 @@ def _indices(path: Path, names: list[str], graph: ComputationalGraph, *, first_r
 
 def _read_table(path: Path) -> "tuple[pd.DataFrame, str]":
     import pandas as pd
-    import pyarrow as pa
-    from pyarrow import parquet
 
+    pa, parquet = _arrow()
     require_suffix(path)
     try:
         if path.suffix == ".csv":
@@ -114,7 +111,16 @@ def _read_table(path: Path) -> "tuple[pd.DataFrame, str]":
         arrow: Any = parquet.read_table(path)
     except (OSError, pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise FormatError(f"cannot read {path}: {error}") from error
-    metadata = {key.decode(): value.decode() for key, value in (arrow.schema.metadata or {}).items()}
+    raw: dict[bytes, bytes] = arrow.schema.metadata or {}
+    metadata = {key.decode(): value.decode() for key, value in raw.items()}
     if int(metadata.get("version", "1")) > _VERSION:
         raise FormatError(f"{path} has version {metadata['version']}; this release reads up to {_VERSION}.")
     return arrow.to_pandas(), metadata.get("scorer", path.stem)
+
+
+def _arrow() -> tuple[Any, Any]:
+    """Import pyarrow, which has no types, when it is needed."""
+    import pyarrow
+    from pyarrow import parquet
+
+    return pyarrow, parquet

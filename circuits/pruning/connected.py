@@ -1,5 +1,7 @@
 """Dropping edges that no longer lie on a path from the input to the logits."""
 
+from collections.abc import Iterator
+
 import networkx as nx
 import numpy as np
 
@@ -8,15 +10,19 @@ from circuits.graph import ComputationalGraph, EdgeIndices, Node, NodeKind
 
 def connected(graph: ComputationalGraph, edges: EdgeIndices) -> EdgeIndices:
     """Keep the edges that lie on a path from the input to the logits; the others change nothing in any run."""
-    view: nx.DiGraph[Node] = nx.DiGraph()
     ends = [(graph.edge(int(edge)).sender, graph.edge(int(edge)).receiver.node) for edge in edges]
-    view.add_edges_from(ends)
-    per_group = graph.shape.heads_per_group
-    for node in [node for node in view if node.kind is NodeKind.KV]:
-        heads = range(node.index * per_group, (node.index + 1) * per_group)
-        view.add_edges_from((node, Node(NodeKind.HEAD, node.layer, head)) for head in heads)
+    view = nx.DiGraph([*ends, *_group_edges(graph, [receiver for _, receiver in ends])])
     source, sink = Node(NodeKind.INPUT), Node(NodeKind.LOGITS)
     if source not in view or sink not in view:
         return edges[:0]
-    alive = (nx.descendants(view, source) | {source}) & (nx.ancestors(view, sink) | {sink})
+    downstream, upstream = nx.bfs_tree(view, source), nx.bfs_tree(view, sink, reverse=True)
+    alive = {node for node in downstream if node in upstream}
     return edges[np.array([sender in alive and receiver in alive for sender, receiver in ends], dtype=np.bool_)]
+
+
+def _group_edges(graph: ComputationalGraph, receivers: list[Node]) -> Iterator[tuple[Node, Node]]:
+    """Lead from every key/value group that is read to the heads that share it."""
+    size = graph.shape.heads_per_group
+    for group in dict.fromkeys(node for node in receivers if node.kind is NodeKind.KV):
+        for head in range(group.index * size, (group.index + 1) * size):
+            yield group, Node(NodeKind.HEAD, group.layer, head)

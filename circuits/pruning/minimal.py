@@ -1,10 +1,10 @@
 """A locally minimal circuit: attribution proposes, joint measurement selects, exact prune-back minimises.
 
-Effects of single edges do not compose, so a circuit is only ever judged as a whole, by its faithfulness ``f``; it reaches
-the target when ``|1 - f| <= 1 - target``.
+Effects of single edges do not compose, so a circuit is only ever judged as a whole, by its faithfulness ``f``; it
+reaches the target when ``|1 - f| <= 1 - target``.
 
-1. *Propose*: the smallest number of best-ranked edges that reaches the target, on a geometric grid and then by bisection; by
-   score and by |score|, whichever needs fewer.
+1. *Propose*: the smallest number of best-ranked edges that reaches the target, on a geometric grid and then by
+   bisection; by score and by |score|, whichever needs fewer.
 2. *Prune back*: measure the removal of every single edge inside the circuit; drop the longest run of least useful edges
    with which the target still holds; measure again, until no single edge can go.
 """
@@ -39,24 +39,21 @@ def minimal(
 ) -> Selection:
     """Find a circuit that reaches the target and from which no single edge can be removed without missing it.
 
-    ``begin`` continues from the edges of an earlier, interrupted search instead of proposing anew. Cost: a few dozen circuits to
-    propose; then, per round, as many as the circuit has edges, each a fraction of a forward pass.
+    ``begin`` continues from the edges of an earlier, interrupted search instead of proposing anew. Cost: a few dozen
+    circuits to propose; then, per round, as many as the circuit has edges, each a fraction of a forward pass.
     """
     if not 0 < target < 1:
         raise UsageError(f"the target faithfulness must be between 0 and 1, got {target}.")
     judge = _Judge(experiment, 1 - target)
-    if begin is None:
-        proposal = _propose(judge, scores)
-    else:
-        proposal = _Proposal(begin, len(begin), by_magnitude=False)
-    edges = connected(scores.graph, proposal.edges)
+    proposal = _propose(judge, scores) if begin is None else _Proposal(begin, len(begin), by_magnitude=False)
+    edges = judge.tidied(proposal.edges)
     report("proposed", edges, judge.one(edges))
     while True:
         losses = judge.removals(edges)
         shorter = _drop(judge, edges, losses)
         if shorter is None:
             break
-        edges = connected(scores.graph, shorter)
+        edges = judge.tidied(shorter)
         report("pruned", edges, judge.one(edges))
     found = judge.one(edges)
     return Selection(edges, found, proposal.size, proposal.by_magnitude, found - losses, locally_minimal=True)
@@ -90,6 +87,11 @@ class _Judge:
     def removals(self, edges: EdgeIndices) -> Floats:
         """Give the faithfulness of the circuit without each single edge."""
         return self.many([np.delete(edges, i) for i in range(len(edges))])
+
+    def tidied(self, edges: EdgeIndices) -> EdgeIndices:
+        """Drop edges on no path from input to logits, unless (zero ablation and biases) they matter all the same."""
+        shorter = connected(self.experiment.graph, edges)
+        return shorter if len(shorter) < len(edges) and self.reaches(np.array(self.one(shorter))) else edges
 
     def reaches(self, f: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         return np.abs(1 - f) <= self.tolerance
@@ -137,8 +139,8 @@ def _bisect(judge: _Judge, ranked: EdgeIndices, low: int, high: int) -> int:
 def _drop(judge: _Judge, edges: EdgeIndices, without: Floats) -> EdgeIndices | None:
     """Drop the longest run of least useful edges with which the target holds; None when no single edge can go.
 
-    Runs are taken in three orders: least change of faithfulness first, largest gain first, and largest loss last of those
-    that alone keep the target.
+    Runs are taken in three orders: least change of faithfulness first, largest gain first, and largest loss last of
+    those that alone keep the target.
     """
     whole = judge.one(edges)
     removable = np.flatnonzero(judge.reaches(without))

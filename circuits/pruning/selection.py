@@ -10,9 +10,9 @@ from circuits.scores import Floats
 class Selection:
     """Chosen edges in graph order, and how they were chosen.
 
-    ``faithfulness`` is on the prompts the pruner saw. ``proposed`` is how many edges were taken from the ranking before
-    anything was removed. ``removal[i]`` is the loss of faithfulness when ``edges[i]`` alone is removed from the circuit, where that
-    was measured; ``locally_minimal`` says that no single edge can go without missing the target.
+    ``faithfulness`` is on the prompts the pruner saw. ``proposed`` is how many edges were taken from the ranking
+    before anything was removed. ``removal[i]`` is the loss of faithfulness when ``edges[i]`` alone is removed from the
+    circuit, where that was measured; ``locally_minimal`` says that no single edge can go without missing the target.
     """
 
     edges: EdgeIndices

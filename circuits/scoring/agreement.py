@@ -1,6 +1,8 @@
 """How far estimated scores agree with exact ones, on a sample of edges spread over the range of scores."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -44,25 +46,30 @@ def compare_scores(estimated: Floats, exact: Floats) -> Agreement:
     """Compare two lists of scores of the same edges."""
     from scipy import stats
 
+    agree: Any = stats.spearmanr
+    varied = len(set(exact.tolist())) > 1 and len(set(estimated.tolist())) > 1
     top = max(1, len(exact) // 10)
-    best, claimed = (set(np.argsort(-values, kind="stable")[:top].tolist()) for values in (exact, estimated))
-    varied = len(exact) > 1 and np.ptp(exact) > 0 and np.ptp(estimated) > 0
+    best, claimed = _places_of_largest(exact, top), _places_of_largest(estimated, top)
     return Agreement(
         n=len(exact),
-        spearman=float(stats.spearmanr(estimated, exact).statistic) if varied else float("nan"),
+        spearman=float(agree(estimated, exact).statistic) if varied else float("nan"),
         pearson=float(np.corrcoef(estimated, exact)[0, 1]) if varied else float("nan"),
         sign_errors=float(np.mean(np.sign(estimated) != np.sign(exact))),
         top_found=len(best & claimed) / top,
     )
 
 
+def _places_of_largest(values: Floats, count: int) -> set[int]:
+    return {int(place) for place in np.argsort(-values, kind="stable")[:count]}
+
+
 def stratified_sample(scores: EdgeScores, sample: int, seed: int) -> EdgeIndices:
-    """Draw edges evenly from the range of |score|: geometric steps down the ranking, so that large ones are not missed."""
+    """Draw edges in geometric steps down the ranking by |score|, so that large ones are not missed."""
     ranked = scores.ranked(by_magnitude=True)
     sample = min(sample, len(ranked))
-    bounds = np.unique(np.geomspace(1, len(ranked) + 1, sample + 1).astype(np.int64)) - 1
+    bounds = sorted({int(bound) - 1 for bound in np.geomspace(1, len(ranked) + 1, sample + 1)})
     generator = np.random.default_rng(seed)
-    drawn = [int(generator.integers(low, high)) for low, high in zip(bounds, bounds[1:], strict=False)]
+    drawn = [int(generator.integers(low, high)) for low, high in pairwise(bounds)]
     rest = np.setdiff1d(np.arange(len(ranked)), drawn)
     extra = generator.choice(rest, size=sample - len(drawn), replace=False)
     return np.sort(ranked[np.concatenate([np.array(drawn, dtype=np.int64), extra])])

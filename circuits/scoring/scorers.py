@@ -25,11 +25,11 @@ class Settings:
 def score(experiment: Experiment, scorer: ScorerName, settings: Settings | None = None) -> EdgeScores:
     """Score edges; positive: corrupting the edge moves the metric away from clean behaviour (``EdgeScores``).
 
-    ``exact`` measures every edge (Goldowsky-Dill et al. 2023, arXiv:2304.05969): about a third of a forward pass per edge.
-    ``eap`` is the first-order estimate with gradients at the clean run (Syed et al. 2023, arXiv:2310.10348): one forward and
-    one backward pass. ``eap-ig`` averages gradients over inputs interpolated between corrupted and clean (Hanna et al. 2024,
-    arXiv:2403.17806), here at the midpoints of ``steps`` equal intervals. ``clean-corrupted`` averages gradients at the two
-    ends. ``random`` is the baseline: independent normal numbers.
+    ``exact`` measures every edge (Goldowsky-Dill et al. 2023, arXiv:2304.05969): about a third of a forward pass per
+    edge. ``eap`` is the first-order estimate with gradients at the clean run (Syed et al. 2023, arXiv:2310.10348): one
+    forward and one backward pass. ``eap-ig`` averages gradients over inputs interpolated between corrupted and clean
+    (Hanna et al. 2024, arXiv:2403.17806), here at the midpoints of ``steps`` equal intervals. ``clean-corrupted``
+    averages gradients at the two ends. ``random`` is the baseline: independent normal numbers.
     """
     settings = settings or Settings()
     if settings.steps < 1:

@@ -1,6 +1,7 @@
 """One loaded model seen through its adapter: modules, weights and the few functions that measuring needs.
 
-Everything here calls a module's own ``forward`` from its class, so that it can be used while the module is being traced.
+Everything here calls a module's own ``forward`` from its class, so that it can be used while the module is being
+traced.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from circuits.errors import GuardError
 from circuits.graph import ModelShape, Slot
@@ -46,7 +48,7 @@ class LayerModules:
 class Anatomy:
     """A model's modules by role, and projections by slot; see the functions for shapes."""
 
-    def __init__(self, module: nn.Module, architecture: Architecture | None = None) -> None:
+    def __init__(self, module: PreTrainedModel, architecture: Architecture | None = None) -> None:
         config: Any = module.config
         self.module = module
         self.architecture = architecture or architecture_of(str(config.model_type))
@@ -75,6 +77,12 @@ class Anatomy:
         """The type of the model's weights."""
         return next(self.module.parameters()).dtype
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the embedding has."""
+        embedding: Any = self.module.get_input_embeddings()
+        return int(embedding.num_embeddings)
+
     @cached_property
     def columns(self) -> dict[Slot, Int[Tensor, "unit d_head"]]:
         """Which outputs of its projection belong to each unit of a slot."""
@@ -99,9 +107,9 @@ class Anatomy:
         return functional.linear(normed, weight, bias)
 
     def head_contributions(
-        self, layer: int, z: Float[Tensor, "*any head_times_d_head"], heads: list[int]
+        self, layer: int, z: Float[Tensor, "*any heads_times_d_head"], heads: list[int]
     ) -> Float[Tensor, "*any head d_model"]:
-        """Give what each of some heads adds to the residual stream, from the input of the output projection (no bias)."""
+        """Give what some heads add to the residual stream, from the input of the output projection (no bias)."""
         weight, _ = weight_and_bias(self.layers[layer].output)
         by_head = rearrange(weight, "d (h k) -> d h k", h=self.shape.n_heads)[:, heads]
         z = rearrange(z, "... (h k) -> ... h k", h=self.shape.n_heads)[..., heads, :]

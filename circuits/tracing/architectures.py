@@ -1,7 +1,7 @@
 """Declarative adapters: where each family of decoders reads and writes its residual stream.
 
-An :class:`Architecture` is a table of module names and one layout function; nothing in it computes. To add a family, add
-one entry to :data:`ARCHITECTURES`; the guards (:mod:`circuits.tracing.guards`) judge at load whether it is right.
+An :class:`Architecture` is a table of module names and one layout function; nothing in it computes. To add a family,
+add one entry to :data:`ARCHITECTURES`; the guards (:mod:`circuits.tracing.guards`) judge at load whether it is right.
 """
 
 from collections.abc import Callable, Mapping
@@ -102,5 +102,6 @@ def architecture_of(model_type: str) -> Architecture:
     known = ", ".join(kind for architecture in ARCHITECTURES for kind in architecture.model_types)
     raise UnsupportedModelError(
         f"models of type '{model_type}' have no adapter yet, so their edges would be measured at the wrong places. "
-        f"Supported types: {known}. To add one, describe it in circuits/tracing/architectures.py; the guards will check it."
+        f"Supported types: {known}. To add one, describe it in "
+        "circuits/tracing/architectures.py; the guards will check it."
     )

@@ -1,10 +1,10 @@
 r"""Attribution of all edges to first order: ``sum over positions of <change of sender u, gradient at receiver v>``.
 
 Edge attribution patching (Syed et al. 2023, arXiv:2310.10348) and its integrated form (Hanna et al. 2024,
-arXiv:2403.17806), computed leanly: gradients are taken at the outputs of the query, key and value projections, pulled back
-through the projection's rows and once through the norm for all units of a layer together; the gradient at the input of an
-MLP or of the logits comes from autograd directly. One batched matrix product per layer and block gives all its edges. No parameter gradients, no
-split copies of the stream, sums over at least float32.
+arXiv:2403.17806), computed leanly: gradients are taken at the outputs of the query, key and value projections, pulled
+back through the projection's rows and once through the norm for all units of a layer together; the gradient at the
+input of an MLP or of the logits comes from autograd directly. One batched matrix product per layer and block gives all
+its edges. No parameter gradients, no split copies of the stream, sums over at least float32.
 """
 
 from collections.abc import Callable
@@ -46,8 +46,8 @@ def attribute(
 ) -> Float[Tensor, "pair edge"]:
     """Give every edge's attribution for each pair, with gradients of ``loss`` at the run with this input embedding.
 
-    ``change`` holds the senders' clean minus corrupted values. Cost: one forward and one backward pass, a product of the
-    size of a third of a forward pass, and ``n_senders * pos * d_model`` numbers per pair of memory.
+    ``change`` holds the senders' clean minus corrupted values. Cost: one forward and one backward pass, a product of
+    the size of a third of a forward pass, and ``n_senders * pos * d_model`` numbers per pair of memory.
     """
     taps = _tapped_run(tracer, run, embedding)
     sources = [*taps.projections.values(), *taps.mlp.values(), *taps.final]

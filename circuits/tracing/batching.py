@@ -34,7 +34,7 @@ class RowBudget:
         self.rows = max(1, rows)
 
     def halve(self, tried: int) -> None:
-        """Halve the number of rows after running out of memory with ``tried``; raises :class:`DeviceError` at the end."""
+        """Halve the number of rows after running out of memory with ``tried``; raises :class:`DeviceError` at 1."""
         if tried <= 1:
             raise DeviceError(
                 "a single row does not fit into memory. Use shorter prompts, fewer pairs (--pairs), a smaller dtype "

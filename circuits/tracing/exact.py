@@ -1,10 +1,10 @@
 """Exact effects of single edges, many per forward pass.
 
-Changing one edge into a receiver of layer ``l`` changes nothing before that layer, so a run starts there from the recorded
-residual stream. Heads of one layer do not see each other inside the attention call, so one pass of that attention serves
-all its query (key, value) receivers at once: row ``(sender, pair)`` reads a stream in which that sender alone has its
-replacement value, in every head; the head outputs are then handed out to rows ``(edge, pair)`` for the rest of the
-network. Edges into the logits need the final norm and the unembedding of one position only.
+Changing one edge into a receiver of layer ``l`` changes nothing before that layer, so a run starts there from the
+recorded residual stream. Heads of one layer do not see each other inside the attention call, so one pass of that
+attention serves all its query (key, value) receivers at once: row ``(sender, pair)`` reads a stream in which that
+sender alone has its replacement value, in every head; the head outputs are then handed out to rows ``(edge, pair)``
+for the rest of the network. Edges into the logits need the final norm and the unembedding of one position only.
 """
 
 from collections.abc import Iterator

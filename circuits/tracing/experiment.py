@@ -1,4 +1,4 @@
-"""An experiment on a real model: one set of prompt pairs, one metric, one ablation, everything measured through the tracer."""
+"""An experiment on a real model: prompt pairs, a metric and an ablation, everything measured through the tracer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _PAIR_TOKENS = 512
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured: the metric, what replaces a corrupted edge, in which direction, and rows per pass (None: automatic)."""
+    """What is measured: metric, what replaces a corrupted edge, direction; and rows per pass (None: automatic)."""
 
     metric: Metric = Metric.LOGIT_DIFFERENCE
     ablation: Ablation = Ablation.CORRUPTED
@@ -58,7 +58,7 @@ class PairBatch:
 
 
 class PatchingExperiment:
-    """Implements :class:`~circuits.tracing.protocol.Experiment`; see there. Cost: two forward passes when it is made."""
+    """Implements :class:`~circuits.tracing.protocol.Experiment` on a model; making one costs two forward passes."""
 
     def __init__(self, tracer: Tracer, graph: ComputationalGraph, pairs: Sequence[TokenPair], options: Options) -> None:
         self.tracer, self.graph, self.options = tracer, graph, options
@@ -82,7 +82,7 @@ class PatchingExperiment:
             size = self.options.batch_size or max(1, _PAIR_TOKENS // length)
             for first in range(0, len(members), size):
                 index = np.array(members[first : first + size])
-                chosen = [pairs[i] for i in index]
+                chosen: list[TokenPair] = [pairs[int(i)] for i in index]
                 clean = record(self.tracer, torch.tensor([pair.clean for pair in chosen], device=device))
                 corrupted = record(self.tracer, torch.tensor([pair.corrupted for pair in chosen], device=device))
                 zero = self.options.ablation is Ablation.ZERO
@@ -91,12 +91,16 @@ class PatchingExperiment:
 
     def circuits(self, masks: Sequence[NDArray[np.bool_]], *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure circuits; see :meth:`Experiment.circuits`."""
+        if not len(masks):
+            return np.empty((0, self.n_pairs))
         stacked = np.stack(masks)
         done, parts = 0, list[Tensor]()
         for batch in self.batches:
             change = {0: batch.clean.stream[0] - batch.base.stream[0]}
             run = partial(self._circuit_values, batch, change, stacked)
-            budget = self.budget(batch, len(needed_senders(self.graph, np.any(stacked, axis=0), (0,))))
+            budget = self.budget(
+                batch, len(needed_senders(self.graph, np.any(stacked, axis=0), (0,), recorded=batch.base.recorded))
+            )
             values = list[Tensor]()
             for members, measured in in_batches(np.arange(len(stacked)), run, budget, rows_per_item=len(batch.index)):
                 values.append(measured)
@@ -114,6 +118,7 @@ class PatchingExperiment:
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
         noising = self.options.direction is Direction.NOISING
+        edges, place_of = np.unique(edges, return_inverse=True)
         place = {int(edge): i for i, edge in enumerate(edges)}
         effects = np.zeros((len(edges), self.n_pairs))
         done = 0
@@ -128,7 +133,7 @@ class PatchingExperiment:
                     effects[np.array(rows)[:, None], batch.index] = _numpy(change)
                 done += len(members)
                 progress(done, len(edges) * len(self.batches))
-        return effects * self._sign * (1 if noising else -1)
+        return effects[place_of] * self._sign * (1 if noising else -1)
 
     def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Estimate all edges to first order; see :meth:`Experiment.attributions`."""

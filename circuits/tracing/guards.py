@@ -46,7 +46,7 @@ def check(tracer: Tracer, graph: ComputationalGraph, tokenizer: Any) -> tuple[Gu
     """Run all guards. Cost: about ten forward passes of two prompts of six tokens."""
     tolerance = _TOLERANCES.get(tracer.anatomy.dtype, 6e-2)
     clean, corrupted = (record(tracer, ids) for ids in _prompts(tracer.anatomy))
-    return tuple(_results(tracer, graph, clean, corrupted, tolerance)) + (_tokenizer(tracer.anatomy, tokenizer),)
+    return (*_results(tracer, graph, clean, corrupted, tolerance), _tokenizer(tracer.anatomy, tokenizer))
 
 
 def require(results: tuple[GuardResult, ...], model: str) -> None:
@@ -93,7 +93,7 @@ def _results(
 def _prompts(anatomy: Anatomy) -> tuple[Tensor, Tensor]:
     """Give two batches of two random prompts that start with the same token."""
     generator = torch.Generator().manual_seed(0)
-    size = int(anatomy.module.get_input_embeddings().num_embeddings)
+    size = anatomy.vocabulary
     ids = torch.randint(0, size, (4, _POSITIONS), generator=generator)
     ids[:, 0] = ids[0, 0]
     return ids[:2].to(anatomy.device), ids[2:].to(anatomy.device)
@@ -156,7 +156,7 @@ def _tokenizer(anatomy: Anatomy, tokenizer: Any) -> GuardResult:
     """Check that a sentence becomes tokens that the embedding has and that decode to the sentence again."""
     text = "The keys to the cabinet are on the table."
     ids: list[int] = tokenizer(text).input_ids
-    size = int(anatomy.module.get_input_embeddings().num_embeddings)
+    size = anatomy.vocabulary
     fits = bool(ids) and max(ids) < size
     same = fits and "".join(tokenizer.decode(ids, skip_special_tokens=True).split()) == "".join(text.split())
     meaning = (
@@ -167,6 +167,7 @@ def _tokenizer(anatomy: Anatomy, tokenizer: Any) -> GuardResult:
 
 def _distance(value: Tensor, expected: Tensor) -> float:
     """Give the largest relative distance of vectors along the last axis."""
-    value, expected = value.float(), expected.float()
-    scale = expected.norm(dim=-1).clamp_min(1e-6 + 1e-3 * float(expected.norm(dim=-1).max()))
-    return float(((value - expected).norm(dim=-1) / scale).max())
+    error = (value.float() - expected.float()).square().sum(-1).sqrt()
+    size = expected.float().square().sum(-1).sqrt()
+    floor = 1e-6 + 1e-3 * float(size.amax())
+    return float((error / size.clamp_min(floor)).amax())

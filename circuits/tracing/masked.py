@@ -1,9 +1,9 @@
 """The one primitive: run prompts while some edges are live and all others carry recorded values.
 
-``input(v) = base_v + sum over live u of (current_u - base_u)`` for every receiver ``v``, where ``base_v`` is what ``v`` read in
-the base run. Many circuits go through one forward pass along the batch axis: row ``(circuit, pair)``. A sender is computed
-only if a live path leads to it from where values differ and from it to the logits; layers without such a sender do
-not run, and layers before the first difference between circuits run once for all of them.
+``input(v) = base_v + sum over live u of (current_u - base_u)`` for every receiver ``v``, where ``base_v`` is what
+``v`` read in the base run. Many circuits go through one forward pass along the batch axis: row ``(circuit, pair)``. A
+sender is computed only if a live path leads to it from where values differ and from it to the logits; layers without
+such a sender do not run, and layers before the first difference between circuits run once for all of them.
 """
 
 from collections.abc import Mapping
@@ -25,20 +25,20 @@ Masks = Bool[np.ndarray, "circuit edge"]
 
 
 Changes = Mapping[int, Float[Tensor, "pair pos d_model"]]
-"""Where values differ from the base run: senders (positions in the graph's order) with their current minus base value."""
+"""Where values differ from the base: senders, by their place in the graph's order, with current minus base value."""
 
 
 def run_masked(
     tracer: Tracer, graph: ComputationalGraph, base: Run, changes: Changes, masks: NDArray[np.bool_]
 ) -> Float[Tensor, "circuit pair d_vocab"]:
-    """Give the logits of circuits: base values everywhere but along live edges, beginning where ``changes`` says.
+    """Give the logits of circuits: base values but along live edges, beginning where ``changes`` says.
 
     ``masks`` has one row of booleans per circuit over the graph's edges.
     """
-    needed = needed_senders(graph, np.any(masks, axis=0), tuple(changes))
+    needed = needed_senders(graph, np.any(masks, axis=0), tuple(changes), recorded=base.recorded)
     shared = first_difference(graph, masks)
     prefix = None
-    if 0 < shared and len(masks) > 1:
+    if shared > 0 and len(masks) > 1:
         prefix = _Pass(tracer, graph, base, changes, masks[:1], needed)
         prefix.run(0, shared)
     whole = _Pass(tracer, graph, base, changes, masks, needed)
@@ -47,14 +47,19 @@ def run_masked(
     return whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
 
 
-def needed_senders(graph: ComputationalGraph, live: NDArray[np.bool_], origins: tuple[int, ...]) -> list[int]:
-    """Give the senders on a live path from an origin to the logits, in graph order; all others keep base values."""
+def needed_senders(
+    graph: ComputationalGraph, live: NDArray[np.bool_], origins: tuple[int, ...], *, recorded: bool = True
+) -> list[int]:
+    """Give the senders on a live path from an origin to the logits, in graph order; all others keep base values.
+
+    Where the base was not recorded from a run, every sender differs from it even with base inputs, so all are origins.
+    """
     reads = _reads_of_senders(graph)
-    reached = np.zeros(len(graph.senders), dtype=np.bool_)
+    reached = np.full(len(graph.senders), not recorded)
     reached[list(origins)] = True
     rows = [live[graph.offsets[r] : graph.offsets[r + 1]] for r in range(len(graph.receivers))]
     for sender in range(1, len(graph.senders)):
-        if sender not in origins:
+        if not reached[sender]:
             reached[sender] = any(np.any(rows[r] & reached[: len(rows[r])]) for r in reads[sender])
     useful = np.zeros(len(graph.senders), dtype=np.bool_)
     useful[: len(rows[-1])] |= rows[-1]

@@ -77,9 +77,9 @@ def _head_of_group(group: Node, stop: Receiver, graph: ComputationalGraph) -> No
 def path_effects(experiment: PatchingExperiment, paths: list[Path]) -> NDArray[np.float64]:
     """Measure paths jointly patched one by one, shape ``(path, pair)``; positive: corrupting the path hurts.
 
-    Base is the clean run, the first node carries its corrupted value, only the path's edges are live: every other input is
-    frozen at its clean value, and a head that several keys of a group feed is entered for the whole group. A path of one hop
-    gives the exact score of that edge into the logits. Cost: at most one forward pass per path.
+    Base is the clean run, the first node carries its corrupted value, only the path's edges are live: every other
+    input is frozen at its clean value, and a head that several keys of a group feed is entered for the whole group. A
+    path of one hop gives the exact score of that edge into the logits. Cost: at most one forward pass per path.
     """
     graph = experiment.graph
     effects = np.zeros((len(paths), experiment.n_pairs))

@@ -34,8 +34,9 @@ class Plan:
     """One run from layer ``start`` to the logits, or until the site ``stop`` (layer and site) has been visited.
 
     ``stream`` is the residual stream entering ``start`` (needed when layers are skipped before it). ``attention`` and
-    ``mlp`` give values that replace a block without running it; ``idle`` layers are passed over altogether. ``visits`` are keyed by
-    layer and site; ``final`` sees the stream as the final norm reads it, ``logits`` those of the last position.
+    ``mlp`` give values that replace a block without running it; ``idle`` layers are passed over altogether. ``visits``
+    are keyed by layer and site; ``final`` sees the stream as the final norm reads it, ``logits`` those of the last
+    position.
     """
 
     start: int = 0

@@ -52,8 +52,8 @@ class Experiment(Protocol):
     def circuits(self, masks: Sequence[NDArray[np.bool_]], *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure circuits: the masked edges carry this run's values, all others corrupted ones.
 
-        ``masks`` has one row of ``n_edges`` booleans per circuit; the result has shape ``(circuit, pair)``. Cost: about one
-        to three forward passes of the pairs per circuit, less for circuits that leave whole layers out.
+        ``masks`` has one row of ``n_edges`` booleans per circuit; the result has shape ``(circuit, pair)``. Cost:
+        about one to three forward passes of the pairs per circuit, less for circuits that leave whole layers out.
         """
         ...
 
@@ -69,8 +69,8 @@ class Experiment(Protocol):
     def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Estimate all edges to first order: ``sum_pos <a_u(clean) - a_u(corrupted), dm/dx_v>``, shape ``(2, edge)``.
 
-        The gradient is averaged over runs whose input embedding is ``corrupted + point * (clean - corrupted)``, everything
-        downstream recomputed. Row 0 is the mean over pairs, row 1 the standard deviation. Sign as in
+        The gradient is averaged over runs whose input embedding is ``corrupted + point * (clean - corrupted)``,
+        everything downstream recomputed. Row 0 is the mean over pairs, row 1 the standard deviation. Sign as in
         :meth:`edge_effects`. Cost: one forward and one backward pass per point.
         """
         ...

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -18,20 +19,23 @@ _SITES_OF_RECORD = (Site.STREAM, Site.Z, Site.ATTENTION, Site.MLP_IN, Site.MLP_O
 class Run:
     """One recorded run of ``pair`` prompts of equal length, or replacement values in the form of one.
 
-    ``stream[l]`` is the residual stream that the attention of layer ``l`` reads, ``stream[n_layers]`` the one the final
-    norm reads; ``middle[l]`` is what the MLP of layer ``l`` reads. ``z[l]`` is the concatenation of head outputs before
-    the output projection, ``mlp[l]`` what the MLP adds, ``attention[l]`` what the whole attention adds (with its bias).
-    ``projections[l][path]`` are the outputs of the query, key and value projections.
+    ``stream[l]`` is the residual stream that the attention of layer ``l`` reads, ``stream[n_layers]`` the one the
+    final norm reads; ``middle[l]`` is what the MLP of layer ``l`` reads. ``z[l]`` is the concatenation of head outputs
+    before the output projection, ``mlp[l]`` what the MLP adds, ``attention[l]`` what the whole attention adds (with
+    its bias). ``projections[l][path]`` are the outputs of the query, key and value projections. ``recorded`` is false
+    for replacement values that no run ever had: there a sender whose inputs all have their base values need not have
+    its own.
     """
 
     ids: Int[Tensor, "pair pos"]
     stream: tuple[Float[Tensor, "pair pos d_model"], ...]
     middle: tuple[Float[Tensor, "pair pos d_model"], ...]
-    z: tuple[Float[Tensor, "pair pos width"], ...]
+    z: tuple[Float[Tensor, "pair pos heads_times_d_head"], ...]
     attention: tuple[Float[Tensor, "pair pos d_model"], ...]
     mlp: tuple[Float[Tensor, "pair pos d_model"], ...]
-    projections: tuple[dict[str, Float[Tensor, "pair pos width"]], ...]
+    projections: tuple[dict[str, Float[Tensor, "pair pos _"]], ...]
     logits: Float[Tensor, "pair d_vocab"]
+    recorded: bool = True
 
 
 class Recorder:
@@ -115,9 +119,10 @@ def zero_run(tracer: Tracer, like: Run) -> Run:
         stream=tuple(stream),
         middle=tuple(middle),
         z=tuple(torch.zeros_like(z) for z in like.z),
-        attention=tuple(after - before for before, after in zip(stream, stream[1:], strict=False)),
+        attention=tuple(after - before for before, after in pairwise(stream)),
         mlp=tuple(nothing for _ in like.mlp),
         projections=projections,
+        recorded=False,
     )
     return replace(zero, logits=unembed(tracer, like.ids, zero.stream[-1][:, -1:]))
 

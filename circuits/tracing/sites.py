@@ -1,8 +1,8 @@
 """Activation patching: clean activations put into the corrupted run, or the reverse, site by site.
 
-The classic first look (Meng et al. 2022, arXiv:2202.05262; Zhang and Nanda 2024, arXiv:2309.16042): one activation, at one layer and
-token position, takes its value from the other run; the rest is recomputed. Rows of one pass are ``(place, pair)``, and a
-pass starts at the layer it patches.
+The classic first look (Meng et al. 2022, arXiv:2202.05262; Zhang and Nanda 2024, arXiv:2309.16042): one activation, at
+one layer and token position, takes its value from the other run; the rest is recomputed. Rows of one pass are
+``(place, pair)``, and a pass starts at the layer it patches.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ from circuits.vocabulary import Site as PatchSite
 class SitePatching:
     """The metric after patching each place, mean over pairs: ``values[layer, column]``; columns are positions or heads.
 
-    ``direction`` denoising puts clean values into the corrupted run, noising corrupted ones into the clean run. With site
-    ``resid`` a layer's row is the stream that enters it. ``restored`` is 0 at the unpatched run and 1 at the run that the
-    values come from.
+    ``direction`` denoising puts clean values into the corrupted run, noising corrupted ones into the clean run. With
+    site ``resid`` a layer's row is the stream that enters it. ``restored`` is 0 at the unpatched run and 1 at the run
+    that the values come from.
     """
 
     site: PatchSite
@@ -137,7 +137,7 @@ class _Patcher:
         return mixed.flatten(0, 1)
 
     def _mixed_heads(self, columns: NDArray[np.int64]) -> Tensor:
-        """Give rows ``(head, pair)`` of head outputs, each with one head, at all positions, taken from the other run."""
+        """Give rows ``(head, pair)`` of head outputs, each with one head (all positions) from the other run."""
         heads = self.experiment.graph.shape.n_heads
         current, other = (
             rearrange(run.z[self.layer], "b p (h k) -> b p h k", h=heads) for run in (self.current, self.other)

@@ -27,9 +27,8 @@ class Tracer:
 
         Logits are computed at the last position only. Cost: the layers that are neither before ``plan.start`` nor idle.
         """
-        with torch.set_grad_enabled(gradients):
-            with self._model.trace(ids, use_cache=False, logits_to_keep=1) as trace:
-                self._play(plan, trace)
+        with torch.set_grad_enabled(gradients), self._model.trace(ids, use_cache=False, logits_to_keep=1) as trace:
+            self._play(plan, trace)
 
     def _play(self, plan: Plan, trace: Any) -> None:
         for number, layer in enumerate(self._layers):
