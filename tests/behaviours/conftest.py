@@ -1,7 +1,7 @@
 """Tiny tokenizers, trained in memory on the words of the built-in behaviours."""
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from circuits.behaviours import agreement, capital, greater_than, induction, ioi, pronoun, refusal
@@ -16,7 +16,9 @@ SENTENCES = (
 )
 
 
-def build(*, digits: bool = True, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+def build(
+    *, digits: bool = True, chat_template: str | None = CHAT_TEMPLATE, bos: bool = False
+) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer whose vocabulary holds every word it is trained on."""
     templates, phrases = refusal.read_phrases()
     nouns = agreement.REGULAR.split()
@@ -42,8 +44,12 @@ def build(*, digits: bool = True, chat_template: str | None = CHAT_TEMPLATE) -> 
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     years = [] if digits else [f"{number:02}" for number in range(100)]
-    trainer = trainers.BpeTrainer(vocab_size=20_000, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=20_000, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False
+    )
     tokenizer.train_from_iterator([*corpus, *years], trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=chat_template)
 
 
@@ -63,3 +69,9 @@ def two_digit_tokenizer() -> PreTrainedTokenizerFast:
 def plain_tokenizer() -> PreTrainedTokenizerFast:
     """Give a tokenizer without a chat template."""
     return build(chat_template=None)
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    """Give a tokenizer that starts every text with <s>, as its chat template also does."""
+    return build(chat_template="<s>" + CHAT_TEMPLATE, bos=True)

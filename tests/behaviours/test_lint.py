@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from circuits.behaviours import Pair
+from circuits.behaviours import Message, Pair
 from circuits.behaviours.lint import check_gap, check_pair, check_pairs
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.vocabulary import Metric
@@ -24,6 +24,15 @@ def test_a_good_pair_becomes_tokens_that_read_as_it_was_written(tokenizer):
     assert tokenizer.decode(list(pair.corrupted)) == GOOD.corrupted
     assert [tokenizer.decode([*pair.answers]), tokenizer.decode([*pair.wrong_answers])] == [" Mary", " John"]
     assert pair.length == len(pair.clean) == 14
+
+
+def test_a_token_that_starts_every_text_comes_exactly_once_in_text_and_in_chat(bos_tokenizer):
+    chat = [(Message("user", side),) for side in (GOOD.clean, GOOD.corrupted)]
+    for pair in (GOOD, replace(GOOD, clean=chat[0], corrupted=chat[1])):
+        tokens = check_pair(pair, bos_tokenizer, Metric.LOGIT_DIFFERENCE)
+        for side in (tokens.clean, tokens.corrupted):
+            assert [position for position, token in enumerate(side) if token == 0] == [0]
+        assert bos_tokenizer.decode(list(tokens.answers)) == " Mary"
 
 
 def test_sides_of_unequal_length_show_where_and_how_they_are_tokenized(tokenizer):
