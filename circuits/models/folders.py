@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from circuits.errors import ModelUnavailableError, UnsupportedModelError
 from circuits.models.quiet import quiet_transformers
 
+_EXPECTED_CONFIGURATION = "expected a model folder as `save_pretrained` writes it. Download or write it again."
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -70,15 +71,15 @@ def check_configuration(folder: Path, gguf: str | None, *, name: str) -> None:
     Raises :class:`UnsupportedModelError`, or :class:`ModelUnavailableError` where there is no readable configuration.
     """
     options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+    if gguf is None and not (folder / "config.json").is_file():
+        raise ModelUnavailableError(f"'{name}' has no config.json; {_EXPECTED_CONFIGURATION}")
     try:
         with quiet_transformers():
             config = cast(Any, AutoConfig).from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True, **options
             )
     except OSError as error:
-        raise ModelUnavailableError(
-            f"'{name}' has no readable config.json; expected a folder as `save_pretrained` writes it."
-        ) from error
+        raise ModelUnavailableError(f"'{name}' has a config.json that is no JSON; {_EXPECTED_CONFIGURATION}") from error
     except (ValueError, KeyError) as error:
         raise UnsupportedModelError(
             f"the config.json of '{name}' describes no architecture that transformers has built in, and code that "

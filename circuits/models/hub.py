@@ -19,7 +19,7 @@ from circuits.errors import ModelUnavailableError
 # Top-level files only: configuration, tokenizer, safetensors. Never pickled weights, never code.
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 CONFIGURATION = ("config.json",)
-_UNWANTED = ["*/*", "consolidated*", "adapter_*"]
+UNWANTED = ("*/*", "consolidated*", "adapter_*")
 
 
 class NotOnHubError(ModelUnavailableError):
@@ -42,7 +42,7 @@ def download_snapshot(hub_id: str, files: Sequence[str] = MODEL_FILES) -> Path:
     """
     try:
         download = cast(Any, huggingface_hub).snapshot_download
-        return Path(download(hub_id, allow_patterns=list(files), ignore_patterns=_UNWANTED))
+        return Path(download(hub_id, allow_patterns=list(files), ignore_patterns=list(UNWANTED)))
     except GatedRepoError as error:
         raise ModelUnavailableError(
             f"the hub gives '{hub_id}' only to those who accepted its terms. Accept them on the model's page, then "

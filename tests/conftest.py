@@ -1,0 +1,31 @@
+"""Fixtures that every test may use, and shape checks on the package's tensor code."""
+
+# First of all, since it imports beartype, which cannot be imported after nnsight.
+from tests.typechecker import checked
+
+# isort: split
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["circuits.metrics", "circuits.tracing"], f"{checked.__module__}.{checked.__name__}")
+
+
+@pytest.fixture(scope="session")
+def smol() -> Path:
+    """The folder of the built-in model, fetched once and kept in the cache."""
+    from circuits.models.builtin import fetch
+
+    return fetch("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama and a tokenizer, as `save_pretrained` writes it; not to be changed."""
+    from tests.tiny import tiny_llama, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
