@@ -18,7 +18,7 @@ from circuits.tracing.attribution import attribute
 from circuits.tracing.batching import RowBudget, in_batches
 from circuits.tracing.exact import patched_logits
 from circuits.tracing.masked import needed_senders, run_masked
-from circuits.tracing.protocol import Progress, no_progress
+from circuits.tracing.protocol import Masks, Progress, no_progress
 from circuits.tracing.runs import Run, difference, record, zero_run
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric
@@ -89,7 +89,7 @@ class PatchingExperiment:
                 base = zero_run(self.tracer, clean) if zero else corrupted
                 yield PairBatch(index, AnswerTokens.of(chosen, device), clean, corrupted, base)
 
-    def circuits(self, masks: Sequence[NDArray[np.bool_]], *, progress: Progress = no_progress) -> NDArray[np.float64]:
+    def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure circuits; see :meth:`Experiment.circuits`."""
         if not len(masks):
             return np.empty((0, self.n_pairs))
@@ -169,7 +169,7 @@ class PatchingExperiment:
         """Measure logits of ``repeat x pair`` rows of one batch of pairs, shape ``(repeat, pair)``."""
         return _numpy(self._metric(batch, logits))
 
-    def _gather(self, parts: Sequence[Float[Tensor, "repeat pair"]]) -> NDArray[np.float64]:
+    def _gather(self, parts: Sequence[Float[Tensor, "repeat _"]]) -> NDArray[np.float64]:
         """Put the pairs of all batches back into their order."""
         values = np.empty((len(parts[0]), self.n_pairs))
         for batch, part in zip(self.batches, parts, strict=True):

@@ -13,6 +13,10 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all) during long work."""
 
 
+Masks = Sequence[NDArray[np.bool_]] | NDArray[np.bool_]
+"""Circuits: one row of booleans over the graph's edges each."""
+
+
 def no_progress(done: int, total: int) -> None:
     """Report nothing."""
 
@@ -49,7 +53,7 @@ class Experiment(Protocol):
         """Metric with every edge corrupted (the empty circuit), shape ``(pair,)``."""
         ...
 
-    def circuits(self, masks: Sequence[NDArray[np.bool_]], *, progress: Progress = no_progress) -> NDArray[np.float64]:
+    def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure circuits: the masked edges carry this run's values, all others corrupted ones.
 
         ``masks`` has one row of ``n_edges`` booleans per circuit; the result has shape ``(circuit, pair)``. Cost:
