@@ -8,6 +8,7 @@ from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
 from circuits.circuit import ModelInfo
 from circuits.graph import ComputationalGraph
+from circuits.models.builtin import FetchProgress, no_fetch_progress
 from circuits.models.loading import LoadedWeights, load_weights
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.experiment import Options, PatchingExperiment
@@ -47,14 +48,21 @@ class Model:
         )
 
 
-def load_model(model: str = "smollm2-135m", *, device: str = "auto", dtype: str = "auto") -> Model:
+def load_model(
+    model: str = "smollm2-135m",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: FetchProgress = no_fetch_progress,
+) -> Model:
     """Load a built-in model, a local folder or a Hugging Face id, and verify that it can be measured.
 
     ``device`` is auto, cpu, cuda or mps; ``dtype`` auto (float32 on a CPU, the model's own elsewhere), float32,
-    bfloat16 or float16. Raises ``UnknownNameError``, ``ModelUnavailableError``, ``UnsupportedModelError``,
-    ``DeviceError``, and ``GuardError`` for a model that would be measured wrongly.
+    bfloat16 or float16. ``progress`` is told while a built-in model is fetched, which happens once. Raises
+    ``UnknownNameError``, ``ModelUnavailableError``, ``UnsupportedModelError``, ``DeviceError``, and ``GuardError`` for
+    a model that would be measured wrongly.
     """
-    loaded = verified(load_weights(model, device=device, dtype=dtype))
+    loaded = verified(load_weights(model, device=device, dtype=dtype, progress=progress))
     require(loaded.guards, loaded.info.id)
     return loaded
 

@@ -1,0 +1,89 @@
+"""The Typer application: which commands there are, and how errors become messages and exit codes."""
+
+import os
+import sys
+from importlib import metadata
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from circuits.cli.check import check
+from circuits.cli.compare import compare
+from circuits.cli.discover import discover
+from circuits.cli.draw import draw, export
+from circuits.cli.evaluate import evaluate
+from circuits.cli.listings import behaviours, models
+from circuits.cli.options import DEBUG
+from circuits.cli.output import error
+from circuits.cli.patch import patch
+from circuits.cli.path import path
+from circuits.cli.score import score
+from circuits.errors import CircuitsError, UnknownNameError, UsageError
+
+FAILED, WRONG_USAGE, STOPPED = 1, 2, 130
+"""Exit codes: the work failed; an option or name is wrong; Ctrl-C (128 + SIGINT, as shells do)."""
+
+
+class Commands(TyperGroup):
+    """Turns this package's errors into messages on stderr and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; with ``--debug`` errors pass through and Python prints the traceback."""
+        try:
+            return super().invoke(ctx)
+        except CircuitsError as problem:
+            if ctx.meta.get(DEBUG):
+                raise
+            error(str(problem))
+            raise typer.Exit(WRONG_USAGE if isinstance(problem, UnknownNameError | UsageError) else FAILED) from problem
+        except KeyboardInterrupt as stop:
+            error("stopped.")
+            raise typer.Exit(STOPPED) from stop
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Path patching: find, measure, draw and compare the circuits of transformer language models.",
+    epilog="Begin with: circuits discover ioi",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"circuits {metadata.version('path-patching-circuits')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Path patching: find, measure, draw and compare the circuits of transformer language models."""
+    del version
+
+
+for _command in (discover, score, evaluate, patch, path, compare, draw, export, check, models, behaviours):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.excepthook = _report_bug
+    # Workers of the tokenizers package are forked by nobody here; without this it warns about forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    typer.main.get_command(app)(prog_name="circuits")
+
+
+def _report_bug(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
+    """Say in one line what no command foresaw; the traceback only with ``--debug``."""
+    if "--debug" in sys.argv:
+        sys.__excepthook__(kind, problem, trace)
+        return
+    error(f"{kind.__name__}: {problem}. This was not foreseen: run it again with --debug and report what it prints.")

@@ -1,0 +1,194 @@
+"""``circuits discover``: from a behaviour to a folder with its circuit."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from circuits.cli.options import BehaviourArgument, DirectionOption, Machine, Measurement, Voice, command
+from circuits.cli.output import Output
+from circuits.cli.places import RunLog, default_folder, prepared_folder
+from circuits.cli.session import PAIRS, command_line, model_name
+from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, size_rows, strongest
+from circuits.errors import RenderError
+from circuits.vocabulary import Direction, PrunerName, ScorerName
+
+if TYPE_CHECKING:
+    from circuits.behaviours.behaviour import Behaviour
+    from circuits.discovery import Discovery, DiscoverySettings
+
+STOPPED = 130
+CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
+DRAWN = ("circuit.dot", "circuit.svg", "report.html")
+
+
+@command
+def discover(
+    behaviour: BehaviourArgument,
+    *,
+    scorer: Annotated[
+        str, typer.Option(metavar="|".join(ScorerName), help="How edges are ranked.", rich_help_panel="Search")
+    ] = ScorerName.EAP_IG,
+    pruner: Annotated[
+        str, typer.Option(metavar="|".join(PrunerName), help="How edges are chosen.", rich_help_panel="Search")
+    ] = PrunerName.MINIMAL,
+    target: Annotated[
+        float, typer.Option(help="Faithfulness that the circuit must reach.", rich_help_panel="Search")
+    ] = 0.9,
+    size: Annotated[int, typer.Option(help="Edges of --pruner top.", min=1, rich_help_panel="Search")] = 200,
+    steps: Annotated[int, typer.Option(help="Steps of --scorer eap-ig.", min=1, rich_help_panel="Search")] = 5,
+    heldout: Annotated[int, typer.Option(help="Pairs to judge the circuit on.", rich_help_panel="Measurement")] = 64,
+    direction: DirectionOption = Direction.NOISING,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the results (default: outputs/MODEL/BEHAVIOUR).", rich_help_panel="Output"
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.", rich_help_panel="Output")
+    ] = False,
+    measurement: Measurement,
+    machine: Machine,
+    voice: Voice,
+) -> None:
+    """Find the circuit of a behaviour: the edges that are enough to keep it when everything else is corrupted."""
+    output = voice.output()
+    names = ScorerName.parse(scorer), PrunerName.parse(pruner)
+    chosen = measurement.behaviour(behaviour)
+    options = measurement.options(chosen, machine, direction=direction or Direction.NOISING)
+
+    from circuits.discovery import DiscoverySettings
+
+    settings = DiscoverySettings(
+        scorer=names[0],
+        pruner=names[1],
+        target=target,
+        size=size,
+        steps=steps,
+        pairs=measurement.pairs or PAIRS,
+        heldout=heldout,
+        seed=measurement.seed or 0,
+        options=options,
+    )
+    folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
+    try:
+        found = _found(folder, machine, chosen, settings, output, resume=resume)
+    except KeyboardInterrupt as stop:
+        output.warn(_what_is_kept(folder))
+        raise typer.Exit(STOPPED) from stop
+    undrawn = _report(found, folder, output)
+    if undrawn:
+        raise RenderError(f"{undrawn} The circuit itself is in {folder / CIRCUIT}.")
+
+
+def _found(
+    folder: Path,
+    machine: Machine,
+    behaviour: "Behaviour",
+    settings: "DiscoverySettings",
+    output: Output,
+    *,
+    resume: bool,
+) -> "Discovery":
+    """Run the discovery, with journal and log in its folder, and write the circuit as soon as it is there."""
+    from circuits.discovery import discover as search
+    from circuits.discovery import prompts_for, settings_key
+    from circuits.export.files import write
+    from circuits.journal import Journal
+
+    with RunLog(folder, command_line()) as log, output.progress(log) as progress:
+        model = machine.load(progress)
+        prompts = prompts_for(model, behaviour, settings)
+        before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
+        journal = Journal(folder, settings_key(model, prompts, settings), resume=resume)
+        for text in _remarks(folder, *before, resume=resume, resumed=journal.resumed):
+            output.say(text)
+        found = search(model, behaviour, settings, journal=journal, progress=progress, command=command_line())
+        write(folder / CIRCUIT, found.circuit.to_json())
+        for warning in found.warnings:
+            log.warning(warning)
+    return found
+
+
+def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resumed: bool) -> list[str]:
+    """Say what becomes of an earlier run in the same folder."""
+    if resumed:
+        return [f"continuing the run in {folder}."]
+    if resume:
+        why = "is of other settings, prompts or weights" if journal else "does not exist"
+        return [f"nothing to continue: the journal in {folder} {why}. Starting afresh."]
+    if circuit:
+        return [f"{folder} holds an earlier circuit, which will be overwritten."]
+    if journal:
+        return [f"{folder} holds an interrupted run, which is started afresh (--resume would have continued it)."]
+    return []
+
+
+def _what_is_kept(folder: Path) -> str:
+    path = folder / JOURNAL
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if len(lines) < 2:
+        return f"stopped before anything was finished; the log is in {folder}."
+    return f"stopped; what is finished is kept in {folder}, continue with --resume."
+
+
+def _report(found: "Discovery", folder: Path, output: Output) -> str:
+    """Draw and print what was found; give what could not be drawn, if anything."""
+    undrawn, files = "", [CIRCUIT, SCORES, JOURNAL, "run.log"]
+    with output.progress() as progress:
+        for name in DRAWN:
+            progress("drawing", 0, 0)
+            try:
+                found.circuit.draw(folder / name)
+                files.append(name)
+            except RenderError as problem:
+                undrawn = str(problem)
+    for warning in found.warnings:
+        output.warn(warning)
+    output.show(*_tables(found), "", f"The diagram, a report, scores and a log are in {folder}/")
+    output.finish(_document(found, {name: str(folder / name) for name in sorted(files)}))
+    return undrawn
+
+
+def _tables(found: "Discovery") -> list[RenderableType]:
+    circuit, selection = found.circuit, found.selection
+    rows = size_rows(circuit)
+    if circuit.evaluation:
+        rows += evaluation_rows(circuit.evaluation, metric=circuit.behaviour.metric, unit=circuit.behaviour.unit)
+    minimal = "; locally minimal: no single edge can go" if selection.locally_minimal else ""
+    rows.append(
+        (
+            "while searching",
+            f"faithfulness {selection.faithfulness:.3f} on {circuit.behaviour.n_discovery} pairs{minimal}",
+        )
+    )
+    if found.agreement:
+        rows.append(("scores", found.agreement.describe(circuit.method.scorer)))
+    rows.append(("time", f"{circuit.provenance.wall_seconds:.0f} s on {circuit.provenance.device}"))
+    tables: list[RenderableType] = [
+        facts(f"{circuit.behaviour.name} in {circuit.model.id}", rows),
+        edge_table(circuit, strongest(circuit), "strongest edges"),
+    ]
+    if circuit.removal is not None:
+        tables.append(edge_table(circuit, near_ties(circuit), "near-ties: edges whose removal changes least"))
+    return tables
+
+
+def _document(found: "Discovery", files: dict[str, str]) -> dict[str, Any]:
+    circuit = found.circuit
+    return {
+        "circuit": json.loads(circuit.to_json()),
+        "agreement": asdict(found.agreement) if found.agreement else None,
+        "search": {
+            "faithfulness": found.selection.faithfulness,
+            "proposed": found.selection.proposed,
+            "locally_minimal": found.selection.locally_minimal,
+        },
+        "near_ties": [str(circuit.edge_list[place]) for place in map(int, near_ties(circuit))],
+        "warnings": list(found.warnings),
+        "files": files,
+    }

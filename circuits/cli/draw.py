@@ -1,0 +1,48 @@
+"""``circuits draw`` and ``circuits export``: a circuit into a picture, a page or another tool's format."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuits.circuit import Circuit
+from circuits.cli.options import CircuitArgument, Voice, command
+from circuits.cli.places import prepared_file
+from circuits.export.draw import DRAWINGS, EXPORTS
+from circuits.export.draw import draw as draw_circuit
+from circuits.export.draw import export as export_circuit
+
+
+@command
+def draw(
+    circuit: CircuitArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help=f"The suffix says as what: {' '.join(DRAWINGS)}.")
+    ],
+    title: Annotated[str | None, typer.Option(help="Instead of the behaviour and the model.")] = None,
+    *,
+    voice: Voice,
+) -> None:
+    """Draw a circuit: diagram, report page or Mermaid text."""
+    output = voice.output()
+    found = Circuit.load(circuit)
+    draw_circuit(found, prepared_file(out, DRAWINGS), title=title)
+    output.show(f"{len(found)} edges drawn into {out}")
+    output.finish({"edges": len(found), "file": str(out)})
+
+
+@command
+def export(
+    circuit: CircuitArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help=f"The suffix says as what: {' '.join(EXPORTS)}.")
+    ],
+    *,
+    voice: Voice,
+) -> None:
+    """Write a circuit for other tools: GraphML, CSV, or the JSON of EAP-IG and MIB."""
+    output = voice.output()
+    found = Circuit.load(circuit)
+    export_circuit(found, prepared_file(out, EXPORTS))
+    output.show(f"{len(found)} edges written to {out}")
+    output.finish({"edges": len(found), "file": str(out)})

@@ -1,0 +1,84 @@
+"""``circuits evaluate``: how well a circuit works on held-out prompts."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuits.circuit import Circuit
+from circuits.cli.options import CircuitArgument, Machine, Measurement, Voice, command
+from circuits.cli.places import prepared_file
+from circuits.cli.session import circuit_behaviour_name, require_same_model, scores_beside
+from circuits.cli.tables import evaluation_rows, facts, size_rows
+from circuits.errors import UsageError
+
+HELDOUT = 64
+
+
+@command
+def evaluate(
+    circuit: CircuitArgument,
+    *,
+    behaviour: Annotated[
+        str | None,
+        typer.Option("--behaviour", "-b", help="Another behaviour, or the prompt file (default: the circuit's own)."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write the circuit with this evaluation.", rich_help_panel="Output"),
+    ] = None,
+    measurement: Measurement,
+    machine: Machine,
+    voice: Voice,
+) -> None:
+    """Measure a circuit on held-out prompts: faithfulness, necessity, random circuits of the same size."""
+    output = voice.output()
+    found = Circuit.load(circuit)
+    name = circuit_behaviour_name(found, behaviour, "--behaviour")
+    chosen = measurement.behaviour(name, metric=found.behaviour.metric)
+    if out is not None and (chosen.name, chosen.metric) != (found.behaviour.name, found.behaviour.metric):
+        raise UsageError(
+            f"--out keeps an evaluation with its circuit, which is of {found.behaviour.name} by "
+            f"{found.behaviour.metric}; this one is of {chosen.name} by {chosen.metric}. Leave out "
+            "--out, or redirect --json."
+        )
+    options = measurement.options(chosen, machine, ablation=found.method.ablation)
+    file = prepared_file(out, (".json",)) if out else None
+
+    from circuits.evaluation import evaluate as judge
+    from circuits.export.files import write
+
+    with output.progress() as progress:
+        model = machine.load(progress, default=found.model.id)
+        require_same_model(found, model, output)
+        seed = found.method.seed if measurement.seed is None else measurement.seed
+        count = measurement.pairs or found.behaviour.n_heldout or HELDOUT
+        prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=count, seed=seed)
+        progress("recording the prompts", 0, 0)
+        experiment = model.experiment(prompts.heldout, options)
+        scores = scores_beside(found, circuit)
+        ranked = None if scores is None else scores.ranked(by_magnitude=found.method.rank_by == "|score|")
+        evaluation = judge(
+            experiment,
+            found.edges,
+            ranked=ranked,
+            seed=seed,
+            progress=lambda done, total: progress("evaluating", done, total),
+        )
+    rows = size_rows(found) + evaluation_rows(evaluation, metric=chosen.metric, unit=chosen.metric.unit)
+    if file is not None:
+        write(file, found.with_evaluation(evaluation).to_json())
+        rows.append(("written to", str(file)))
+    output.show(facts(f"circuit of {found.behaviour.name} on {chosen.name} in {model.info.id}", rows))
+    output.finish(
+        {
+            "model": model.info.id,
+            "circuit": str(circuit),
+            "behaviour": chosen.name,
+            "metric": chosen.metric,
+            "edges": len(found),
+            "evaluation": asdict(evaluation),
+            "file": str(file) if file else None,
+        }
+    )

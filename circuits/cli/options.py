@@ -1,0 +1,198 @@
+"""Options that several commands share, in groups; a command takes a whole group as one parameter."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from circuits.behaviours import load_behaviour
+from circuits.behaviours.behaviour import Behaviour
+from circuits.behaviours.tokens import Tokenizer
+from circuits.cli.output import Output, Told
+from circuits.errors import UsageError
+from circuits.vocabulary import Ablation, Choice, Direction, Metric
+
+if TYPE_CHECKING:
+    from circuits.model import Model
+    from circuits.tracing.experiment import Options
+
+DEFAULT_MODEL = "smollm2-135m"
+DEBUG = "circuits.debug"
+"""The key under which a run remembers ``--debug``."""
+
+
+def _choices(names: type[Choice]) -> str:
+    return "|".join(names)
+
+
+def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
+    ctx.meta[DEBUG] = asked
+    return asked
+
+
+BehaviourArgument = Annotated[
+    str, typer.Argument(metavar="BEHAVIOUR", help="A built-in name (see: circuits behaviours) or a prompt file.")
+]
+CircuitArgument = Annotated[Path, typer.Argument(metavar="CIRCUIT.json", help="A circuit that discover wrote.")]
+DirectionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar=_choices(Direction),
+        help="Corrupt in the clean run, or restore in the corrupted one.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Which model, where and how it runs."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"A built-in model, a folder or a Hugging Face id. Default: {DEFAULT_MODEL}, or the circuit's own.",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(help="auto, cpu, CUDA or mps.", rich_help_panel="Model")] = "auto"
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = "auto"
+    batch_size: Annotated[
+        str, typer.Option(metavar="auto|N", help="Rows in one forward pass.", rich_help_panel="Model")
+    ] = "auto"
+
+    def load(self, progress: Told, *, default: str = DEFAULT_MODEL) -> "Model":
+        """Load the model that was asked for."""
+        from circuits.model import load_model
+
+        progress("loading the model", 0, 0)
+        return load_model(self.model or default, device=self.device, dtype=self.dtype, progress=progress)
+
+    def tokenizer(self, progress: Told) -> Tokenizer:
+        """Load the tokenizer of the model that was asked for."""
+        from circuits.models.loading import load_weights
+
+        progress("loading the tokenizer", 0, 0)
+        return load_weights(
+            self.model or DEFAULT_MODEL, device=self.device, dtype=self.dtype, progress=progress
+        ).tokenizer
+
+    @property
+    def rows(self) -> int | None:
+        """The batch size; None: from the free memory."""
+        if self.batch_size == "auto":
+            return None
+        if not self.batch_size.isdecimal() or int(self.batch_size) < 1:
+            raise UsageError(f"--batch-size is auto or a number from 1 up, got '{self.batch_size}'.")
+        return int(self.batch_size)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured, on which prompts."""
+
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="How many prompt pairs (default: 32).", min=1, rich_help_panel="Measurement"),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the prompt pairs (default: 0).", min=0, rich_help_panel="Measurement")
+    ] = None
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar=_choices(Metric), help="Default: the behaviour's own.", rich_help_panel="Measurement"),
+    ] = None
+    ablation: Annotated[
+        str | None,
+        typer.Option(metavar=_choices(Ablation), help="What replaces a corrupted edge.", rich_help_panel="Measurement"),
+    ] = None
+
+    def behaviour(self, name: str | Path, *, metric: str | None = None) -> Behaviour:
+        """Load a behaviour with the metric that was asked for, else ``metric``, else its own."""
+        behaviour = load_behaviour(name)
+        chosen = self.metric or metric
+        return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
+
+    def options(
+        self, behaviour: Behaviour, machine: Machine, *, direction: str = Direction.NOISING, ablation: str | None = None
+    ) -> "Options":
+        """Say what is measured; names and numbers are checked before anything long begins."""
+        chosen = Ablation.parse(self.ablation or ablation or Ablation.CORRUPTED)
+        towards, rows = Direction.parse(direction), machine.rows
+
+        from circuits.tracing.experiment import Options
+
+        return Options(behaviour.metric, chosen, towards, rows)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a command talks."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")] = (
+        False
+    )
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No messages, no progress bars.", rich_help_panel="Output")
+    ] = False
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Show tracebacks, and warnings of other packages.",
+            callback=_remember_debug,
+            rich_help_panel="Output",
+        ),
+    ] = False
+
+    def output(self) -> Output:
+        """Open the output."""
+        return Output(as_json=self.json, quiet=self.quiet)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups of options: a parameter whose type is a dataclass stands for one option per field."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        group: Any = parameter.annotation
+        if is_dataclass(group) and isinstance(group, type):
+            hints = get_type_hints(group, include_extras=True)
+            groups[parameter.name] = (group, [field.name for field in fields(group)])
+            parameters += [
+                inspect.Parameter(
+                    field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                )
+                for field in fields(group)
+            ]
+        else:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+
+    @wraps(function)
+    def run(**given: Any) -> None:
+        debug = bool(given.get("debug"))
+        for name, (group, members) in groups.items():
+            given[name] = group(**{member: given.pop(member) for member in members})
+        with _silent_packages(debug=debug):
+            function(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@contextmanager
+def _silent_packages(*, debug: bool) -> Generator[None]:
+    """Hide warnings of other packages: users of the command line cannot act on them."""
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,139 @@
+"""What the commands write: results on stdout, everything else on stderr."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+Told = Callable[[str, int, int], None]
+"""Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""
+
+
+def error(text: str) -> None:
+    """Write an error on stderr."""
+    _message(Console(stderr=True, highlight=False), "error: ", "bold red", text)
+
+
+class Output:
+    """Where a command writes.
+
+    ``as_json``: one JSON object on stdout instead of tables; ``quiet``: no messages and no bars.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self._results = Console(highlight=False)
+        self._messages = Console(stderr=True, highlight=False)
+
+    @property
+    def width(self) -> int:
+        """How many columns the terminal has."""
+        return self._results.width
+
+    def say(self, text: str) -> None:
+        """Write a message, unless quiet."""
+        if not self.quiet:
+            _message(self._messages, "", "", text)
+
+    def warn(self, text: str) -> None:
+        """Write a warning."""
+        _message(self._messages, "warning: ", "yellow", text)
+
+    def show(self, *results: RenderableType) -> None:
+        """Write results for people."""
+        if not self.as_json:
+            for result in results:
+                self._results.print(
+                    Text(result) if isinstance(result, str) else result, soft_wrap=isinstance(result, str)
+                )
+
+    def finish(self, document: dict[str, Any]) -> None:
+        """Write the result for programs, where that was asked for."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @contextmanager
+    def progress(self, *listeners: Told) -> Generator[Told]:
+        """Show a bar with the time left while work goes on; on a terminal only."""
+        if self.quiet or not self._messages.is_terminal:
+            yield _Bars(None, listeners)
+            return
+        columns: tuple[ProgressColumn, ...] = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=3)),
+            BarColumn(bar_width=None, table_column=Column(ratio=2)),
+            TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(),
+            _TimeLeft(),
+        )
+        with Progress(*columns, console=self._messages, transient=True, expand=True) as progress:
+            yield _Bars(progress, listeners)
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left of a stage, in words; nothing where it cannot be told."""
+
+    def render(self, task: Task) -> Text:
+        """Render it."""
+        left = task.time_remaining
+        return Text("" if left is None else f"{_duration(left)} left", style="cyan")
+
+
+class _Bars:
+    """Follows stages: one bar at a time. Stages that differ only after a colon are one stage."""
+
+    def __init__(self, progress: Progress | None, listeners: tuple[Told, ...]) -> None:
+        self._progress, self._listeners = progress, listeners
+        self._head: str | None = None
+        self._task: TaskID | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        for listener in self._listeners:
+            listener(stage, done, total)
+        if self._progress is None:
+            return
+        head = stage.partition(":")[0]
+        if self._task is None or head != self._head:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._head, self._task = head, self._progress.add_task(stage, total=None, count="")
+        count = f"{done / total:.0%}" if total else ""
+        self._progress.update(self._task, description=stage, completed=done, total=total or None, count=count)
+
+
+def _duration(seconds: float) -> str:
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _message(console: Console, label: str, style: str, text: str) -> None:
+    console.print(Text(label, style=style) + Text(text), soft_wrap=True)
+
+
+def finite(value: Any) -> Any:
+    """Write what is not a number as ``None``, at any depth: JSON has no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in cast("list[Any]", value)]
+    return value

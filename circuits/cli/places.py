@@ -1,0 +1,109 @@
+"""Where files go: the folder ``outputs/``, proved writable before long work begins; and a run's log."""
+
+import logging
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from circuits.errors import OutputError, UnknownNameError
+
+ROOM = 50_000_000
+"""Bytes that must be free: scores of 800,000 edges take 30 MB, everything else little."""
+_ADVICE = "Choose another place with --out, or free some space."
+
+
+def default_folder(model: str, *names: str) -> Path:
+    """Give ``outputs/<model>/<name>…``; of a model that is a folder, the folder's name."""
+    local = Path(model).expanduser()
+    known_as = local.resolve().name if local.exists() else model.replace("/", "--")
+    return Path("outputs", *(_safe(name) for name in (known_as, *names)))
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
+
+
+def prepared_folder(folder: Path) -> Path:
+    """Make a folder and prove that it can be written to and has room; raises :class:`OutputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise OutputError(f"the folder '{folder}' cannot be written to ({error.strerror}). {_ADVICE}") from error
+    free = shutil.disk_usage(folder).free
+    if free < ROOM:
+        raise OutputError(
+            f"the disk of '{folder}' has {free / 1e6:.0f} MB of free space, but {ROOM / 1e6:.0f} MB are needed. "
+            f"{_ADVICE}"
+        )
+    return folder
+
+
+def prepared_file(file: Path, suffixes: Iterable[str]) -> Path:
+    """Check a file's suffix and prepare its folder; raises :class:`UnknownNameError` and :class:`OutputError`."""
+    known = tuple(suffixes)
+    if not file.name.lower().endswith(known):
+        raise UnknownNameError("file format", file.suffix or file.name, known, hint=f"The file was to be {file}.")
+    if file.is_dir():
+        raise OutputError(f"'{file}' is a folder; name a file in it.")
+    prepared_folder(file.parent)
+    return file
+
+
+class RunLog:
+    """Keeps ``run.log`` in a folder: what the library logs, when each stage began, and how the run ended."""
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self._command, self._stage = command, ""
+        self._logger, self._library = logging.getLogger(__name__), logging.getLogger("circuits")
+        try:
+            self._handler = _Handler(folder / "run.log", mode="a", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {folder / 'run.log'}: {error.strerror}. {_ADVICE}") from error
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Note that a stage began."""
+        del done, total
+        if stage != self._stage:
+            self._stage = stage
+            self._logger.info("%s", stage)
+
+    def warning(self, text: str) -> None:
+        """Note a warning."""
+        self._logger.warning("%s", text)
+
+    def __enter__(self) -> Self:
+        self._begun = time.monotonic()
+        self._level = self._library.level
+        self._library.setLevel(logging.INFO)
+        self._library.addHandler(self._handler)
+        self._logger.info("%s", self._command)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = time.monotonic() - self._begun
+        if problem is None:
+            self._logger.info("finished after %.1f s", seconds)
+        else:
+            self._logger.error(
+                "ended after %.1f s by %s: %s", seconds, type(problem).__name__, problem, exc_info=problem
+            )
+        self._library.removeHandler(self._handler)
+        self._library.setLevel(self._level)
+        self._handler.close()
+
+
+class _Handler(logging.FileHandler):
+    """A log that cannot be written (a full disk) must not stop the work that it tells of."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        del record

@@ -1,0 +1,104 @@
+"""What most commands begin with: the model, the behaviour's prompts, and what the model does on them."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from circuits.behaviours.behaviour import Behaviour, TokenPair
+from circuits.circuit import Circuit
+from circuits.cli.options import DEFAULT_MODEL, Machine
+from circuits.cli.output import Output, Told
+from circuits.errors import UsageError
+from circuits.export.scores import read_scores
+from circuits.scores import EdgeScores
+
+if TYPE_CHECKING:
+    from circuits.model import Model
+    from circuits.tracing.experiment import Options, PatchingExperiment
+
+PAIRS = 32
+"""How many pairs are used unless said otherwise."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A model's runs on a behaviour's discovery prompts, and remarks on them."""
+
+    behaviour: str
+    model: "Model"
+    pairs: tuple[TokenPair, ...]
+    experiment: "PatchingExperiment"
+    warnings: tuple[str, ...]
+
+
+def recorded(
+    machine: Machine,
+    behaviour: Behaviour,
+    options: "Options",
+    progress: Told,
+    *,
+    pairs: int | None = None,
+    seed: int | None = None,
+) -> Recorded:
+    """Load the model, record the prompts, and check that the model shows the behaviour."""
+    from circuits.behaviours.lint import check_gap
+
+    model = machine.load(progress)
+    prompts = behaviour.prompts(model.tokenizer, discovery=pairs or PAIRS, heldout=0, seed=seed or 0)
+    progress("recording the prompts", 0, 0)
+    experiment = model.experiment(prompts.discovery, options)
+    clean, corrupted = experiment.clean, experiment.corrupted
+    warnings = check_gap(clean, corrupted, options.metric, behaviour=behaviour.name, model=model.info.id)
+    return Recorded(behaviour.name, model, prompts.discovery, experiment, warnings)
+
+
+def model_name(machine: Machine) -> str:
+    """Give the name of the model that will be loaded."""
+    return machine.model or DEFAULT_MODEL
+
+
+def command_line() -> str:
+    """Give the command as it was typed."""
+    return shlex.join(["circuits", *sys.argv[1:]])
+
+
+def scores_beside(circuit: Circuit, path: Path) -> EdgeScores | None:
+    """Give the scores of the whole graph that ``discover`` left beside a circuit, if they are the circuit's."""
+    file = path.parent / "scores.parquet"
+    if not file.is_file():
+        return None
+    scores = read_scores(file, circuit.graph)
+    same = np.allclose(scores.values[circuit.edges], circuit.scores, rtol=1e-5, atol=1e-12, equal_nan=True)
+    return scores if same else None
+
+
+def circuit_behaviour_name(circuit: Circuit, given: str | None, option: str) -> str:
+    """Give what to load for a circuit's behaviour: what was asked for, else the built-in one it names."""
+    from circuits.behaviours import BUILT_IN
+
+    if given is not None:
+        return given
+    if circuit.behaviour.name not in BUILT_IN:
+        raise UsageError(
+            f"the circuit is of the behaviour '{circuit.behaviour.name}', which is not built in; give its prompt file "
+            f"with {option} FILE."
+        )
+    return circuit.behaviour.name
+
+
+def require_same_model(circuit: Circuit, model: "Model", out: Output) -> None:
+    """Raise when a circuit cannot be run on a model; warn when it was found on another."""
+    if model.info.shape != circuit.model.shape:
+        raise UsageError(
+            f"the circuit is of {circuit.model.id} with {circuit.model.shape.describe()}, but {model.info.id} has "
+            f"{model.info.shape.describe()}; give the circuit's own model with --model."
+        )
+    if model.info.digest != circuit.model.digest:
+        out.warn(
+            f"the circuit was found on other weights ({circuit.model.id}, {circuit.model.digest[:12] or 'unknown'}) "
+            f"than those of {model.info.id} ({model.info.digest[:12]}); its numbers are not those of its evaluation."
+        )

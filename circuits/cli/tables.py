@@ -1,0 +1,95 @@
+"""Results as tables that read well on narrow and on wide terminals."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from circuits.circuit import Circuit, Evaluation
+from circuits.export.layout import count_nodes
+from circuits.graph import EdgeIndices
+
+STRONGEST, NEAR_TIES = 10, 5
+
+
+def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> Table:
+    """Make a table; ``numbers`` are the columns that are aligned on the right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if place in numbers else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Make a table of names and values."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    made.add_column(style="cyan", overflow="fold", max_width=22)
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        made.add_row(Text(name), Text(value))
+    return made
+
+
+def size_rows(circuit: Circuit) -> list[tuple[str, str]]:
+    """Say how large a circuit is."""
+    share = len(circuit) / circuit.graph.n_edges
+    return [("edges", f"{len(circuit):,} of {circuit.graph.n_edges:,} ({share:.2%})"), ("nodes", count_nodes(circuit))]
+
+
+def evaluation_rows(evaluation: Evaluation, *, metric: str, unit: str) -> list[tuple[str, str]]:
+    """Say how well a circuit works."""
+    low, high = evaluation.faithfulness_ci
+    rows = [
+        ("faithfulness", f"{evaluation.faithfulness:.3f} [{low:.3f}, {high:.3f}], {evaluation.n} held-out pairs"),
+    ]
+    if evaluation.necessity is not None:
+        rows.append(("without the circuit", f"{evaluation.necessity:.3f} of the behaviour is left (necessity)"))
+    random = evaluation.random_baseline
+    if random is not None:
+        rows.append(
+            (
+                "random circuits",
+                f"{random.median:.3f} [{random.q05:.3f}, {random.q95:.3f}], {random.n} of the same size",
+            )
+        )
+    values = (
+        f"clean {evaluation.metric_clean:.3f}, circuit {evaluation.metric_circuit:.3f}, "
+        f"corrupted {evaluation.metric_corrupted:.3f} {unit}"
+    )
+    rows.append((metric, values))
+    if evaluation.accuracy_clean is not None and evaluation.accuracy_circuit is not None:
+        text = f"model {evaluation.accuracy_clean:.0%}, circuit {evaluation.accuracy_circuit:.0%}"
+        rows.append(("above 0 on", f"{text} of the pairs"))
+    if evaluation.cpr is not None and evaluation.cmd is not None:
+        rows.append(("curve", f"CPR {evaluation.cpr:.3f}, CMD {evaluation.cmd:.3f}"))
+    return rows
+
+
+def strongest(circuit: Circuit) -> EdgeIndices:
+    """Give the places (in the circuit) of the edges whose scores are largest in size."""
+    return np.argsort(-np.nan_to_num(np.abs(circuit.scores)), kind="stable")[:STRONGEST]
+
+
+def near_ties(circuit: Circuit) -> EdgeIndices:
+    """Give the places (in the circuit) of the edges whose removal changes least, where that was measured."""
+    if circuit.removal is None:
+        return np.empty(0, dtype=np.int64)
+    return np.argsort(np.abs(circuit.removal), kind="stable")[:NEAR_TIES]
+
+
+def edge_table(circuit: Circuit, places: EdgeIndices, title: str) -> Table:
+    """List edges of a circuit with their scores and what removing them costs."""
+    headings = ["edge", f"score ({circuit.behaviour.unit})"]
+    if circuit.removal is not None:
+        headings.append("removal costs")
+    rows: list[list[str]] = []
+    for place in map(int, places):
+        row = [str(circuit.edge_list[place]), f"{circuit.scores[place]:.4g}"]
+        if circuit.removal is not None:
+            row.append(f"{circuit.removal[place]:.4f}")
+        rows.append(row)
+    return table(title, headings, rows, numbers=(1, 2))
