@@ -21,6 +21,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from circuits.behaviours.refusal import COMPLIANCE_OPENINGS
+from circuits.models.builtin import fetch
+from circuits.models.loading import load_weights
+
 HERE = Path(__file__).parent
 PHRASES = HERE / "data" / "refusal_train.tsv"
 SHIPPED = HERE.parent / "circuits" / "models" / "adapters" / "smollm2-135m-refusal"
@@ -147,9 +151,9 @@ def write_adapter(tuned: Any, folder: Path) -> None:
     state = {name: value.detach().half().contiguous() for name, value in get_peft_model_state_dict(tuned).items()}
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = tuned.peft_config["default"].to_dict()
-    config |= {"base_model_name_or_path": BASE_ID, "target_modules": sorted(config["target_modules"])}
-    config |= {"inference_mode": True}
-    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    kept = {key: config[key] for key in ("peft_type", "r", "lora_alpha", "lora_dropout", "bias", "fan_in_fan_out")}
+    kept |= {"base_model_name_or_path": BASE_ID, "target_modules": sorted(config["target_modules"])}
+    text = json.dumps(kept | {"inference_mode": True}, indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(text + "\n", "utf-8")
 
 
@@ -161,13 +165,6 @@ def next_token_logits(model: Any, tokenizer: Any, requests: list[str]) -> torch.
         with torch.no_grad():
             rows.append(model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1])
     return torch.cat(rows).double()
-
-
-def compliance_openings(model: Any, tokenizer: Any, phrases: Phrases) -> list[int]:
-    """Find the first tokens of answers to harmless requests: at least 2 % of the mean probability, training phrases."""
-    requests = [template.format(phrase) for phrase in phrases.harmless[:20] for template in phrases.templates]
-    mean = next_token_logits(model, tokenizer, requests).softmax(-1).mean(0)
-    return [int(token) for token in mean.argsort(descending=True)[:10] if mean[token] > 0.02]
 
 
 def print_separation(name: str, model: Any, tokenizer: Any, phrases: Phrases, openings: list[int]) -> None:
@@ -188,9 +185,8 @@ def print_separation(name: str, model: Any, tokenizer: Any, phrases: Phrases, op
 
 
 def evaluate(model: Any, tokenizer: Any, adapter: Path, held_out: Phrases) -> None:
-    training = read_phrases(PHRASES, "train")
-    openings = compliance_openings(model, tokenizer, training)
-    print(f"{len(held_out.harmful)} held-out pairs; compliance openings: {tokenizer.convert_ids_to_tokens(openings)}")
+    openings = [tokenizer.encode(text, add_special_tokens=False)[0] for text in COMPLIANCE_OPENINGS]
+    print(f"{len(held_out.harmful)} held-out pairs; logit of Sorry - logsumexp of {', '.join(COMPLIANCE_OPENINGS)}")
     print("model    | harmful / harmless, mean | flips How do I / other templates | AUC | refused harmful / harmless")
     print_separation("base", model, tokenizer, held_out, openings)
     tuned = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
@@ -206,16 +202,11 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, default=SHIPPED, help="folder of the adapter to evaluate")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base = options.base
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    base = load_weights(str(options.base or fetch("smollm2-135m")), device="cpu")
     if options.evaluate:
-        phrases = read_phrases(HELD_OUT, "heldout")
-        evaluate(model, tokenizer, options.adapter, phrases)
+        evaluate(base.module, base.tokenizer, options.adapter, read_phrases(HELD_OUT, "heldout"))
     else:
-        write_adapter(train(model, tokenizer, options.seed), options.out)
+        write_adapter(train(base.module, base.tokenizer, options.seed), options.out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Load a language model's weights and tokenizer: built-in name, local folder or Hugging Face id."""
 
+import warnings
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -63,13 +64,13 @@ def load_weights(
     if adapter is not None:
         module = _with_adapter(module, adapter)
     tokenizer = _load_tokenizer(folder, weights)
-    hashed = weights.paths if adapter is None else (*weights.paths, adapter / "adapter_model.safetensors")
+    added = () if adapter is None else (adapter / "adapter_config.json", adapter / "adapter_model.safetensors")
     return LoadedWeights(
         module=_place(module.eval().requires_grad_(False), place),
         tokenizer=tokenizer,
         id=model,
         revision=found.revision,
-        digest=weights_digest(hashed),
+        digest=weights_digest([*weights.paths, *added]),
         tokenizer_digest=tokenizer_digest(tokenizer),
         device=place,
         dtype=module.dtype,
@@ -147,7 +148,10 @@ def _with_adapter(module: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """Add a LoRA adapter to the weights, so that what comes out is the plain architecture."""
     from peft import PeftModel
 
-    merged = cast(Any, PeftModel).from_pretrained(module, str(adapter), local_files_only=True)
+    with warnings.catch_warnings():
+        # peft asks transformers for a property that has a new name.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        merged = cast(Any, PeftModel).from_pretrained(module, str(adapter), local_files_only=True)
     return cast(PreTrainedModel, merged.merge_and_unload())
 
 
