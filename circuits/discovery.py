@@ -147,13 +147,23 @@ def _selected(
     if settings.pruner is PrunerName.TOP:
         return top(experiment, scores, min(settings.size, len(scores.scored)))
 
+    stage = "proposing edges"
+
     def report(step: str, edges: EdgeIndices, faithfulness: float) -> None:
-        progress(f"pruning: {len(edges)} edges, faithfulness {faithfulness:.2f}", 0, 0)
+        nonlocal stage
+        stage = f"pruning {len(edges)} edges (faithfulness {faithfulness:.2f})"
         if journal:
             journal.keep_edges(experiment.graph, step, edges, faithfulness)
 
     begin = journal.edges(experiment.graph) if journal else None
-    return minimal(experiment, scores, target=settings.target, begin=begin, report=report)
+    return minimal(
+        experiment,
+        scores,
+        target=settings.target,
+        begin=begin,
+        report=report,
+        progress=lambda done, total: progress(stage, done, total),
+    )
 
 
 def _agreement(

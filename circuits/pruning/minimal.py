@@ -20,7 +20,7 @@ from circuits.graph import EdgeIndices
 from circuits.pruning.connected import connected
 from circuits.pruning.selection import Selection
 from circuits.scores import EdgeScores, Floats
-from circuits.tracing.protocol import Experiment
+from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 Report = Callable[[str, EdgeIndices, float], None]
 """Called after each step with what was done, the edges that are left and their faithfulness."""
@@ -36,6 +36,7 @@ def minimal(
     target: float = 0.9,
     begin: EdgeIndices | None = None,
     report: Report = lambda _step, _edges, _f: None,
+    progress: Progress = no_progress,
 ) -> Selection:
     """Find a circuit that reaches the target and from which no single edge can be removed without missing it.
 
@@ -44,7 +45,7 @@ def minimal(
     """
     if not 0 < target < 1:
         raise UsageError(f"the target faithfulness must be between 0 and 1, got {target}.")
-    judge = _Judge(experiment, 1 - target)
+    judge = _Judge(experiment, 1 - target, progress)
     proposal = _propose(judge, scores) if begin is None else _Proposal(begin, len(begin), by_magnitude=False)
     edges = judge.tidied(proposal.edges)
     report("proposed", edges, judge.one(edges))
@@ -72,6 +73,7 @@ class _Judge:
 
     experiment: Experiment
     tolerance: float
+    progress: Progress
 
     def many(self, circuits: list[EdgeIndices]) -> Floats:
         masks: list[np.ndarray[tuple[int], np.dtype[np.bool_]]] = []
@@ -79,7 +81,9 @@ class _Judge:
             mask = np.zeros(self.experiment.graph.n_edges, dtype=np.bool_)
             mask[edges] = True
             masks.append(mask)
-        return faithfulness(self.experiment, self.experiment.circuits(masks))
+        return faithfulness(
+            self.experiment, self.experiment.circuits(masks, progress=self.progress if len(masks) > 1 else no_progress)
+        )
 
     def one(self, edges: EdgeIndices) -> float:
         return float(self.many([edges])[0])

@@ -46,15 +46,16 @@ def compare_scores(estimated: Floats, exact: Floats) -> Agreement:
     """Compare two lists of scores of the same edges."""
     from scipy import stats
 
-    agree: Any = stats.spearmanr
+    ranks: Any = stats.spearmanr
+    linear: Any = stats.pearsonr
     varied = len(set(exact.tolist())) > 1 and len(set(estimated.tolist())) > 1
     top = max(1, len(exact) // 10)
     best, claimed = _places_of_largest(exact, top), _places_of_largest(estimated, top)
     return Agreement(
         n=len(exact),
-        spearman=float(agree(estimated, exact).statistic) if varied else float("nan"),
-        pearson=float(np.corrcoef(estimated, exact)[0, 1]) if varied else float("nan"),
-        sign_errors=float(np.mean(np.sign(estimated) != np.sign(exact))),
+        spearman=float(ranks(estimated, exact).statistic) if varied else float("nan"),
+        pearson=float(linear(estimated, exact).statistic) if varied else float("nan"),
+        sign_errors=int(np.count_nonzero(np.sign(estimated) != np.sign(exact))) / len(exact),
         top_found=len(best & claimed) / top,
     )
 
