@@ -93,7 +93,7 @@ class PatchingExperiment:
         """Measure circuits; see :meth:`Experiment.circuits`."""
         if not len(masks):
             return np.empty((0, self.n_pairs))
-        stacked = np.stack(masks)
+        stacked: NDArray[np.bool_] = np.asarray(masks, dtype=np.bool_)
         done, parts = 0, list[Tensor]()
         for batch in self.batches:
             change = {0: batch.clean.stream[0] - batch.base.stream[0]}

@@ -82,11 +82,13 @@ def _results(
         logits = run_masked(tracer, graph, corrupted, changes, masks)[0]
         meaning = f"With {name} a run must equal the {'clean' if live else 'corrupted'} run."
         yield GuardResult(name, _distance(logits, expected.logits), tolerance, meaning)
+    ends = (0, graph.shape.n_layers - 1)
     yield GuardResult(
         "head isolation",
-        max(_isolation_error(tracer, clean, layer) for layer in {0, graph.shape.n_layers - 1}),
+        float(np.max([_isolation_error(tracer, clean, layer, slot) for layer in ends for slot in Slot])),
         tolerance,
-        "Changing one head's query changes another head, or not its own: heads are sliced wrongly.",
+        "Changing one head's query, key or value changes other heads or positions than it should: heads or slots are "
+        "sliced wrongly.",
     )
 
 
@@ -125,31 +127,45 @@ def _wiring_error(anatomy: Anatomy, run: Run, streams: list[tuple[Tensor, Tensor
             errors.append(_distance(made, run.projections[layer][path][..., columns]))
         modules = anatomy.layers[layer]
         errors.append(_distance(call(modules.mlp, call(modules.mlp_norm, mlp_read)), run.mlp[layer]))
-    return max(errors)
+    return float(np.max(errors))  # unlike max(), not blind to NaN
 
 
-def _isolation_error(tracer: Tracer, run: Run, layer: int) -> float:
-    """Change one head's query: give the relative change of all other heads, or infinity if its own does not change."""
+def _isolation_error(tracer: Tracer, run: Run, layer: int, slot: Slot) -> float:
+    """Change one unit's query, key or value at one position: give the largest relative change where there must be none.
+
+    A query acts at its own position only; the first key changes later positions only, because the first position reads
+    nothing else; the first value changes the first position itself. So a slot that is taken for another is noticed too.
+    Infinity, if no unit has its effect. Rows of the run are ``(unit, pair)``.
+    """
     anatomy, recorder = tracer.anatomy, Recorder()
-    columns = anatomy.columns[Slot.Q][0]
-    path = anatomy.architecture.projections[Slot.Q]
-    site = anatomy.architecture.projection_sites[path]
-    change = partial(_flipped, columns)
-    visits = {(layer, site): change, (layer, Site.Z): recorder.at(layer, Site.Z)}
-    tracer.run(run.ids, Plan(start=layer, stop=(layer, Site.Z), stream=run.stream[layer], visits=visits))
-    pattern = "b p (h k) -> h b p k"
-    before, after = (
-        rearrange(z, pattern, h=anatomy.shape.n_heads) for z in (run.z[layer], recorder.values[layer, Site.Z])
-    )
-    if torch.equal(before[0], after[0]):
+    columns, shape = anatomy.columns[slot], anatomy.shape
+    site = anatomy.architecture.projection_sites[anatomy.architecture.projections[slot]]
+    position, units = (1 if slot is Slot.Q else 0), len(columns)
+    visits = {(layer, site): partial(_flipped, columns, position), (layer, Site.Z): recorder.at(layer, Site.Z)}
+    stream = run.stream[layer].repeat(units, 1, 1)
+    tracer.run(run.ids.repeat(units, 1), Plan(start=layer, stop=(layer, Site.Z), stream=stream, visits=visits))
+    after = rearrange(recorder.values[layer, Site.Z], "(u b) p (h k) -> u b h p k", u=units, h=shape.n_heads)
+    before = rearrange(run.z[layer], "b p (h k) -> 1 b h p k", h=shape.n_heads).expand_as(after)
+    positions = torch.arange(after.shape[3], device=after.device)
+    heads = torch.arange(shape.n_heads, device=after.device) // (shape.n_heads // units)
+    own = (heads == torch.arange(units, device=after.device)[:, None])[:, None, :, None]
+    may, must = {
+        Slot.Q: (positions == 1, positions == 1),
+        Slot.K: (positions > 0, positions > 0),
+        Slot.V: (positions >= 0, positions == 0),
+    }[slot]
+    changed = (after != before).any(-1)
+    if not bool((changed & own & must).any()):
         return float("inf")
-    return _distance(after[1:], before[1:]) if anatomy.shape.n_heads > 1 else 0.0
+    return float(_distances(after, before).masked_fill(own & may, 0).amax())
 
 
-def _flipped(columns: Tensor, queries: Float[Tensor, "row pos width"]) -> Tensor:
-    changed = queries.clone()
-    changed[..., columns] = 1 - 2 * changed[..., columns]
-    return changed
+def _flipped(columns: Tensor, position: int, outputs: Float[Tensor, "row pos width"]) -> Tensor:
+    """Change the columns of unit ``u`` at one position in the u-th block of rows."""
+    changed = rearrange(outputs.clone(), "(u b) p w -> u b p w", u=len(columns))
+    for unit, own in enumerate(columns):
+        changed[unit, :, position, own] = 1 - 2 * changed[unit, :, position, own]
+    return changed.flatten(0, 1)
 
 
 def _tokenizer(anatomy: Anatomy, tokenizer: Any) -> GuardResult:
@@ -167,7 +183,11 @@ def _tokenizer(anatomy: Anatomy, tokenizer: Any) -> GuardResult:
 
 def _distance(value: Tensor, expected: Tensor) -> float:
     """Give the largest relative distance of vectors along the last axis."""
+    return float(_distances(value, expected).amax())
+
+
+def _distances(value: Float[Tensor, "*any width"], expected: Float[Tensor, "*any width"]) -> Float[Tensor, "*any"]:
     error = (value.float() - expected.float()).square().sum(-1).sqrt()
     size = expected.float().square().sum(-1).sqrt()
     floor = 1e-6 + 1e-3 * float(size.amax())
-    return float((error / size.clamp_min(floor)).amax())
+    return error / size.clamp_min(floor)

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from nnsight import TransformersModel
+from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
+from circuits.errors import GuardError
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site, Visit
 
@@ -27,8 +29,14 @@ class Tracer:
 
         Logits are computed at the last position only. Cost: the layers that are neither before ``plan.start`` nor idle.
         """
-        with torch.set_grad_enabled(gradients), self._model.trace(ids, use_cache=False, logits_to_keep=1) as trace:
-            self._play(plan, trace)
+        try:
+            with torch.set_grad_enabled(gradients), self._model.trace(ids, use_cache=False, logits_to_keep=1) as trace:
+                self._play(plan, trace)
+        except OutOfOrderError as error:
+            raise GuardError(
+                f"the model does not reach its modules in the order that the adapter '{self.anatomy.architecture.name}' "
+                f"declares: {error}. A norm or projection is declared wrongly in circuits/tracing/architectures.py."
+            ) from error
 
     def _play(self, plan: Plan, trace: Any) -> None:
         for number, layer in enumerate(self._layers):

@@ -42,7 +42,7 @@ def nothing_and_everything(subject: Subject) -> list[np.ndarray]:
     return [np.full(subject.graph.n_edges, live) for live in (False, True)]
 
 
-# ------------------------------------------------------------------------------------------------ 1: the end points
+# ---------------------------------------------------------------------------------------------------- 1: the end points
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -81,7 +81,7 @@ def test_1_one_dead_edge_is_enough_to_leave_the_clean_run(subject: Subject) -> N
     assert np.abs(found - experiment.clean).max() > 0.1
 
 
-# ------------------------------------------------------------------------------------------- 2: order, no side effects
+# -------------------------------------------------------------------------------------------- 2: order, no side effects
 
 
 def test_2_effects_do_not_depend_on_the_order_or_repetition_of_edges(subject: Subject) -> None:
@@ -107,7 +107,7 @@ def test_2_measuring_changes_neither_masks_nor_later_measurements(subject: Subje
     assert all(np.array_equal(mask, copy) for mask, copy in zip(masks, copies, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------ 3: sums over receivers
+# ----------------------------------------------------------------------------------------------- 3: sums over receivers
 
 
 def node_scores(subject: Subject) -> dict[str, float]:
@@ -153,7 +153,7 @@ def test_3_scores_into_all_receivers_add_up_to_the_gradient_score_of_the_sender(
     assert relative(summed, np.array(list(expected.values())), at_least=0.1) < 1e-5
 
 
-# ----------------------------------------------------------------------------------- 4: silent senders, batches, lengths
+# ---------------------------------------------------------------------------------- 4: silent senders, batches, lengths
 
 
 def silence_group(module: PreTrainedModel) -> None:
@@ -225,7 +225,7 @@ def test_4_prompts_of_several_lengths_are_measured_as_if_each_came_alone(subject
     np.testing.assert_allclose(spread, np.std(each, axis=0, ddof=1), atol=2e-4)
 
 
-# ----------------------------------------------------------------------------------------------------- 5: accumulation
+# ------------------------------------------------------------------------------------------------------ 5: accumulation
 
 
 def test_5_sums_of_attributions_are_float32_when_the_model_is_bfloat16() -> None:
@@ -255,7 +255,7 @@ def test_5_a_bfloat16_model_gives_float32_scores_near_those_of_the_float32_model
     assert relative(every, experiment.clean) < 0.05
 
 
-# -------------------------------------------------------------------------------------- 6: first order against exact
+# ----------------------------------------------------------------------------------------- 6: first order against exact
 
 
 def bring_nearer(scale: float) -> Callable[[PreTrainedModel], None]:
@@ -295,7 +295,7 @@ def test_6_first_order_and_exact_scores_agree_when_the_difference_is_small(
     assert 5 < errors[0] / errors[1] < 20  # the error is of first order in the scale: ten times less
 
 
-# ------------------------------------------------------------------------------------------------- 9: head isolation
+# ---------------------------------------------------------------------------------------------------- 9: head isolation
 
 
 def attention_inputs(
@@ -343,7 +343,7 @@ def test_9_patching_one_unit_leaves_every_other_query_key_and_value_of_its_layer
         assert differs.tolist() == expected
 
 
-# ------------------------------------------------------------------------------------- 10: the fast path for single edges
+# ----------------------------------------------------------------------------------- 10: the fast path for single edges
 
 
 @pytest.mark.parametrize("ablation", list(Ablation))
@@ -366,7 +366,7 @@ def test_10_denoising_equals_the_masked_run_of_the_swapped_pairs(double: Subject
     assert np.abs(found - double.experiment().edge_effects(edges)).max() > 0.1
 
 
-# --------------------------------------------------------------------------------------------------------- 14: KL
+# --------------------------------------------------------------------------------------------------------------- 14: KL
 
 
 def test_14_kl_of_the_clean_run_is_zero_and_of_the_empty_circuit_positive(subject: Subject) -> None:
@@ -378,7 +378,7 @@ def test_14_kl_of_the_clean_run_is_zero_and_of_the_empty_circuit_positive(subjec
     assert (experiment.edge_effects(subject.some_edges()).mean(1) > -1e-6).all()  # no run is nearer than the clean one
 
 
-# ------------------------------------------------------------------------------------------------------ 17: the curve
+# -------------------------------------------------------------------------------------------------------- 17: the curve
 
 
 def test_17_the_curve_ends_at_one_and_reports_requested_and_actual_sizes(subject: Subject) -> None:
@@ -392,7 +392,7 @@ def test_17_the_curve_ends_at_one_and_reports_requested_and_actual_sizes(subject
     assert abs(points[4].faithfulness - 1) > 0.05
 
 
-# -------------------------------------------------------------------------------------------------- 18: a linear model
+# --------------------------------------------------------------------------------------------------- 18: a linear model
 
 
 class Scale(nn.Module):
@@ -445,14 +445,14 @@ def test_18_on_a_linear_model_every_gradient_scorer_is_exact_whatever_its_number
     assert np.abs(few - many).max() > 0.05  # the model as it is tells the numbers of steps apart
 
 
-# ---------------------------------------------------------------------------------------- 20: leaving the model alone
+# ------------------------------------------------------------------------------------------ 20: leaving the model alone
 
 
-class Boom(Exception):
+class VisitError(Exception):
     """Raised on purpose."""
 
 
-@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("error", [VisitError, KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("place", [(0, Site.STREAM), (1, Site.Q), (1, Site.Z), (2, Site.MLP_IN), (2, Site.MLP_OUT)])
 def test_20_a_run_that_raises_leaves_the_models_outputs_as_they_were(
     subject: Subject, place: tuple[int, Site], error: type[BaseException]
@@ -478,17 +478,17 @@ def test_20_a_run_that_raises_with_gradients_leaves_gradients_off(subject: Subje
     batch = experiment.batches[0]
 
     def failing(_: Tensor) -> Tensor:
-        raise Boom("in the metric")
+        raise VisitError("in the metric")
 
     change = difference(batch.clean, batch.base)
-    with pytest.raises(Boom, match="in the metric"):
+    with pytest.raises(VisitError, match="in the metric"):
         attribute(subject.tracer, subject.graph, batch.clean.stream[0], batch.clean, change, failing)
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in subject.module.parameters())
     again = record(subject.tracer, clean_ids())
     assert not again.logits.requires_grad
 
 
-# --------------------------------------------------------------------------- 21: all edges of a sender and its output
+# ----------------------------------------------------------------------------- 21: all edges of a sender and its output
 
 
 @pytest.mark.parametrize("name", ["input", "a0.h1", "a1.h3", "m0", "m1"])
@@ -515,7 +515,7 @@ def test_21_corrupting_all_edges_out_of_a_sender_equals_replacing_its_output(dou
     assert np.abs(found - double.experiment().clean).max() > 0.01
 
 
-# ------------------------------------------------------------------------------------------ 22: nothing to tell apart
+# -------------------------------------------------------------------------------------------- 22: nothing to tell apart
 
 
 @pytest.mark.parametrize("direction", list(Direction))
@@ -529,7 +529,7 @@ def test_22_identical_prompts_score_zero_everywhere(subject: Subject, direction:
     np.testing.assert_allclose(found, np.broadcast_to(experiment.clean, found.shape), atol=2e-5)
 
 
-# ------------------------------------------------------------------------------------------------ 23: paths of one hop
+# ------------------------------------------------------------------------------------------------- 23: paths of one hop
 
 
 @pytest.mark.parametrize("metric", METRICS)
