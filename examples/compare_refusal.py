@@ -22,7 +22,7 @@ names = ("refusal", "capital")
 found = {name: circuits.discover(model, circuits.load_behaviour(name), settings) for name in names}
 
 diff = circuits.compare(*(found[name].circuit for name in names))
-print("\n".join(diff.describe()) if not isinstance(diff.describe(), str) else diff.describe())
+print(diff.describe())
 
 print("\nfaithfulness of each circuit (rows) on each behaviour (columns), held-out prompts:")
 experiments = {name: model.experiment(found[name].prompts.heldout) for name in names}

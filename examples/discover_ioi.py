@@ -1,4 +1,4 @@
-"""Find the circuit that completes "When Mary and John went to the store, John gave a drink to" with " Mary", and draw it.
+"""Find and draw the circuit that completes "When Mary and John went …, John gave a drink to" with " Mary".
 
 python examples/discover_ioi.py [--quick]
 """

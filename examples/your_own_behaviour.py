@@ -30,7 +30,7 @@ model = circuits.load_model("smollm2-135m")
 behaviour = circuits.load_behaviour(folder / "opposites.jsonl")
 prompts = behaviour.prompts(model.tokenizer, discovery=4, heldout=4)
 
-# First look: which layer and position carries the answer? Clean values into the corrupted run; 1 restores the behaviour.
+# First look: which layer and position carries the answer? Clean values go into the corrupted run; 1 restores it.
 experiment = model.experiment(prompts.discovery, circuits.Options(direction=Direction.DENOISING))
 tokens = [model.tokenizer.decode([token]) for token in prompts.discovery[0].clean]
 restored = circuits.patch_sites(experiment, Site.RESID, tokens).restored
@@ -43,5 +43,5 @@ scores = circuits.score(experiment, ScorerName.EAP)
 best = scores.ranked()[: 5 if quick else 25]
 exact = experiment.edge_effects(best).mean(axis=1)
 for edge, estimate, effect in zip(model.graph.edges(best), scores.values[best], exact, strict=True):
-    print(f"  {str(edge):<24} estimated {estimate:+.3f}   exact {effect:+.3f}")
+    print(f"  {edge!s:<24} estimated {estimate:+.3f}   exact {effect:+.3f}")
 print(f"correlation on these edges: {np.corrcoef(scores.values[best], exact)[0, 1]:.2f}")

@@ -11,6 +11,7 @@ reaches the target when ``|1 - f| <= 1 - target``.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -95,30 +96,56 @@ class _Judge:
     def tidied(self, edges: EdgeIndices) -> EdgeIndices:
         """Drop edges on no path from input to logits, unless (zero ablation and biases) they matter all the same."""
         shorter = connected(self.experiment.graph, edges)
-        return shorter if len(shorter) < len(edges) and self.reaches(np.array(self.one(shorter))) else edges
+        return shorter if len(shorter) < len(edges) and self.reaches(self.one(shorter)) else edges
 
-    def reaches(self, f: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def reaches(self, f: Floats | float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         return np.abs(1 - f) <= self.tolerance
 
 
 def _propose(judge: _Judge, scores: EdgeScores) -> _Proposal:
-    """Find the smallest number of best-ranked edges that reaches the target."""
+    """Find the smallest number of best-ranked edges that reaches the target, by score or by |score|."""
     rankings = {False: scores.ranked(), True: scores.ranked(by_magnitude=True)}
     sizes = list(_grid(len(rankings[False])))
+    last: dict[bool, tuple[int, float]] = dict.fromkeys(rankings, (0, 0.0))
     for first in range(0, len(sizes), _SIZES_AT_ONCE):
         tried = sizes[first : first + _SIZES_AT_ONCE]
-        found = {kind: judge.reaches(judge.many([ranked[:n] for n in tried])) for kind, ranked in rankings.items()}
-        hits = {kind: int(np.argmax(reached)) for kind, reached in found.items() if reached.any()}
+        hits: list[tuple[int, bool]] = []
+        for kind, ranked in rankings.items():
+            known = [last[kind], *zip(tried, judge.many([ranked[:n] for n in tried]).tolist(), strict=True)]
+            last[kind] = known[-1]
+            size = _smallest(judge, ranked, known)
+            hits += [] if size is None else [(size, kind)]
         if hits:
-            kind = min(hits, key=lambda kind: (hits[kind], kind))
-            place = first + hits[kind]
-            low = sizes[place - 1] if place else 0
-            size = _bisect(judge, rankings[kind], low, sizes[place])
+            size, kind = min(hits)
             return _Proposal(np.sort(rankings[kind][:size]), size, kind)
     raise BehaviourNotShownError(
         f"no number of best-ranked edges ({scores.scorer}) reaches a faithfulness within {judge.tolerance:.2f} of 1, "
         "not even all of them. Use another scorer (--scorer), more pairs (--pairs), or a lower --target."
     )
+
+
+def _smallest(judge: _Judge, ranked: EdgeIndices, known: list[tuple[int, float]]) -> int | None:
+    """Find where faithfulness first reaches the target, or leaps past it, among known sizes; narrow it down."""
+    for (low, before), (high, after) in pairwise(known):
+        reached = bool(judge.reaches(after))
+        if reached or (before < 1) != (after < 1):
+            size = _bisect(judge, ranked, low, high, rising=before < 1, found=high if reached else None)
+            if size is not None:
+                return size
+    return None
+
+
+def _bisect(judge: _Judge, ranked: EdgeIndices, low: int, high: int, *, rising: bool, found: int | None) -> int | None:
+    while high - low > (1 if found is None else max(1, high // 50)):
+        middle = (low + high) // 2
+        f = judge.one(ranked[:middle])
+        if judge.reaches(f):
+            found = high = middle
+        elif (f < 1) == rising:
+            low = middle
+        else:
+            high = middle
+    return found
 
 
 def _grid(limit: int) -> Iterator[int]:
@@ -127,17 +154,6 @@ def _grid(limit: int) -> Iterator[int]:
         yield round(size)
         size *= _GRID_STEP
     yield limit
-
-
-def _bisect(judge: _Judge, ranked: EdgeIndices, low: int, high: int) -> int:
-    """Narrow down between a size that misses the target and one that reaches it."""
-    while high - low > max(1, high // 50):
-        middle = (low + high) // 2
-        if judge.reaches(judge.many([ranked[:middle]]))[0]:
-            high = middle
-        else:
-            low = middle
-    return high
 
 
 def _drop(judge: _Judge, edges: EdgeIndices, without: Floats) -> EdgeIndices | None:

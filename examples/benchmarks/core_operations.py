@@ -2,8 +2,8 @@
 
     python examples/benchmarks/core_operations.py [--model smollm2-135m | gpt2-random] [--edges 500]
 
-``gpt2-random`` is GPT-2 small with random weights and 16 pairs of 16 random tokens; otherwise the pairs are 16 of ``ioi``.
-A plain forward pass is the model's own, of the 16 clean prompts, with logits at the last position only (the median of 5).
+``gpt2-random`` is GPT-2 small with random weights and 16 pairs of 16 random tokens; otherwise the pairs are 16 of
+``ioi``. A plain forward pass is the model's own, of the 16 clean prompts, logits at all positions (median of 5).
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
     graph = build_graph(tracer.anatomy.shape)
     ids = torch.tensor([pair.clean for pair in pairs], device=tracer.anatomy.device)
     with torch.no_grad():
-        forward = seconds(lambda: tracer.anatomy.module(ids, logits_to_keep=1, use_cache=False))
+        forward = seconds(lambda: tracer.anatomy.module(ids, use_cache=False))
     before = peak_mb()
     figures: dict[str, float] = {"forward_seconds": forward, "loaded_mb": before}
     experiment = PatchingExperiment(tracer, graph, pairs, circuits.Options())

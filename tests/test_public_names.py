@@ -1,0 +1,51 @@
+"""The public names are a promise."""
+
+import subprocess
+import sys
+
+import circuits
+
+PROMISED = [
+    "Behaviour",
+    "Circuit",
+    "CircuitDiff",
+    "CircuitsError",
+    "ComputationalGraph",
+    "Discovery",
+    "DiscoverySettings",
+    "Edge",
+    "EdgeScores",
+    "Model",
+    "ModelShape",
+    "Node",
+    "Options",
+    "Path",
+    "PromptSet",
+    "TokenPair",
+    "build_graph",
+    "compare",
+    "discover",
+    "evaluate",
+    "load_behaviour",
+    "load_model",
+    "patch_sites",
+    "path_effects",
+    "score",
+]
+
+
+def test_the_public_names_are_these_and_each_can_be_used() -> None:
+    assert sorted(circuits.__all__) == sorted(PROMISED)
+    assert dir(circuits) == sorted(PROMISED)
+    for name in PROMISED:
+        assert getattr(circuits, name).__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(circuits, "diskover")
+
+
+def test_importing_the_package_does_not_import_torch_nnsight_or_transformers() -> None:
+    code = "import sys, circuits; print([name for name in ('torch', 'nnsight', 'transformers') if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
