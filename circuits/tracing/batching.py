@@ -63,11 +63,8 @@ def in_batches(
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Say whether an error means that memory ran out, on an accelerator or on the CPU."""
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "not enough memory" in str(error)
-        or "can't allocate memory" in str(error)
-    )
+    said = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def free_memory(device: torch.device) -> int:

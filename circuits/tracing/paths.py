@@ -1,6 +1,7 @@
 """Path patching over several hops: what one named path carries, everything else frozen at its clean value."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -36,6 +37,10 @@ class Path:
             raise UsageError(f"the path '{text}' starts at a slot; the first node sends, so write '{stops[0].node}'.")
         edges: list[Edge] = []
         sender = stops[0].node
+        if sender.kind is NodeKind.KV:
+            raise UsageError(
+                f"the path '{text}' starts at '{sender}', which only reads; start at a head of that group."
+            )
         for stop in stops[1:]:
             if sender.kind is NodeKind.KV:
                 sender = _head_of_group(sender, stop, graph)
@@ -48,7 +53,11 @@ class Path:
         return cls(tuple(edges))
 
     def __str__(self) -> str:
-        return "->".join([str(self.edges[0].sender), *(str(edge.receiver) for edge in self.edges)])
+        stops = [str(self.edges[0].sender), str(self.edges[0].receiver)]
+        for before, edge in pairwise(self.edges):
+            grouped = [str(edge.sender)] if before.receiver.node != edge.sender else []
+            stops += [*grouped, str(edge.receiver)]
+        return "->".join(stops)
 
     def indices(self, graph: ComputationalGraph) -> EdgeIndices:
         """Give the positions of the path's edges in the graph."""

@@ -64,13 +64,13 @@ def patch_sites(
         raise UsageError(
             "activation patching exchanges values between the clean and the corrupted run; leave --ablation corrupted."
         )
+    heads = site is PatchSite.HEAD
     length = len(tokens)
-    if any(batch.clean.ids.shape[1] != length for batch in experiment.batches):
+    if by_position and not heads and any(batch.clean.ids.shape[1] != length for batch in experiment.batches):
         raise PromptError(
             "patching by position needs prompts of one token length; use --by layer, or prompts of equal length."
         )
     shape = experiment.graph.shape
-    heads = site is PatchSite.HEAD
     columns = [f"h{head}" for head in range(shape.n_heads)] if heads else tokens if by_position else ["all positions"]
     values = np.zeros((shape.n_layers, len(columns)))
     for layer in range(shape.n_layers):

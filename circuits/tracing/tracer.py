@@ -33,8 +33,9 @@ class Tracer:
             with torch.set_grad_enabled(gradients), self._model.trace(ids, use_cache=False, logits_to_keep=1) as trace:
                 self._play(plan, trace)
         except OutOfOrderError as error:
+            adapter = self.anatomy.architecture.name
             raise GuardError(
-                f"the model does not reach its modules in the order that the adapter '{self.anatomy.architecture.name}' "
+                f"the model does not reach its modules in the order that the adapter '{adapter}' "
                 f"declares: {error}. A norm or projection is declared wrongly in circuits/tracing/architectures.py."
             ) from error
 

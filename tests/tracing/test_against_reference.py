@@ -1,9 +1,10 @@
 """The engine, in float32, against plain hooks that share none of its code.
 
-"Relative" is always the largest absolute difference over the largest absolute effect; single edges are also compared one
-by one, each over its own effect but no less than a hundredth of the largest.
+"Relative" is always the largest absolute difference over the largest absolute effect; single edges are also compared
+one by one, each over its own effect but no less than a hundredth of the largest.
 """
 
+import sys
 import time
 
 import numpy as np
@@ -17,7 +18,6 @@ from circuits.vocabulary import Ablation, Direction, Metric
 from tests.reference.hooks import clean_run, exact_edge_effects, masked_run
 from tests.toy import planted_edges
 from tests.tracing.subjects import (
-    PAIRS,
     Floats,
     Subject,
     clean_ids,
@@ -134,7 +134,7 @@ def test_circuits_equal_a_run_that_adds_up_every_receivers_input(subject: Subjec
 @pytest.mark.real
 @pytest.mark.slow
 def test_two_hundred_edges_of_the_built_in_model_agree_with_plain_hooks(capsys: pytest.CaptureFixture[str]) -> None:
-    """About two minutes on one thread, nearly all of it in the plain hooks."""
+    """About a minute on one thread, with loading."""
     from circuits.behaviours import load_behaviour
     from circuits.model import load_model
 
@@ -157,7 +157,9 @@ def test_two_hundred_edges_of_the_built_in_model_agree_with_plain_hooks(capsys: 
     slow = time.process_time() - begun - fast
     error, by_edge = relative(found, expected, at_least=0.1), relative_by_edge(found, expected)
     with capsys.disabled():
-        print(f"\n200 edges of SmolLM2: relative {error:.1e}, by edge {by_edge:.1e}; {fast:.0f} s, hooks {slow:.0f} s")
+        sys.stdout.write(
+            f"\n200 edges of SmolLM2: relative {error:.1e}, by edge {by_edge:.1e}; {fast:.0f} s, hooks {slow:.0f} s\n"
+        )
     assert error < 1e-4
     assert by_edge < 1e-2
     none, every = experiment.circuits([np.full(model.graph.n_edges, live) for live in (False, True)])

@@ -119,7 +119,7 @@ def test_reading_the_stream_at_the_wrong_place_fires_wiring(name: str) -> None:
     results = results_of(tiny_llama(), READ_WRONGLY[name])
     assert failed(results) == ["wiring", "everything live"]
     with pytest.raises(
-        GuardError, match="'wiring'.*A receiver does not read what the graph says: a block order, a norm"
+        GuardError, match=r"'wiring'.*A receiver does not read what the graph says: a block order, a norm"
     ):
         require(results, "tiny")
 
@@ -156,7 +156,7 @@ def test_a_write_of_no_node_fires_additivity_alone() -> None:
     module.model.layers[-1].__class__ = AddsOne
     results = results_of(module)
     assert failed(results) == ["additivity"]
-    with pytest.raises(GuardError, match="'additivity'.*does not add up to the residual stream that the logits read"):
+    with pytest.raises(GuardError, match=r"'additivity'.*does not add up to the residual stream that the logits read"):
         require(results, "tiny")
 
 
@@ -225,7 +225,7 @@ SENTENCE = "The keys to the cabinet are on the table."
 def test_a_tokenizer_of_another_model_fires_the_tokenizer_guard_alone(tokenizer: FakeTokenizer) -> None:
     results = results_of(tiny_llama(), tokenizer=tokenizer)
     assert failed(results) == ["tokenizer"]
-    with pytest.raises(GuardError, match="'tokenizer'.*The tokenizer does not belong to this model"):
+    with pytest.raises(GuardError, match=r"'tokenizer'.*The tokenizer does not belong to this model"):
         require(results, "tiny")
 
 
@@ -237,20 +237,20 @@ def test_a_tokenizer_within_the_embedding_passes() -> None:
 
 
 def test_a_family_without_an_adapter_is_refused_with_those_that_have_one() -> None:
-    with pytest.raises(UnsupportedModelError, match="'falcon' have no adapter.*llama, mistral, qwen2, gpt2.*guards"):
+    with pytest.raises(UnsupportedModelError, match=r"'falcon' have no adapter.*llama, mistral, qwen2, gpt2.*guards"):
         architecture_of("falcon")
 
 
 def test_a_configuration_that_counts_other_layers_than_the_model_has_is_refused() -> None:
     module = tiny_llama()
     module.config.num_hidden_layers = 4
-    with pytest.raises(GuardError, match="the configuration says 4 layers, the model has 3"):
+    with pytest.raises(GuardError, match=r"the configuration says 4 layers, the model has 3"):
         Anatomy(module)
 
 
 def test_require_names_the_first_failure_with_its_numbers() -> None:
     good = GuardResult("one", 0.1, 0.2, "Fine.")
     bad = GuardResult("two", 0.5, 0.2, "Broken.")
-    with pytest.raises(GuardError, match="gpt fails the guard 'two': error 0.5, tolerance 0.2. Broken."):
+    with pytest.raises(GuardError, match=r"gpt fails the guard 'two': error 0.5, tolerance 0.2. Broken."):
         require((good, bad, GuardResult("three", float("nan"), 1, "")), "gpt")
     assert not GuardResult("nan", float("nan"), 1, "").passed

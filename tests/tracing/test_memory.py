@@ -1,0 +1,52 @@
+"""Tracing thousands of times must not fill the memory: traces have leaked in the past."""
+
+import gc
+
+import numpy as np
+import psutil
+
+from circuits.tracing.plan import Plan
+from circuits.tracing.runs import Recorder
+from circuits.vocabulary import Direction
+from tests.tracing.subjects import Subject, clean_ids, subject_of
+
+BOUND = 8 * 2**20
+"""One layer of one run of these models is some 100 kB, so a leak of one value per trace shows."""
+
+
+def resident() -> int:
+    gc.collect()
+    return psutil.Process().memory_info().rss
+
+
+def test_three_hundred_traces_leave_the_resident_memory_within_eight_megabytes() -> None:
+    subject = subject_of("llama")
+    ids = clean_ids().repeat(16, 2)
+
+    def once() -> None:
+        recorder = Recorder()
+        subject.tracer.run(ids, Plan(logits=recorder.keep_logits, final=recorder.keep_final))
+
+    for _ in range(40):
+        once()
+    before = resident()
+    for _ in range(300):
+        once()
+    assert resident() - before < BOUND
+
+
+def test_experiments_that_are_gone_leave_nothing_behind() -> None:
+    subject = subject_of("gpt2")
+
+    def once(subject: Subject) -> None:
+        experiment = subject.experiment(direction=Direction.DENOISING)
+        experiment.attributions([0.5])
+        experiment.edge_effects(subject.some_edges(40))
+        experiment.circuits([np.ones(subject.graph.n_edges, dtype=np.bool_)])
+
+    for _ in range(4):
+        once(subject)
+    before = resident()
+    for _ in range(12):
+        once(subject)
+    assert resident() - before < BOUND
