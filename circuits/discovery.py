@@ -13,7 +13,6 @@ from circuits.behaviours.lint import check_gap
 from circuits.circuit import BehaviourInfo, Circuit, Method, Provenance
 from circuits.errors import UsageError
 from circuits.evaluation import evaluate
-from circuits.graph import EdgeIndices
 from circuits.journal import Journal
 from circuits.model import Model
 from circuits.pruning import Selection, minimal, top
@@ -149,13 +148,13 @@ def _selected(
 
     stage = "proposing edges"
 
-    def report(step: str, edges: EdgeIndices, faithfulness: float) -> None:
+    def report(step: str, found: Selection) -> None:
         nonlocal stage
-        stage = f"pruning {len(edges)} edges (faithfulness {faithfulness:.2f})"
+        stage = f"pruning {len(found.edges)} edges (faithfulness {found.faithfulness:.2f})"
         if journal:
-            journal.keep_edges(experiment.graph, step, edges, faithfulness)
+            journal.keep_selection(experiment.graph, step, found)
 
-    begin = journal.edges(experiment.graph) if journal else None
+    begin = journal.selection(experiment.graph) if journal else None
     return minimal(
         experiment,
         scores,
@@ -221,4 +220,6 @@ def _stage(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
 
 def settings_key(model: Model, prompts: PromptSet, settings: DiscoverySettings) -> dict[str, Any]:
     """Give what makes two discoveries the same run: model, prompts and settings."""
-    return {"model": model.info.digest, "dtype": model.dtype, "prompts": prompts.digest, **asdict(settings)}
+    chosen = asdict(settings)
+    del chosen["options"]["batch_size"]  # changes no result, and is what one changes after running out of memory
+    return {"model": model.info.digest, "dtype": model.dtype, "prompts": prompts.digest, **chosen}

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from circuits.errors import OutputError, UnknownNameError, UsageError
+from circuits.errors import CircuitsError, OutputError
 from circuits.export.scores import read_scores, write_scores
-from circuits.graph import ComputationalGraph, Edge, EdgeIndices
+from circuits.graph import ComputationalGraph, Edge
+from circuits.pruning.selection import Selection
 from circuits.scores import EdgeScores
 
 _FORMAT = "circuits/journal"
@@ -28,8 +29,7 @@ class Journal:
         head = {"format": _FORMAT, "version": _VERSION, "settings": settings}
         lines = _read(self._path) if resume else []
         self._steps = lines[1:] if lines and lines[0] == head else []
-        if not self._steps:
-            self._write([head])
+        self._write([head, *self._steps])  # without what a kill may have left of a last line
 
     @property
     def resumed(self) -> bool:
@@ -38,7 +38,7 @@ class Journal:
 
     def scores(self, graph: ComputationalGraph) -> EdgeScores | None:
         """Give the scores of the earlier run, if it got that far."""
-        if not any(step["step"] == "scored" for step in self._steps):
+        if not self._scores.is_file() or not any(step.get("step") == "scored" for step in self._steps):
             return None
         return read_scores(self._scores, graph)
 
@@ -47,20 +47,29 @@ class Journal:
         write_scores(scores, self._scores)
         self._append({"step": "scored", "scorer": scores.scorer})
 
-    def edges(self, graph: ComputationalGraph) -> EdgeIndices | None:
+    def selection(self, graph: ComputationalGraph) -> Selection | None:
         """Give the smallest circuit that the earlier run's pruner had reached, if any."""
-        found = [step["edges"] for step in self._steps if "edges" in step]
+        found = [step for step in self._steps if "edges" in step]
         if not found:
             return None
+        last = found[-1]
         try:
-            return np.array([graph.index(Edge.parse(edge)) for edge in found[-1]], dtype=np.int64)
-        except (UnknownNameError, UsageError):
+            edges = np.array([graph.index(Edge.parse(edge)) for edge in last["edges"]], dtype=np.int64)
+            return Selection(edges, float(last["faithfulness"]), int(last["proposed"]), bool(last["by_magnitude"]))
+        except (CircuitsError, KeyError, TypeError, ValueError):
             return None
 
-    def keep_edges(self, graph: ComputationalGraph, step: str, edges: EdgeIndices, faithfulness: float) -> None:
+    def keep_selection(self, graph: ComputationalGraph, step: str, selection: Selection) -> None:
         """Keep a step of the pruner."""
-        names = [str(edge) for edge in graph.edges(edges)]
-        self._append({"step": step, "faithfulness": round(faithfulness, 6), "edges": names})
+        self._append(
+            {
+                "step": step,
+                "faithfulness": round(selection.faithfulness, 6),
+                "proposed": selection.proposed,
+                "by_magnitude": selection.by_magnitude,
+                "edges": [str(edge) for edge in graph.edges(selection.edges)],
+            }
+        )
 
     def _append(self, step: dict[str, Any]) -> None:
         self._steps.append(step)
@@ -80,9 +89,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if not path.is_file():
         return lines
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(cast("dict[str, Any]", json.loads(line)))
+            step: Any = json.loads(line)
         except ValueError:
             break
+        if not isinstance(step, dict):
+            break
+        lines.append(cast("dict[str, Any]", step))
     return lines

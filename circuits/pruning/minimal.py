@@ -10,7 +10,7 @@ reaches the target when ``|1 - f| <= 1 - target``.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,8 +23,8 @@ from circuits.pruning.selection import Selection
 from circuits.scores import EdgeScores, Floats
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 
-Report = Callable[[str, EdgeIndices, float], None]
-"""Called after each step with what was done, the edges that are left and their faithfulness."""
+Report = Callable[[str, Selection], None]
+"""Called after each step with what was done and what is left."""
 
 _GRID_STEP = 1.4
 _SIZES_AT_ONCE = 6
@@ -35,37 +35,36 @@ def minimal(
     scores: EdgeScores,
     *,
     target: float = 0.9,
-    begin: EdgeIndices | None = None,
-    report: Report = lambda _step, _edges, _f: None,
+    begin: Selection | None = None,
+    report: Report = lambda _step, _selection: None,
     progress: Progress = no_progress,
 ) -> Selection:
     """Find a circuit that reaches the target and from which no single edge can be removed without missing it.
 
-    ``begin`` continues from the edges of an earlier, interrupted search instead of proposing anew. Cost: a few dozen
-    circuits to propose; then, per round, as many as the circuit has edges, each a fraction of a forward pass.
+    ``begin`` continues from what an earlier, interrupted search reported last instead of proposing anew; should it
+    miss the target here, the search starts afresh. Cost: a few dozen circuits to propose; then, per round, as many as
+    the circuit has edges, each a fraction of a forward pass.
     """
     if not 0 < target < 1:
         raise UsageError(f"the target faithfulness must be between 0 and 1, got {target}.")
     judge = _Judge(experiment, 1 - target, progress)
-    proposal = _propose(judge, scores) if begin is None else _Proposal(begin, len(begin), by_magnitude=False)
-    edges = judge.tidied(proposal.edges)
-    report("proposed", edges, judge.one(edges))
+    if begin is None or not judge.reaches(judge.many([begin.edges]))[0]:
+        begin = _propose(judge, scores)
+    edges = judge.tidied(begin.edges)
+
+    def reached(step: str) -> Selection:
+        found = Selection(edges, judge.one(edges), begin.proposed, begin.by_magnitude)
+        report(step, found)
+        return found
+
+    found = reached("proposed")
     while True:
-        losses = judge.removals(edges)
-        shorter = _drop(judge, edges, losses)
+        without = judge.removals(edges)
+        shorter = _drop(judge, edges, without)
         if shorter is None:
-            break
+            return replace(found, removal=found.faithfulness - without, locally_minimal=True)
         edges = judge.tidied(shorter)
-        report("pruned", edges, judge.one(edges))
-    found = judge.one(edges)
-    return Selection(edges, found, proposal.size, proposal.by_magnitude, found - losses, locally_minimal=True)
-
-
-@dataclass(frozen=True)
-class _Proposal:
-    edges: EdgeIndices
-    size: int
-    by_magnitude: bool
+        found = reached("pruned")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class _Judge:
         return np.abs(1 - f) <= self.tolerance
 
 
-def _propose(judge: _Judge, scores: EdgeScores) -> _Proposal:
+def _propose(judge: _Judge, scores: EdgeScores) -> Selection:
     """Find the smallest number of best-ranked edges that reaches the target, by score or by |score|."""
     rankings = {False: scores.ranked(), True: scores.ranked(by_magnitude=True)}
     sizes = list(_grid(len(rankings[False])))
@@ -117,7 +116,8 @@ def _propose(judge: _Judge, scores: EdgeScores) -> _Proposal:
             hits += [] if size is None else [(size, kind)]
         if hits:
             size, kind = min(hits)
-            return _Proposal(np.sort(rankings[kind][:size]), size, kind)
+            edges = np.sort(rankings[kind][:size])
+            return Selection(edges, judge.one(edges), proposed=size, by_magnitude=kind)
     raise BehaviourNotShownError(
         f"no number of best-ranked edges ({scores.scorer}) reaches a faithfulness within {judge.tolerance:.2f} of 1, "
         "not even all of them. Use another scorer (--scorer), more pairs (--pairs), or a lower --target."
@@ -173,5 +173,7 @@ def _drop(judge: _Judge, edges: EdgeIndices, without: Floats) -> EdgeIndices | N
     lengths = sorted({max(1, round(len(removable) * share)) for share in np.geomspace(1 / len(removable), 1, 8)})
     attempts = [order[:length] for order in orders for length in lengths]
     reached = judge.reaches(judge.many([np.delete(edges, attempt) for attempt in attempts]))
-    longest = max((len(attempt), -i) for i, attempt in enumerate(attempts) if reached[i])
-    return np.delete(edges, attempts[-longest[1]])
+    lengths_reached = [(len(attempt), -i) for i, attempt in enumerate(attempts) if reached[i]]
+    if not lengths_reached:  # single removals that missed the target by a rounding error when measured again
+        return None
+    return np.delete(edges, attempts[-max(lengths_reached)[1]])
