@@ -7,7 +7,7 @@ import numpy as np
 
 from circuits.errors import CircuitsError, FormatError, OutputError, UnknownNameError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices
-from circuits.scores import EdgeScores
+from circuits.scores import EdgeScores, Floats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,11 +51,15 @@ def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
             f"{path} has no column {', '.join(sorted(missing))}; expected edge, score, measured (and sd, n)."
         )
     edges = _indices(path, [str(edge) for edge in table["edge"]], graph, first_row=2)
+    unique, first = np.unique(edges, return_index=True)
+    if len(unique) < len(edges):
+        row = int(np.setdiff1d(np.arange(len(edges)), first)[0])
+        raise FormatError(f"{path}, line {row + 2}: {table['edge'].iloc[row]} is there twice; keep one of its scores.")
     values, sd = np.full(graph.n_edges, np.nan), None
-    values[edges] = table["score"].to_numpy(dtype=np.float64)
+    values[edges] = _numbers(path, table, "score")
     if "sd" in table.columns:
         sd = np.full(graph.n_edges, np.nan)
-        sd[edges] = table["sd"].to_numpy(dtype=np.float64)
+        sd[edges] = _numbers(path, table, "sd")
     n = int(table["n"].iloc[0]) if "n" in table.columns and len(table) else 0
     return EdgeScores(graph, values, scorer, measured=bool(table["measured"].all()), sd=sd, n=n)
 
@@ -67,7 +71,7 @@ def read_edges(path: str | Path, graph: ComputationalGraph) -> EdgeIndices:
         table, _ = _read_table(path)
         if "edge" not in table.columns:
             raise FormatError(f"{path} has no column 'edge'.")
-        return _indices(path, [str(edge) for edge in table["edge"]], graph, first_row=2)
+        return _named(path, _indices(path, [str(edge) for edge in table["edge"]], graph, first_row=2).tolist())
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -79,6 +83,10 @@ def read_edges(path: str | Path, graph: ComputationalGraph) -> EdgeIndices:
         text = line.partition("#")[0].strip()
         if text:
             found.extend(_indices(path, [text], graph, first_row=number).tolist())
+    return _named(path, found)
+
+
+def _named(path: Path, found: list[int]) -> EdgeIndices:
     if not found:
         raise FormatError(f"{path} names no edge; expected one per line, such as a3.h5->m7.")
     return np.unique(np.array(found, dtype=np.int64))
@@ -100,6 +108,13 @@ def _indices(path: Path, names: list[str], graph: ComputationalGraph, *, first_r
     return np.array(indices, dtype=np.int64)
 
 
+def _numbers(path: Path, table: "pd.DataFrame", column: str) -> Floats:
+    try:
+        return table[column].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{path}, column {column}: {error}; expected numbers only.") from error
+
+
 def _read_table(path: Path) -> "tuple[pd.DataFrame, str]":
     import pandas as pd
 
@@ -109,7 +124,7 @@ def _read_table(path: Path) -> "tuple[pd.DataFrame, str]":
         if path.suffix == ".csv":
             return pd.read_csv(path), path.stem
         arrow: Any = parquet.read_table(path)
-    except (OSError, pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise FormatError(f"cannot read {path}: {error}") from error
     raw: dict[bytes, bytes] = arrow.schema.metadata or {}
     metadata = {key.decode(): value.decode() for key, value in raw.items()}

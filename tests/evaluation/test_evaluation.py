@@ -57,7 +57,7 @@ def test_circuits_of_the_pencil_toy() -> None:
     assert faithfulness(toy, toy.circuits([mask, ~mask])).tolist() == [0.25, 0.25]
 
 
-# ------------------------------------------------------------------------------------------------------------ interval
+# ------------------------------------------------------------------------------------------------------------- interval
 
 
 def noisy_ends(n: int, seed: int) -> tuple[Measured, np.ndarray]:
@@ -152,7 +152,7 @@ def test_a_circuit_that_cannot_be_rewired_stays() -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- curve and areas
+# ------------------------------------------------------------------------------------------------------ curve and areas
 
 
 class Twenty(LinearToy):

@@ -145,7 +145,7 @@ def test_a_target_outside_zero_and_one_is_refused(target: float) -> None:
         minimal(ToyExperiment(), score(ToyExperiment(), ScorerName.EXACT), target=target)
 
 
-# -------------------------------------------------------------------------------------------------- reports and resuming
+# ------------------------------------------------------------------------------------------------- reports and resuming
 
 
 def reports_of(toy: LinearToy, **options: object) -> tuple[Selection, list[tuple[str, Selection]]]:
