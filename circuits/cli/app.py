@@ -55,7 +55,10 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"circuits {metadata.version('path-patching-circuits')}")
+        try:
+            typer.echo(f"circuits {metadata.version('path-patching-circuits')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("circuits, run from its source without being installed")
         raise typer.Exit
 
 
@@ -75,13 +78,13 @@ for _command in (discover, score, evaluate, patch, path, compare, draw, export, 
 
 def main() -> None:
     """Run the command line."""
-    sys.excepthook = _report_bug
+    sys.excepthook = report_bug
     # Workers of the tokenizers package are forked by nobody here; without this it warns about forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     typer.main.get_command(app)(prog_name="circuits")
 
 
-def _report_bug(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
+def report_bug(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
     """Say in one line what no command foresaw; the traceback only with ``--debug``."""
     if "--debug" in sys.argv:
         sys.__excepthook__(kind, problem, trace)

@@ -2,7 +2,7 @@
 
 import typer
 
-from circuits.cli.options import DEFAULT_MODEL, Machine, Voice, command
+from circuits.cli.options import DEFAULT_MODEL, LOADING, Machine, Voice, command, then_loading
 from circuits.cli.tables import facts, table
 
 
@@ -14,9 +14,9 @@ def check(*, machine: Machine, voice: Voice) -> None:
     from circuits.models.loading import load_weights
 
     with output.progress() as progress:
-        progress("loading the model", 0, 0)
+        progress(LOADING, 0, 0)
         weights = load_weights(
-            machine.model or DEFAULT_MODEL, device=machine.device, dtype=machine.dtype, progress=progress
+            machine.model or DEFAULT_MODEL, device=machine.device, dtype=machine.dtype, progress=then_loading(progress)
         )
         progress("running the guards", 0, 0)
         model = verified(weights)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from circuits.discovery import Discovery, DiscoverySettings
 
 STOPPED = 130
+CONFIRMED = 0.05
+"""Held-out faithfulness may be this much further from 1 than the target without a warning."""
 CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
 DRAWN = ("circuit.dot", "circuit.svg", "report.html")
 
@@ -147,11 +149,23 @@ def _report(found: "Discovery", folder: Path, output: Output) -> str:
                 files.append(name)
             except RenderError as problem:
                 undrawn = str(problem)
-    for warning in found.warnings:
+    for warning in (*found.warnings, *_doubts(found)):
         output.warn(warning)
     output.show(*_tables(found), "", f"The diagram, a report, scores and a log are in {folder}/")
     output.finish(_document(found, {name: str(folder / name) for name in sorted(files)}))
     return undrawn
+
+
+def _doubts(found: "Discovery") -> list[str]:
+    """Say so when held-out prompts do not confirm the circuit."""
+    evaluation, target = found.circuit.evaluation, found.circuit.method.target
+    if evaluation is None or target is None or abs(1 - evaluation.faithfulness) <= abs(1 - target) + CONFIRMED:
+        return []
+    searched, pairs = found.selection.faithfulness, found.circuit.behaviour.n_discovery
+    return [
+        f"faithfulness is {searched:.2f} on the {pairs} pairs that the circuit was searched on, but "
+        f"{evaluation.faithfulness:.2f} on held-out pairs: it fits the former too closely. Use more --pairs."
+    ]
 
 
 def _tables(found: "Discovery") -> list[RenderableType]:
@@ -189,6 +203,6 @@ def _document(found: "Discovery", files: dict[str, str]) -> dict[str, Any]:
             "locally_minimal": found.selection.locally_minimal,
         },
         "near_ties": [str(circuit.edge_list[place]) for place in map(int, near_ties(circuit))],
-        "warnings": list(found.warnings),
+        "warnings": [*found.warnings, *_doubts(found)],
         "files": files,
     }

@@ -23,8 +23,20 @@ if TYPE_CHECKING:
     from circuits.tracing.experiment import Options
 
 DEFAULT_MODEL = "smollm2-135m"
+LOADING = "loading the model"
 DEBUG = "circuits.debug"
 """The key under which a run remembers ``--debug``."""
+
+
+def then_loading(progress: Told) -> Told:
+    """Follow the fetching of a model; when a part of it is done, loading may come next, which tells nothing itself."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+        if done == total:
+            progress(LOADING, 0, 0)
+
+    return told
 
 
 def _choices(names: type[Choice]) -> str:
@@ -73,17 +85,16 @@ class Machine:
         """Load the model that was asked for."""
         from circuits.model import load_model
 
-        progress("loading the model", 0, 0)
-        return load_model(self.model or default, device=self.device, dtype=self.dtype, progress=progress)
+        progress(LOADING, 0, 0)
+        return load_model(self.model or default, device=self.device, dtype=self.dtype, progress=then_loading(progress))
 
     def tokenizer(self, progress: Told) -> Tokenizer:
         """Load the tokenizer of the model that was asked for."""
         from circuits.models.loading import load_weights
 
         progress("loading the tokenizer", 0, 0)
-        return load_weights(
-            self.model or DEFAULT_MODEL, device=self.device, dtype=self.dtype, progress=progress
-        ).tokenizer
+        told = then_loading(progress)
+        return load_weights(self.model or DEFAULT_MODEL, device=self.device, dtype=self.dtype, progress=told).tokenizer
 
     @property
     def rows(self) -> int | None:

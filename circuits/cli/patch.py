@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.table import Table
+from rich.console import Group
 
 from circuits.behaviours.behaviour import TokenPair
 from circuits.behaviours.tokens import Tokenizer, token_texts
@@ -171,12 +171,12 @@ class _Words:
         )
 
 
-def _table(found: "SitePatching", words: _Words, output: Output) -> Table:
+def _table(found: "SitePatching", words: _Words, output: Output) -> Group:
     """Give all shares where the terminal is wide enough, else the place with the largest in every layer."""
     restored = found.restored
     widths = [max(5, len(column)) + 2 for column in found.columns]
     if sum(widths) + 7 <= output.width:
-        rows = [[str(layer), *(f"{share:.2f}" for share in row)] for layer, row in enumerate(restored.tolist())]
+        rows = [[str(layer), *(_rounded(share) for share in row)] for layer, row in enumerate(restored.tolist())]
         numbers = tuple(range(len(found.columns) + 1))
         return table(words.share, ["layer", *found.columns], rows, numbers=numbers)
     best = [int(place) for place in np.argmax(np.abs(restored), axis=1)]
@@ -186,12 +186,16 @@ def _table(found: "SitePatching", words: _Words, output: Output) -> Table:
             str(place),
             found.columns[place],
             f"{found.values[layer, place]:.3f}",
-            f"{restored[layer, place]:.2f}",
+            _rounded(float(restored[layer, place])),
         ]
         for layer, place in enumerate(best)
     ]
     title = f"the strongest place of every layer; {words.share}"
     return table(title, ["layer", "at", "token", "metric", "share"], rows, numbers=(0, 1, 3, 4))
+
+
+def _rounded(share: float) -> str:
+    return f"{round(share, 2) + 0.0:.2f}"  # -0.0 becomes 0.0
 
 
 def _csv(found: "SitePatching") -> str:

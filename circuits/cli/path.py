@@ -71,8 +71,8 @@ def _report(begun: Recorded, paths: list[str], effects: Floats, output: Output) 
             ],
         ),
         table(
-            "paths",
-            ["path", f"effect ({options.metric.unit})", "sd", "share of gap"],
+            f"paths (effect in {options.metric.unit}, share of the gap between clean and corrupted)",
+            ["path", "effect", "sd", "share"],
             [
                 [
                     str(row["path"]),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -14,24 +15,24 @@ from circuits.graph import EdgeIndices
 STRONGEST, NEAR_TIES = 10, 5
 
 
-def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> Table:
-    """Make a table; ``numbers`` are the columns that are aligned on the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> Group:
+    """Make a table under a title; ``numbers`` are the columns that are aligned on the right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, heading in enumerate(headings):
         made.add_column(heading, justify="right" if place in numbers else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
-    return made
+    return Group(Text(title, style="bold"), made)
 
 
-def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """Make a table of names and values."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> Group:
+    """Make a table of names and values under a title."""
+    made = Table(box=None, show_header=False, pad_edge=False)
     made.add_column(style="cyan", overflow="fold", max_width=22)
     made.add_column(overflow="fold")
     for name, value in rows:
         made.add_row(Text(name), Text(value))
-    return made
+    return Group(Text(title, style="bold"), made, Text())
 
 
 def size_rows(circuit: Circuit) -> list[tuple[str, str]]:
@@ -81,7 +82,7 @@ def near_ties(circuit: Circuit) -> EdgeIndices:
     return np.argsort(np.abs(circuit.removal), kind="stable")[:NEAR_TIES]
 
 
-def edge_table(circuit: Circuit, places: EdgeIndices, title: str) -> Table:
+def edge_table(circuit: Circuit, places: EdgeIndices, title: str) -> Group:
     """List edges of a circuit with their scores and what removing them costs."""
     headings = ["edge", f"score ({circuit.behaviour.unit})"]
     if circuit.removal is not None:

@@ -1,0 +1,130 @@
+"""Results go to stdout, everything else to stderr; bars appear on terminals only and tell the time left."""
+
+import io
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from circuits.cli.options import command
+from circuits.cli.output import Output, finite
+from circuits.cli.places import default_folder
+from circuits.cli.tables import table
+from tests.cli.conftest import done
+
+
+def on_a_terminal(output: Output, *, width: int = 100) -> io.StringIO:
+    screen = io.StringIO()
+    output._messages = Console(file=screen, force_terminal=True, width=width, legacy_windows=False)
+    return screen
+
+
+def test_bars_tell_stage_share_and_time_left() -> None:
+    output = Output()
+    screen = on_a_terminal(output)
+    with output.progress() as progress:
+        progress("scoring", 0, 0)
+        progress("measuring edges", 1, 4)
+        progress("measuring edges", 2, 4)
+    assert "measuring edges" in screen.getvalue()
+    assert "50%" in screen.getvalue()
+
+
+def test_no_bars_without_a_terminal_or_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[str, int, int]] = []
+    with Output().progress(lambda *step: seen.append(step)) as progress:
+        progress("scoring", 1, 2)
+    quiet = Output(quiet=True)
+    screen = on_a_terminal(quiet)
+    with quiet.progress(lambda *step: seen.append(step)) as progress:
+        progress("scoring", 2, 2)
+    assert (capsys.readouterr(), screen.getvalue()) == (("", ""), "")
+    assert seen == [("scoring", 1, 2), ("scoring", 2, 2)]
+
+
+def test_json_alone_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=True)
+    output.say("a message")
+    output.warn("a warning")
+    output.show("a table")
+    output.finish({"number": math.nan, "text": "→"})
+    written = capsys.readouterr()
+    assert json.loads(written.out) == {"number": None, "text": "→"}
+    assert written.err == "a message\nwarning: a warning\n"
+
+
+def test_quiet_hides_messages_but_neither_warnings_nor_results(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(quiet=True)
+    output.say("a message")
+    output.warn("a warning")
+    output.show("a table")
+    written = capsys.readouterr()
+    assert written.err == "warning: a warning\n"
+    assert written.out.strip() == "a table"
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.show("[red]x[/red]", table("[b]", ["name"], [["[link=x]y"]]))
+    output.warn("[/nothing]")
+    written = capsys.readouterr()
+    assert "[red]x[/red]" in written.out
+    assert "[link=x]y" in written.out
+    assert "[/nothing]" in written.err
+
+
+def test_what_is_not_a_number_becomes_null_at_any_depth() -> None:
+    assert finite({"a": (1.5, [math.inf, {"b": math.nan}])}) == {"a": [1.5, [None, {"b": None}]]}
+
+
+@pytest.mark.parametrize(
+    ("model", "behaviour", "folder"),
+    [
+        ("smollm2-135m", "ioi", "smollm2-135m/ioi"),
+        ("org/name", "greater-than", "org--name/greater-than"),
+        ("org/name", "../../my pairs", "org--name/my-pairs"),
+        ("a:b", "...", "a-b/unnamed"),
+    ],
+)
+def test_default_folders_stay_below_outputs(model: str, behaviour: str, folder: str) -> None:
+    assert default_folder(model, behaviour) == Path("outputs") / folder
+
+
+def test_a_folder_as_model_gives_its_name(tmp_path: Path) -> None:
+    (tmp_path / "my model").mkdir()
+    assert default_folder(str(tmp_path / "my model"), "ioi") == Path("outputs/my-model/ioi")
+
+
+@dataclass(frozen=True)
+class Size:
+    width: Annotated[int, typer.Option(help="How wide.")] = 3
+    tall: bool = False
+
+
+def test_a_command_takes_a_group_of_options_as_one_parameter() -> None:
+    seen: list[object] = []
+
+    @command
+    def measure(name: str, *, size: Size, debug: bool = False) -> None:
+        warnings.warn("noise of another package", stacklevel=1)
+        seen.append((name, size, debug))
+
+    app = typer.Typer()
+    app.command()(measure)
+    run = CliRunner().invoke
+    assert run(app, ["box", "--width", "7", "--tall"]).exit_code == 0
+    assert run(app, ["box"]).exit_code == 0
+    assert seen == [("box", Size(7, True), False), ("box", Size(), False)]
+    assert "--width" in run(app, ["--help"]).stdout
+    assert isinstance(run(app, ["box", "--debug"]).exception, UserWarning)
+
+
+def test_the_version_is_shown() -> None:
+    assert done("--version").stdout.startswith("circuits")
