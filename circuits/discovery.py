@@ -39,7 +39,7 @@ class DiscoverySettings:
     target: float = 0.9
     size: int = 200
     steps: int = 5
-    pairs: int = 32
+    pairs: int = 64
     heldout: int = 64
     seed: int = 0
     sample: int = 64
