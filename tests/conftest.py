@@ -4,12 +4,21 @@
 from tests.typechecker import checked
 
 # isort: split
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(["circuits.metrics", "circuits.tracing"], f"{checked.__module__}.{checked.__name__}")
+
+
+def pytest_configure() -> None:
+    """Give each of several test processes one thread: threads that wait for each other on busy cores are very slow."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
