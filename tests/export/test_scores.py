@@ -142,7 +142,7 @@ def test_a_binary_file_is_refused(tmp_path: Path, suffix: str, content: bytes) -
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_missing_file_is_refused(tmp_path: Path, suffix: str) -> None:
     for read in (read_scores, read_edges):
-        with pytest.raises(FormatError, match="cannot read .*gone"):
+        with pytest.raises(FormatError, match=r"cannot read .*gone"):
             read(tmp_path / f"gone{suffix}", GRAPH)
 
 

@@ -1,0 +1,216 @@
+"""From a model and a behaviour to a circuit judged on held-out prompts, on a tiny model; resuming after an interruption."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from circuits.behaviours.behaviour import Behaviour
+from circuits.behaviours.pairs import Pair
+from circuits.discovery import Discovery, DiscoverySettings, discover, prompts_for, settings_key, shown
+from circuits.errors import BehaviourNotShownError, PromptError, UsageError
+from circuits.evaluation import evaluate
+from circuits.journal import Journal
+from circuits.model import Model, verified
+from circuits.models.loading import LoadedWeights
+from circuits.tracing.experiment import Options, PatchingExperiment
+from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+LETTERS = "BCDFGHKLMNPQRSVWXYZ"
+SETTINGS = DiscoverySettings(pairs=4, heldout=6, sample=12, target=0.7, options=Options())
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    tokenizer, module = tiny_tokenizer(), tiny_llama()
+    weights = LoadedWeights(module, tokenizer, "tiny", "local", "0" * 64, "1" * 64, torch.device("cpu"), torch.float32)
+    return verified(weights)
+
+
+@pytest.fixture(scope="module")
+def behaviour(model: Model) -> Behaviour:
+    """Random letters, of which the last four change; the answer is what the model says, the wrong one what it then says."""
+    generator, pairs = np.random.default_rng(0), list[Pair]()
+    for i in range(30):
+        common, here, there = ("".join(generator.choice(list(LETTERS), n)) for n in (3, 4, 4))
+        clean, corrupted = common + here, common + there
+        best = [_best(model, text) for text in (clean, corrupted)]
+        if best[0] != best[1]:
+            pairs.append(Pair(clean, corrupted, answer_ids=(best[0],), wrong_ids=(best[1],), source=f"pair {i}"))
+    return Behaviour("letters", "what the model says", lambda _: pairs)
+
+
+def _best(model: Model, text: str) -> int:
+    ids = torch.tensor([model.tokenizer(text).input_ids])
+    return int(model.tracer.anatomy.module(ids).logits[0, -1].argmax())
+
+
+@pytest.fixture(scope="module")
+def found(model: Model, behaviour: Behaviour) -> Discovery:
+    return discover(model, behaviour, SETTINGS, command="circuits discover letters")
+
+
+def same(one: Discovery, other: Discovery) -> None:
+    """Equal in everything but how long it took."""
+    for name in ("edges", "scores", "removal"):
+        np.testing.assert_array_equal(getattr(one.circuit, name), getattr(other.circuit, name))
+    assert (one.circuit.method, one.circuit.behaviour) == (other.circuit.method, other.circuit.behaviour)
+    assert one.circuit.evaluation == other.circuit.evaluation
+    assert one.selection.proposed == other.selection.proposed
+
+
+# ------------------------------------------------------------------------------------------------------------ the result
+
+
+def test_the_circuit_reaches_the_target_on_the_prompts_it_was_searched_on(
+    model: Model, behaviour: Behaviour, found: Discovery
+) -> None:
+    experiment, _ = shown(model, prompts_for(model, behaviour, SETTINGS), SETTINGS)
+    measured = evaluate(experiment, found.circuit.edges)
+    assert abs(1 - measured.faithfulness) <= 0.3 + 1e-5
+    assert found.selection.faithfulness == pytest.approx(measured.faithfulness, abs=1e-4)
+    assert found.selection.locally_minimal
+    assert 0 < len(found.circuit) < model.graph.n_edges
+
+
+def test_it_is_judged_on_held_out_prompts_and_nothing_else(
+    model: Model, behaviour: Behaviour, found: Discovery
+) -> None:
+    assert not {pair.clean for pair in found.prompts.discovery} & {pair.clean for pair in found.prompts.heldout}
+    heldout = model.experiment(found.prompts.heldout)
+    expected = evaluate(
+        heldout, found.circuit.edges, ranked=found.scores.ranked(by_magnitude=found.selection.by_magnitude)
+    )
+    assert found.circuit.evaluation == expected
+    assert expected.n == 6
+    assert expected.faithfulness != pytest.approx(found.selection.faithfulness, abs=1e-3)
+
+
+def test_what_was_asked_for_is_written_down(model: Model, found: Discovery) -> None:
+    method, behaviour = found.circuit.method, found.circuit.behaviour
+    assert (method.scorer, method.pruner, method.target, method.dtype) == ("eap-ig", "minimal", 0.7, "float32")
+    assert method.rank_by == ("|score|" if found.selection.by_magnitude else "score")
+    assert (behaviour.name, behaviour.n_discovery, behaviour.n_heldout) == ("letters", 4, 6)
+    assert behaviour.digest == found.prompts.digest
+    assert found.circuit.model == model.info
+    assert found.circuit.provenance.command == "circuits discover letters"
+    assert found.circuit.provenance.versions["torch"] == torch.__version__
+    np.testing.assert_array_equal(found.circuit.scores, found.scores.values[found.circuit.edges])
+    assert found.agreement is not None
+    assert found.agreement.n == 12
+
+
+def test_the_same_discovery_twice_gives_the_same_circuit(model: Model, behaviour: Behaviour, found: Discovery) -> None:
+    same(discover(model, behaviour, SETTINGS), found)
+
+
+def test_the_top_pruner_and_an_exact_scorer_need_no_comparison(model: Model, behaviour: Behaviour) -> None:
+    settings = replace(SETTINGS, scorer=ScorerName.EXACT, pruner=PrunerName.TOP, size=40)
+    result = discover(model, behaviour, settings)
+    assert result.agreement is None
+    assert result.circuit.measured
+    assert result.selection.proposed == 40
+    assert (result.circuit.method.target, result.circuit.method.pruner) == (None, "top")
+    assert 0 < len(result.circuit) <= 40
+
+
+@pytest.mark.parametrize(
+    "options",
+    [Options(metric=Metric.KL), Options(metric=Metric.LOG_ODDS), Options(direction=Direction.DENOISING)],
+    ids=["kl", "log-odds", "denoising"],
+)
+def test_other_metrics_and_the_other_direction_lead_to_a_circuit_too(
+    model: Model, behaviour: Behaviour, options: Options
+) -> None:
+    result = discover(model, behaviour, replace(SETTINGS, options=options, sample=0))
+    assert result.selection.locally_minimal
+    assert result.circuit.behaviour.metric == options.metric.value
+    assert result.circuit.evaluation is not None
+    assert result.circuit.evaluation.curve[-1].faithfulness == pytest.approx(1, abs=1e-3)
+
+
+def test_stages_are_told_as_they_come(model: Model, behaviour: Behaviour) -> None:
+    stages: list[str] = []
+    discover(model, behaviour, SETTINGS, progress=lambda stage, _done, _total: stages.append(stage))
+    order = list(dict.fromkeys(stage.split(" ")[0] for stage in stages))
+    assert order == ["recording", "scoring", "proposing", "pruning", "comparing", "evaluating"]
+
+
+# -------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_22_identical_prompts_are_refused(model: Model) -> None:
+    pairs = [Pair(f"BCD{letter}", f"BCD{letter}", answer_ids=(1,), wrong_ids=(2,)) for letter in LETTERS]
+    with pytest.raises(PromptError, match="the clean and the corrupted prompt are the same"):
+        discover(model, Behaviour("same", "nothing", lambda _: pairs), SETTINGS)
+
+
+def test_22_a_gap_that_is_none_is_refused(model: Model, behaviour: Behaviour) -> None:
+    """Every pair is also there the other way round, so that the mean gap is zero."""
+    backwards = [replace(pair, clean=pair.corrupted, corrupted=pair.clean) for pair in behaviour.pairs(model.tokenizer)]
+    both = Behaviour("none", "nothing", lambda _: [*behaviour.pairs(model.tokenizer), *backwards])
+    with pytest.raises(BehaviourNotShownError, match="tiny does not show none"):
+        discover(model, both, replace(SETTINGS, pairs=20, heldout=20))
+
+
+def test_settings_out_of_range_are_refused_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="between 0 and 1, got 1.5"):
+        DiscoverySettings(target=1.5)
+    with pytest.raises(UsageError, match="at least 4 discovery and 4 held-out pairs are needed, got 3 and 64"):
+        DiscoverySettings(pairs=3)
+
+
+# -------------------------------------------------------------------------------------------------------------- resuming
+
+
+def key_of(model: Model, behaviour: Behaviour) -> dict[str, object]:
+    return settings_key(model, prompts_for(model, behaviour, SETTINGS), SETTINGS)
+
+
+class StopError(KeyboardInterrupt):
+    """Ctrl-C at a chosen moment."""
+
+
+@pytest.mark.parametrize("stage", ["scoring", "proposing", "pruning", "comparing", "evaluating"])
+def test_20_a_discovery_interrupted_at_any_stage_and_resumed_gives_the_same_circuit(
+    model: Model, behaviour: Behaviour, found: Discovery, tmp_path: Path, stage: str
+) -> None:
+    ids = torch.tensor([found.prompts.discovery[0].clean])
+    before = model.tracer.anatomy.module(ids).logits
+
+    def stop(name: str, _done: int, _total: int) -> None:
+        if name.startswith(stage):
+            raise StopError
+
+    key = key_of(model, behaviour)
+    with pytest.raises(StopError):
+        discover(model, behaviour, SETTINGS, journal=Journal(tmp_path, key), progress=stop)
+    assert torch.equal(model.tracer.anatomy.module(ids).logits, before)
+    journal = Journal(tmp_path, key, resume=True)
+    assert journal.resumed == (stage != "scoring")
+    same(discover(model, behaviour, SETTINGS, journal=journal), found)
+
+
+def test_finished_stages_are_not_run_again(
+    model: Model, behaviour: Behaviour, found: Discovery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = key_of(model, behaviour)
+    discover(model, behaviour, SETTINGS, journal=Journal(tmp_path, key))
+    monkeypatch.setattr(PatchingExperiment, "attributions", None)
+    same(discover(model, behaviour, SETTINGS, journal=Journal(tmp_path, key, resume=True)), found)
+
+
+def test_the_key_of_a_run_survives_json_and_changes_with_settings_and_prompts(
+    model: Model, behaviour: Behaviour
+) -> None:
+    key = key_of(model, behaviour)
+    assert json.loads(json.dumps(key)) == key
+    prompts = prompts_for(model, behaviour, SETTINGS)
+    for settings in (replace(SETTINGS, target=0.8), replace(SETTINGS, options=Options(metric=Metric.KL))):
+        assert settings_key(model, prompts, settings) != key
+    other = replace(prompts, digest="2" * 64)
+    assert settings_key(model, other, SETTINGS) != key
