@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from circuits.cli.options import BehaviourArgument, DirectionOption, Machine, Measurement, Voice, command
+from circuits.cli.options import (
+    DISCOVERY_PAIRS,
+    BehaviourArgument,
+    DirectionOption,
+    Machine,
+    Measurement,
+    Voice,
+    command,
+)
 from circuits.cli.output import Output
 from circuits.cli.places import RunLog, default_folder, prepared_folder
-from circuits.cli.session import PAIRS, command_line, model_name
+from circuits.cli.session import command_line, model_name
 from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, size_rows, strongest
 from circuits.errors import RenderError
 from circuits.vocabulary import Direction, PrunerName, ScorerName
@@ -71,7 +79,7 @@ def discover(
         target=target,
         size=size,
         steps=steps,
-        pairs=measurement.pairs or PAIRS,
+        pairs=measurement.pairs or DISCOVERY_PAIRS,
         heldout=heldout,
         seed=measurement.seed or 0,
         options=options,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from circuits.tracing.experiment import Options
 
 DEFAULT_MODEL = "smollm2-135m"
+PAIRS, DISCOVERY_PAIRS, PATCHING_PAIRS = 32, 64, 16
+"""How many prompt pairs are used unless said otherwise; activation patching runs the model hundreds of times."""
 LOADING = "loading the model"
 DEBUG = "circuits.debug"
 """The key under which a run remembers ``--debug``."""
@@ -57,6 +59,7 @@ DirectionOption = Annotated[
     typer.Option(
         metavar=_choices(Direction),
         help="Corrupt in the clean run, or restore in the corrupted one.",
+        rich_help_panel="Measurement",
         show_default=False,
     ),
 ]
@@ -112,7 +115,12 @@ class Measurement:
 
     pairs: Annotated[
         int | None,
-        typer.Option(help="How many prompt pairs (default: 32).", min=1, rich_help_panel="Measurement"),
+        typer.Option(
+            help=f"How many prompt pairs (default: discover {DISCOVERY_PAIRS}, patch {PATCHING_PAIRS}, evaluate as "
+            f"many as the circuit was judged on, else {PAIRS}).",
+            min=1,
+            rich_help_panel="Measurement",
+        ),
     ] = None
     seed: Annotated[
         int | None, typer.Option(help="Draws the prompt pairs (default: 0).", min=0, rich_help_panel="Measurement")

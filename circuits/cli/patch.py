@@ -11,7 +11,15 @@ from rich.console import Group
 
 from circuits.behaviours.behaviour import TokenPair
 from circuits.behaviours.tokens import Tokenizer, token_texts
-from circuits.cli.options import BehaviourArgument, DirectionOption, Machine, Measurement, Voice, command
+from circuits.cli.options import (
+    PATCHING_PAIRS,
+    BehaviourArgument,
+    DirectionOption,
+    Machine,
+    Measurement,
+    Voice,
+    command,
+)
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.session import Recorded, model_name, recorded
@@ -67,7 +75,9 @@ def patch(
     from circuits.tracing.sites import patch_sites
 
     with output.progress() as progress:
-        begun = recorded(machine, chosen, options, progress, pairs=measurement.pairs, seed=measurement.seed)
+        begun = recorded(
+            machine, chosen, options, progress, pairs=measurement.pairs or PATCHING_PAIRS, seed=measurement.seed
+        )
         tokens = position_labels(begun.model.tokenizer, begun.pairs)
         found = patch_sites(
             begun.experiment,

@@ -10,7 +10,7 @@ import numpy as np
 
 from circuits.behaviours.behaviour import Behaviour, TokenPair
 from circuits.circuit import Circuit
-from circuits.cli.options import DEFAULT_MODEL, Machine
+from circuits.cli.options import DEFAULT_MODEL, PAIRS, Machine
 from circuits.cli.output import Output, Told
 from circuits.errors import UsageError
 from circuits.export.scores import read_scores
@@ -19,9 +19,6 @@ from circuits.scores import EdgeScores
 if TYPE_CHECKING:
     from circuits.model import Model
     from circuits.tracing.experiment import Options, PatchingExperiment
-
-PAIRS = 32
-"""How many pairs are used unless said otherwise."""
 
 
 @dataclass(frozen=True)

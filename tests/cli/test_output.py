@@ -1,5 +1,6 @@
 """Results go to stdout, everything else to stderr; bars appear on terminals only and tell the time left."""
 
+import inspect
 import io
 import json
 import math
@@ -128,3 +129,15 @@ def test_a_command_takes_a_group_of_options_as_one_parameter() -> None:
 
 def test_the_version_is_shown() -> None:
     assert done("--version").stdout.startswith("circuits")
+
+
+def test_the_defaults_are_those_of_the_library() -> None:
+    from circuits.cli.discover import discover
+    from circuits.cli.options import DISCOVERY_PAIRS
+    from circuits.discovery import DiscoverySettings
+
+    library, parameters = DiscoverySettings(), inspect.signature(discover).parameters
+    for name in ("scorer", "pruner", "target", "size", "steps", "heldout"):
+        assert parameters[name].default == getattr(library, name), name
+    assert library.pairs == DISCOVERY_PAIRS
+    assert parameters["direction"].default == library.options.direction
