@@ -1,4 +1,4 @@
-"""From a model and a behaviour to a circuit judged on held-out prompts, on a tiny model; resuming after an interruption."""
+"""From a model and a behaviour to a circuit judged on held-out prompts, on a tiny model; and resumed after a stop."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def behaviour(model: Model) -> Behaviour:
-    """Random letters, of which the last four change; the answer is what the model says, the wrong one what it then says."""
+    """Random letters, of which the last four change; answers are what the model says to each side."""
     generator, pairs = np.random.default_rng(0), list[Pair]()
     for i in range(30):
         common, here, there = ("".join(generator.choice(list(LETTERS), n)) for n in (3, 4, 4))
@@ -63,7 +63,7 @@ def same(one: Discovery, other: Discovery) -> None:
     assert one.selection.proposed == other.selection.proposed
 
 
-# ------------------------------------------------------------------------------------------------------------ the result
+# ----------------------------------------------------------------------------------------------------------- the result
 
 
 def test_the_circuit_reaches_the_target_on_the_prompts_it_was_searched_on(
@@ -140,12 +140,12 @@ def test_stages_are_told_as_they_come(model: Model, behaviour: Behaviour) -> Non
     assert order == ["recording", "scoring", "proposing", "pruning", "comparing", "evaluating"]
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_22_identical_prompts_are_refused(model: Model) -> None:
     pairs = [Pair(f"BCD{letter}", f"BCD{letter}", answer_ids=(1,), wrong_ids=(2,)) for letter in LETTERS]
-    with pytest.raises(PromptError, match="the clean and the corrupted prompt are the same"):
+    with pytest.raises(PromptError, match=r"the clean and the corrupted prompt are the same"):
         discover(model, Behaviour("same", "nothing", lambda _: pairs), SETTINGS)
 
 
@@ -153,18 +153,18 @@ def test_22_a_gap_that_is_none_is_refused(model: Model, behaviour: Behaviour) ->
     """Every pair is also there the other way round, so that the mean gap is zero."""
     backwards = [replace(pair, clean=pair.corrupted, corrupted=pair.clean) for pair in behaviour.pairs(model.tokenizer)]
     both = Behaviour("none", "nothing", lambda _: [*behaviour.pairs(model.tokenizer), *backwards])
-    with pytest.raises(BehaviourNotShownError, match="tiny does not show none"):
+    with pytest.raises(BehaviourNotShownError, match=r"tiny does not show none"):
         discover(model, both, replace(SETTINGS, pairs=20, heldout=20))
 
 
 def test_settings_out_of_range_are_refused_before_anything_runs() -> None:
-    with pytest.raises(UsageError, match="between 0 and 1, got 1.5"):
+    with pytest.raises(UsageError, match=r"between 0 and 1, got 1.5"):
         DiscoverySettings(target=1.5)
-    with pytest.raises(UsageError, match="at least 4 discovery and 4 held-out pairs are needed, got 3 and 64"):
+    with pytest.raises(UsageError, match=r"at least 4 discovery and 4 held-out pairs are needed, got 3 and 64"):
         DiscoverySettings(pairs=3)
 
 
-# -------------------------------------------------------------------------------------------------------------- resuming
+# ------------------------------------------------------------------------------------------------------------- resuming
 
 
 def key_of(model: Model, behaviour: Behaviour) -> dict[str, object]:
