@@ -12,113 +12,13 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.builder import build_graph
-from circuits.errors import CircuitsError, FormatError, OutputError, RenderError, UsageError
-from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape, Node, NodeKind
+from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
+from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
+from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Provenance
 from circuits.scores import Floats
 
 FORMAT = "circuits/circuit"
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Which model a circuit belongs to, and the numbers its graph follows from."""
-
-    id: str
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_model: int
-    d_head: int
-    parallel: bool = False
-    architecture: str = ""
-    revision: str = ""
-    digest: str = ""
-    tokenizer_digest: str = ""
-
-    @property
-    def shape(self) -> ModelShape:
-        """The shape from which the graph is built."""
-        return ModelShape(self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head, self.parallel)
-
-
-@dataclass(frozen=True)
-class BehaviourInfo:
-    """Which behaviour, on how many prompt pairs, by which metric."""
-
-    name: str
-    metric: str
-    unit: str
-    n_discovery: int = 0
-    n_heldout: int = 0
-    digest: str = ""
-
-
-@dataclass(frozen=True)
-class Method:
-    """How the edges were scored and chosen."""
-
-    scorer: str
-    pruner: str
-    ablation: str = "corrupted"
-    direction: str = "noising"
-    target: float | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    rank_by: str = "score"
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Faithfulness of the best ``edges`` edges; ``requested`` is the share of all edges that was asked for."""
-
-    edges: int
-    faithfulness: float
-    requested: float | None = None
-
-
-@dataclass(frozen=True)
-class RandomBaseline:
-    """Faithfulness of random circuits of the same size, as quantiles."""
-
-    n: int
-    median: float
-    q05: float
-    q95: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How well a circuit works on prompts that discovery did not see.
-
-    ``faithfulness`` is the ratio of means (m(circuit) - m(corrupted)) / (m(clean) - m(corrupted)); ``necessity`` is the
-    same for all edges but the circuit's (0: nothing of the behaviour is left). ``cpr`` and ``cmd`` are the areas under
-    f and |1 - f| of the curve (MIB, arXiv:2504.13151).
-    """
-
-    n: int
-    metric_clean: float
-    metric_corrupted: float
-    metric_circuit: float
-    faithfulness: float
-    faithfulness_ci: tuple[float, float]
-    necessity: float | None = None
-    random_baseline: RandomBaseline | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    cpr: float | None = None
-    cmd: float | None = None
-    accuracy_clean: float | None = None
-    accuracy_circuit: float | None = None
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Enough to run it again."""
-
-    command: str = ""
-    device: str = ""
-    wall_seconds: float = 0.0
-    versions: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -138,7 +38,7 @@ class Circuit:
     measured: bool = False
     removal: Floats | None = None
     evaluation: Evaluation | None = None
-    provenance: Provenance = Provenance()
+    provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
         if np.any(np.diff(self.edges) <= 0):
@@ -205,12 +105,9 @@ class Circuit:
 
     def save(self, path: str | Path) -> None:
         """Write ``circuit.json``; saving, loading and saving again gives the same bytes."""
-        try:
-            Path(path).write_text(self.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {path}: {error.strerror}. Choose another place or free some space."
-            ) from error
+        from circuits.export.files import write
+
+        write(path, self.to_json())
 
     def draw(self, path: str | Path, *, title: str | None = None) -> None:
         """Draw the circuit into a file; the suffix (.svg .pdf .png .dot .mmd .html) says as what.

@@ -12,10 +12,11 @@ from typing import Any, Self, cast
 
 import numpy as np
 
-from circuits.circuit import Circuit, RandomBaseline
+from circuits.circuit import Circuit
 from circuits.errors import UsageError
 from circuits.graph import EdgeIndices, Node, NodeKind
 from circuits.overlap import Overlap, chance_overlap
+from circuits.records import RandomBaseline
 from circuits.scores import EdgeScores, Floats
 
 MIN_FOR_RANKS = 5

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.lint import check_gap
-from circuits.circuit import BehaviourInfo, Circuit, Method, Provenance
+from circuits.circuit import Circuit
 from circuits.errors import UsageError
 from circuits.evaluation import evaluate
 from circuits.journal import Journal
 from circuits.model import Model
 from circuits.pruning import Selection, minimal, top
+from circuits.records import BehaviourInfo, Method, Provenance
 from circuits.scores import EdgeScores
 from circuits.scoring import Agreement, agreement, score
 from circuits.scoring.scorers import Settings as ScorerSettings
@@ -30,8 +31,8 @@ StageProgress = Callable[[str, int, int], None]
 class DiscoverySettings:
     """How a circuit is searched.
 
-    ``size`` is the number of edges of the ``top`` pruner; ``sample`` the number of edges
-    that are measured exactly to check the scorer.
+    ``size`` is the number of edges of the ``top`` pruner; ``sample`` the number of edges that are measured exactly to
+    check the scorer. Without ``options``: the behaviour's own metric, corrupted ablation, noising.
     """
 
     scorer: ScorerName = ScorerName.EAP_IG
@@ -43,7 +44,11 @@ class DiscoverySettings:
     heldout: int = 64
     seed: int = 0
     sample: int = 64
-    options: Options = field(default_factory=Options)
+    options: Options | None = None
+
+    def options_for(self, prompts: PromptSet) -> Options:
+        """Give what is measured: unless said otherwise, the behaviour's own metric."""
+        return self.options or Options(prompts.metric)
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
@@ -114,7 +119,7 @@ def shown(
 ) -> tuple[PatchingExperiment, tuple[str, ...]]:
     """Record the discovery pairs and check that the model shows the behaviour; give remarks on weak spots."""
     progress("recording the prompts", 0, 0)
-    experiment = model.experiment(prompts.discovery, settings.options)
+    experiment = model.experiment(prompts.discovery, settings.options_for(prompts))
     warnings = check_gap(
         experiment.clean, experiment.corrupted, experiment.metric, behaviour=prompts.behaviour, model=model.info.id
     )
@@ -177,7 +182,7 @@ def _agreement(
 def _circuit(
     model: Model, prompts: PromptSet, settings: DiscoverySettings, scores: EdgeScores, selection: Selection
 ) -> Circuit:
-    options = settings.options
+    options = settings.options_for(prompts)
     return Circuit(
         model=model.info,
         behaviour=BehaviourInfo(
@@ -207,8 +212,15 @@ def _circuit(
 
 def _provenance(model: Model, command: str, seconds: float) -> Provenance:
     packages = ("path-patching-circuits", "torch", "transformers", "nnsight", "numpy")
-    versions = {package: metadata.version(package) for package in packages}
+    versions = {package: _version(package) for package in packages}
     return Provenance(command=command, device=model.device, wall_seconds=round(seconds, 1), versions=versions)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _stage(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
@@ -220,6 +232,6 @@ def _stage(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
 
 def settings_key(model: Model, prompts: PromptSet, settings: DiscoverySettings) -> dict[str, Any]:
     """Give what makes two discoveries the same run: model, prompts and settings."""
-    chosen = asdict(settings)
+    chosen = asdict(replace(settings, options=settings.options_for(prompts)))
     del chosen["options"]["batch_size"]  # changes no result, and is what one changes after running out of memory
     return {"model": model.info.digest, "dtype": model.dtype, "prompts": prompts.digest, **chosen}

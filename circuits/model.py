@@ -6,10 +6,10 @@ from typing import Any
 
 from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
-from circuits.circuit import ModelInfo
 from circuits.graph import ComputationalGraph
 from circuits.models.builtin import FetchProgress, no_fetch_progress
 from circuits.models.loading import LoadedWeights, load_weights
+from circuits.records import ModelInfo
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.guards import GuardResult, check, require

@@ -9,8 +9,9 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from circuits.circuit import Circuit, ModelInfo
+from circuits.circuit import Circuit
 from circuits.errors import FormatError, OutputError, UsageError
+from circuits.records import ModelInfo
 from tests.export.example_circuits import EVALUATION, GROUPED, PLAIN, circuit_of, random_circuit
 
 Document = dict[str, Any]

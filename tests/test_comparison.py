@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from circuits.circuit import RandomBaseline
 from circuits.comparison import Membership, Transfer, Transferred, compare
 from circuits.errors import UsageError
 from circuits.overlap import chance_overlap
+from circuits.records import RandomBaseline
 from circuits.scores import EdgeScores
 from tests.export.example_circuits import GROUPED, ONE_LAYER, circuit_of, random_circuit
 

@@ -249,7 +249,6 @@ def test_in_a_parallel_block_a_head_is_too_late_for_the_mlp_beside_it() -> None:
         build_graph(ModelShape(2, 2, 2, 8, 2, parallel=True)).index(Edge.parse(text))
 
 
-
 @pytest.mark.parametrize("text", ["input->a0.h99<k>", "input->a40.h2<v>"])
 def test_a_group_that_does_not_exist_is_never_recommended(text: str) -> None:
     with pytest.raises(UnknownNameError) as caught:

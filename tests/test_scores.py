@@ -106,7 +106,6 @@ def test_scores_cannot_be_changed() -> None:
             array[0] = 1.0
 
 
-
 def test_making_scores_leaves_the_callers_array_as_it_was() -> None:
     values = np.zeros(8)
     found = EdgeScores(GRAPH, values, "eap", False)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits.builder import build_graph
-from circuits.circuit import BehaviourInfo, Circuit, Method, ModelInfo
+from circuits.circuit import Circuit
 from circuits.graph import Edge, ModelShape
+from circuits.records import BehaviourInfo, Method, ModelInfo
 from circuits.tracing.protocol import Experiment
 from circuits.vocabulary import Direction
 from tests.toy import PENCIL_EFFECTS, PENCIL_SHAPE, LinearToy, ToyExperiment, pencil_toy, planted_edges, planted_toy

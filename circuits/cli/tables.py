@@ -8,9 +8,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from circuits.circuit import Circuit, Evaluation
+from circuits.circuit import Circuit
 from circuits.export.layout import count_nodes
 from circuits.graph import EdgeIndices
+from circuits.records import Evaluation
 
 STRONGEST, NEAR_TIES = 10, 5
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from circuits.circuit import CurvePoint
 from circuits.evaluation.faithfulness import faithfulness
 from circuits.graph import EdgeIndices
+from circuits.records import CurvePoint
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.circuit import Evaluation, RandomBaseline
 from circuits.evaluation.curve import curve
 from circuits.evaluation.faithfulness import accuracy, faithfulness, faithfulness_interval
-from circuits.evaluation.random_circuits import rewired
+from circuits.evaluation.random_circuits import transplanted
 from circuits.graph import EdgeIndices
+from circuits.records import Evaluation, RandomBaseline
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 RANDOM_CIRCUITS = 20
@@ -52,7 +52,8 @@ def evaluate(
 
 def _random_baseline(experiment: Experiment, mask: NDArray[np.bool_], seed: int) -> RandomBaseline:
     edges = np.flatnonzero(mask)
-    masks = [rewired(experiment.graph, edges, seed + i) for i in range(RANDOM_CIRCUITS)]
+    generator = np.random.default_rng(seed)
+    masks = [transplanted(experiment.graph, edges, generator) for _ in range(RANDOM_CIRCUITS)]
     found = faithfulness(experiment, experiment.circuits(masks))
     low, median, high = np.quantile(found, [0.05, 0.5, 0.95])
     return RandomBaseline(len(masks), float(median), float(low), float(high))

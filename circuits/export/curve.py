@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from circuits.circuit import CurvePoint
+from circuits.records import CurvePoint
 
 WIDTH, HEIGHT = 560, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 38

@@ -5,10 +5,11 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from circuits.circuit import Circuit, Evaluation
+from circuits.circuit import Circuit
 from circuits.export.curve import curve_svg
 from circuits.export.layout import count_nodes
 from circuits.export.markup import number, one_line
+from circuits.records import Evaluation
 
 
 def report_html(circuit: Circuit, svg: str, *, title: str | None = None) -> str:

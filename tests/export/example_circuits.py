@@ -6,17 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from circuits.builder import build_graph
-from circuits.circuit import (
-    BehaviourInfo,
-    Circuit,
-    CurvePoint,
-    Evaluation,
-    Method,
-    ModelInfo,
-    Provenance,
-    RandomBaseline,
-)
+from circuits.circuit import Circuit
 from circuits.graph import Edge
+from circuits.records import BehaviourInfo, CurvePoint, Evaluation, Method, ModelInfo, Provenance, RandomBaseline
 
 PLAIN = ModelInfo("tiny-plain", n_layers=12, n_heads=12, n_kv_heads=12, d_model=24, d_head=2)
 GROUPED = ModelInfo("tiny-grouped", n_layers=11, n_heads=6, n_kv_heads=2, d_model=24, d_head=4)

@@ -10,13 +10,14 @@ import numpy as np
 import pygraphviz  # noqa: TID251 - diagrams are read back with Graphviz's own parser
 import pytest
 
-from circuits.circuit import Circuit, ModelInfo
+from circuits.circuit import Circuit
 from circuits.comparison import compare
 from circuits.export.dot import circuit_dot, difference_dot
 from circuits.export.layout import MAX_LABELLED
 from circuits.export.markup import number, short_number
 from circuits.export.palette import BLUE, GREEN, GREY, MEMBER_COLOURS, VERMILLION
 from circuits.export.render import ImageFormat, image
+from circuits.records import ModelInfo
 from tests.export.example_circuits import GROUPED, PLAIN, circuit_of, random_circuit
 
 Drawn = list[dict[str, str]]

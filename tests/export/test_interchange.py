@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from circuits.builder import build_graph
-from circuits.circuit import ModelInfo
 from circuits.errors import UsageError
 from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mib_json
 from circuits.export.markup import number
 from circuits.export.mermaid import circuit_mermaid
 from circuits.graph import Edge
+from circuits.records import ModelInfo
 from tests.export.example_circuits import GROUPED, PLAIN, circuit_of, random_circuit
 
 

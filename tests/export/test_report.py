@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from circuits.circuit import CurvePoint
 from circuits.export.curve import curve_svg
 from circuits.export.dot import circuit_dot
 from circuits.export.markup import number
 from circuits.export.render import ImageFormat, image
 from circuits.export.report import evaluation_sentences, report_html
+from circuits.records import CurvePoint
 from tests.export.example_circuits import EVALUATION, circuit_of, random_circuit
 
 SVG = '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg id="the-diagram"></svg>\n'
