@@ -131,6 +131,17 @@ def test_a_circuit_above_one_is_as_bad_as_one_below() -> None:
     assert [str(edge) for edge in toy.graph.edges(found.edges)] == ["input->logits"]
 
 
+def test_an_edge_that_hurts_is_kept_when_without_it_the_circuit_beats_the_model() -> None:
+    """Two ways of 7 and one of -4: all give 10, the two alone 14, which is as far from the model as 6 is."""
+    toy = negative_toy()
+    weights = toy.weights.copy()
+    weights[edges_of(toy.graph, "input->logits", "input->m0")] = 7.0
+    toy = LinearToy(toy.shape, weights)
+    found = minimal(toy, score(toy, ScorerName.EXACT), target=0.9)
+    assert found.faithfulness == pytest.approx(1)
+    assert found.edges.tolist() == toy.planted.tolist()
+
+
 def test_an_unreachable_target_is_an_error_that_says_what_to_do() -> None:
     toy = planted_toy(SHAPE, 12, seed=0)
     values = np.full(toy.graph.n_edges, np.nan)
