@@ -6,7 +6,7 @@ a graph of any size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -59,6 +59,9 @@ class ToyExperiment:
     @property
     def corrupted(self) -> Floats:
         return np.zeros(self.n_pairs)
+
+    def first(self, count: int) -> "ToyExperiment":
+        return ToyExperiment(self.clean_inputs[:count], direction=self.direction)
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> Floats:
         rows = []
@@ -124,6 +127,10 @@ class LinearToy:
     def planted(self) -> EdgeIndices:
         """Positions of the edges whose weight is not zero."""
         return np.flatnonzero(self.weights)
+
+    def first(self, count: int) -> "LinearToy":
+        fewer = self.clean_inputs[:count], self.corrupted_inputs[:count]
+        return replace(self, clean_inputs=fewer[0], corrupted_inputs=fewer[1])
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> Floats:
         stacked = np.asarray(masks, dtype=np.bool_).reshape(len(masks), self.graph.n_edges)

@@ -5,8 +5,11 @@ reaches the target when ``|1 - f| <= 1 - target``.
 
 1. *Propose*: the smallest number of best-ranked edges that reaches the target, on a geometric grid and then by
    bisection; by score and by |score|, whichever needs fewer.
-2. *Prune back*: measure the removal of every single edge inside the circuit; drop the longest run of least useful edges
-   with which the target still holds; measure again, until no single edge can go.
+2. *Thin out*: remove edges in blocks of neighbouring rank. What the removal of each block changes is estimated on a
+   few pairs, only to put blocks in order; how many of them go is decided by the target, on all pairs. Blocks get
+   smaller, down to single edges.
+3. *Prune back*: measure the removal of every single edge inside the circuit on all pairs; drop the longest run of
+   least useful edges with which the target still holds; measure again, until no single edge can go.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +31,10 @@ Report = Callable[[str, Selection], None]
 
 _GRID_STEP = 1.4
 _SIZES_AT_ONCE = 6
+_BLOCKS = 48
+"""How many blocks a circuit is thinned out by at the most, before blocks are single edges."""
+_SCOUTS = 8
+"""On how many pairs the order of blocks is estimated."""
 
 
 def minimal(
@@ -58,8 +65,18 @@ def minimal(
         return found
 
     found = reached("proposed")
+    scouts = replace(judge, experiment=experiment.first(_SCOUTS))
+    size = max(1, len(edges) // _BLOCKS)
+    while size and experiment.n_pairs > 2 * _SCOUTS:
+        shorter = _thin_out(judge, scouts, edges, _blocks(scores, edges, size))
+        if shorter is None:
+            size //= 2
+            continue
+        edges = judge.tidied(shorter)
+        found = reached("thinned out")
+        size = min(size, max(1, len(edges) // _BLOCKS))
     while True:
-        without = judge.removals(edges)
+        without = judge.removals(edges, _blocks(scores, edges, 1))
         shorter = _drop(judge, edges, without)
         if shorter is None:
             return replace(found, removal=found.faithfulness - without, locally_minimal=True)
@@ -88,9 +105,9 @@ class _Judge:
     def one(self, edges: EdgeIndices) -> float:
         return float(self.many([edges])[0])
 
-    def removals(self, edges: EdgeIndices) -> Floats:
-        """Give the faithfulness of the circuit without each single edge."""
-        return self.many([np.delete(edges, i) for i in range(len(edges))])
+    def removals(self, edges: EdgeIndices, blocks: list[EdgeIndices]) -> Floats:
+        """Give the faithfulness of the circuit without each block of edges."""
+        return self.many([np.setdiff1d(edges, block) for block in blocks])
 
     def tidied(self, edges: EdgeIndices) -> EdgeIndices:
         """Drop edges on no path from input to logits, unless (zero ablation and biases) they matter all the same."""
@@ -156,24 +173,43 @@ def _grid(limit: int) -> Iterator[int]:
     yield limit
 
 
+def _blocks(scores: EdgeScores, edges: EdgeIndices, size: int) -> list[EdgeIndices]:
+    """Cut a circuit into blocks of neighbouring rank, in graph order of their first edge."""
+    ranked = edges[np.argsort(np.abs(scores.values[edges]), kind="stable")]
+    blocks = [np.sort(ranked[first : first + size]) for first in range(0, len(edges), size)]
+    return sorted(blocks, key=lambda block: int(block[0]))
+
+
+def _thin_out(judge: _Judge, scouts: _Judge, edges: EdgeIndices, blocks: list[EdgeIndices]) -> EdgeIndices | None:
+    """Drop the longest run of least useful blocks with which the target holds; None when not even the first can go."""
+    change = scouts.removals(edges, blocks) - scouts.one(edges)
+    orders = [np.argsort(key, kind="stable") for key in (np.abs(change), -change)]
+    return _longest(judge, edges, [[blocks[i] for i in order] for order in orders])
+
+
 def _drop(judge: _Judge, edges: EdgeIndices, without: Floats) -> EdgeIndices | None:
     """Drop the longest run of least useful edges with which the target holds; None when no single edge can go.
 
     Runs are taken in three orders: least change of faithfulness first, largest gain first, and largest loss last of
     those that alone keep the target.
     """
-    whole = judge.one(edges)
     removable = np.flatnonzero(judge.reaches(without))
     if not len(removable):
         return None
-    change = without - whole
+    change = without - judge.one(edges)
     orders = [
         removable[np.argsort(key[removable], kind="stable")] for key in (np.abs(change), -change, np.abs(1 - without))
     ]
-    lengths = sorted({max(1, round(len(removable) * share)) for share in np.geomspace(1 / len(removable), 1, 8)})
-    attempts = [order[:length] for order in orders for length in lengths]
-    reached = judge.reaches(judge.many([np.delete(edges, attempt) for attempt in attempts]))
-    lengths_reached = [(len(attempt), -i) for i, attempt in enumerate(attempts) if reached[i]]
-    if not lengths_reached:  # single removals that missed the target by a rounding error when measured again
-        return None
-    return np.delete(edges, attempts[-max(lengths_reached)[1]])
+    return _longest(judge, edges, [[edges[i : i + 1] for i in order] for order in orders])
+
+
+def _longest(judge: _Judge, edges: EdgeIndices, orders: list[list[EdgeIndices]]) -> EdgeIndices | None:
+    """Drop the first blocks of one order, as many as the target allows; None when it allows none.
+
+    (Single removals that just reached the target may miss it by rounding when measured again.)
+    """
+    lengths = sorted({max(1, round(len(orders[0]) * share)) for share in np.geomspace(1 / len(orders[0]), 1, 8)})
+    attempts = [np.concatenate(order[:length]) for order in orders for length in lengths]
+    reached = judge.reaches(judge.removals(edges, attempts)) if attempts else np.zeros(0, dtype=np.bool_)
+    dropped = [(len(attempt), -i) for i, attempt in enumerate(attempts) if reached[i]]
+    return np.setdiff1d(edges, attempts[-max(dropped)[1]]) if dropped else None

@@ -1,6 +1,7 @@
 """An experiment on a real model: prompt pairs, a metric and an ablation, everything measured through the tracer."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,6 +57,14 @@ class PairBatch:
     corrupted: Run
     base: Run
 
+    def first(self, count: int) -> "PairBatch":
+        """Give the batch without the pairs from place ``count`` on; places within a batch ascend."""
+        size = int(np.searchsorted(self.index, count))
+        answers = self.answers.rows(torch.arange(size, device=self.clean.ids.device))
+        return PairBatch(
+            self.index[:size], answers, self.clean.first(size), self.corrupted.first(size), self.base.first(size)
+        )
+
 
 class PatchingExperiment:
     """Implements :class:`~circuits.tracing.protocol.Experiment` on a model; making one costs two forward passes."""
@@ -88,6 +97,14 @@ class PatchingExperiment:
                 zero = self.options.ablation is Ablation.ZERO
                 base = zero_run(self.tracer, clean) if zero else corrupted
                 yield PairBatch(index, AnswerTokens.of(chosen, device), clean, corrupted, base)
+
+    def first(self, count: int) -> "PatchingExperiment":
+        """Give the same experiment on its first pairs; see :meth:`Experiment.first`."""
+        fewer = copy(self)
+        fewer.n_pairs = min(count, self.n_pairs)
+        fewer.batches = tuple(batch.first(count) for batch in self.batches if batch.index[0] < count)
+        fewer.clean, fewer.corrupted = self.clean[:count], self.corrupted[:count]
+        return fewer
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure circuits; see :meth:`Experiment.circuits`."""

@@ -53,6 +53,10 @@ class Experiment(Protocol):
         """Metric with every edge corrupted (the empty circuit), shape ``(pair,)``."""
         ...
 
+    def first(self, count: int) -> "Experiment":
+        """Give the same experiment on its first ``count`` pairs only, without running anything."""
+        ...
+
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure circuits: the masked edges carry this run's values, all others corrupted ones.
 

@@ -37,6 +37,20 @@ class Run:
     logits: Float[Tensor, "pair d_vocab"]
     recorded: bool = True
 
+    def first(self, count: int) -> "Run":
+        """Give the run of the first ``count`` prompts."""
+        return Run(
+            ids=self.ids[:count],
+            stream=tuple(value[:count] for value in self.stream),
+            middle=tuple(value[:count] for value in self.middle),
+            z=tuple(value[:count] for value in self.z),
+            attention=tuple(value[:count] for value in self.attention),
+            mlp=tuple(value[:count] for value in self.mlp),
+            projections=tuple({path: value[:count] for path, value in paths.items()} for paths in self.projections),
+            logits=self.logits[:count],
+            recorded=self.recorded,
+        )
+
 
 class Recorder:
     """Collects values at sites of a run."""

@@ -99,6 +99,36 @@ def test_a_bad_ranking_still_gives_a_locally_minimal_circuit() -> None:
     assert set(found.edges.tolist()) <= set(toy.planted.tolist())
 
 
+def counted(toy: LinearToy) -> tuple[LinearToy, list[tuple[int, int]]]:
+    """Note (circuits, pairs) of every measurement, also of those on the first pairs."""
+    calls: list[tuple[int, int]] = []
+
+    class Counting(LinearToy):
+        def circuits(self, masks: object, **options: object) -> np.ndarray:
+            calls.append((len(masks), self.n_pairs))
+            return super().circuits(masks, **options)
+
+    return Counting(toy.shape, toy.weights, toy.clean_inputs, toy.corrupted_inputs), calls
+
+
+def test_a_large_proposal_is_thinned_out_in_blocks_on_a_few_pairs_and_ends_locally_minimal() -> None:
+    toy, calls = counted(planted_toy(BIG, 10, seed=2, n_pairs=40))
+    scores, steps = score(toy, ScorerName.RANDOM), []
+    found = minimal(toy, scores, target=0.9, report=lambda step, _: steps.append(step))
+    assert found.proposed > 10_000
+    assert "thinned out" in steps
+    assert_locally_minimal(toy, found, 0.9)
+    assert set(found.edges.tolist()) <= set(toy.planted.tolist())
+    assert max(circuits for circuits, pairs in calls if pairs == 40) < 100
+    assert max(circuits for circuits, pairs in calls if pairs == 8) < 200
+
+
+def test_with_few_pairs_nothing_is_estimated() -> None:
+    toy, calls = counted(planted_toy(SHAPE, 10, seed=2, n_pairs=16))
+    minimal(toy, score(toy, ScorerName.RANDOM), target=0.9)
+    assert {pairs for _, pairs in calls} == {16}
+
+
 def negative_toy() -> LinearToy:
     """Two ways help (10 and 4), one hurts (-4): the whole model gives 10."""
     shape = ModelShape(2, 1, 1, 1, 1)

@@ -225,6 +225,19 @@ def test_4_prompts_of_several_lengths_are_measured_as_if_each_came_alone(subject
     np.testing.assert_allclose(spread, np.std(each, axis=0, ddof=1), atol=2e-4)
 
 
+def test_the_first_pairs_of_an_experiment_are_measured_as_in_the_whole(subject: Subject) -> None:
+    pairs = (*random_pairs(2, 5, seed=1), *random_pairs(2, 9, seed=2), *random_pairs(1, 5, seed=4))
+    whole = subject.experiment(pairs, batch_size=2)
+    masks, edges = random_masks(subject.graph.n_edges, (0.3, 0.9)), subject.some_edges(31)
+    for count in (1, 3, 5, 9):
+        fewer = whole.first(count)
+        assert fewer.n_pairs == min(count, 5)
+        np.testing.assert_array_equal(fewer.clean, whole.clean[:count])
+        np.testing.assert_allclose(fewer.circuits(masks), whole.circuits(masks)[:, :count], atol=3e-5)
+        np.testing.assert_allclose(fewer.edge_effects(edges), whole.edge_effects(edges)[:, :count], atol=3e-5)
+    assert whole.n_pairs == 5
+
+
 # ------------------------------------------------------------------------------------------------------ 5: accumulation
 
 
