@@ -81,6 +81,8 @@ def main() -> None:
     sys.excepthook = report_bug
     # Workers of the tokenizers package are forked by nobody here; without this it warns about forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin while they wait for each other make torch ten times slower when other work shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     typer.main.get_command(app)(prog_name="circuits")
 
 
