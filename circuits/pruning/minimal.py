@@ -66,8 +66,9 @@ def minimal(
 
     found = reached("proposed")
     scouts = replace(judge, experiment=experiment.first(_SCOUTS))
+    smallest = 1 if experiment.n_pairs > 2 * _SCOUTS else 2  # with few pairs, single edges are measured on all at once
     size = max(1, len(edges) // _BLOCKS)
-    while size and experiment.n_pairs > 2 * _SCOUTS:
+    while size >= smallest:
         shorter = _thin_out(judge, scouts, edges, _blocks(scores, edges, size))
         if shorter is None:
             size //= 2

@@ -135,9 +135,11 @@ def test_the_defaults_are_those_of_the_library() -> None:
     from circuits.cli.discover import discover
     from circuits.cli.options import DISCOVERY_PAIRS
     from circuits.discovery import DiscoverySettings
+    from circuits.tracing.experiment import Options
 
     library, parameters = DiscoverySettings(), inspect.signature(discover).parameters
     for name in ("scorer", "pruner", "target", "size", "steps", "heldout"):
         assert parameters[name].default == getattr(library, name), name
     assert library.pairs == DISCOVERY_PAIRS
-    assert parameters["direction"].default == library.options.direction
+    assert library.options is None
+    assert parameters["direction"].default == Options().direction
