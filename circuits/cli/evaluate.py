@@ -1,6 +1,7 @@
 """``circuits evaluate``: how well a circuit works on held-out prompts."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, require_same_model, scores_beside
 from circuits.cli.tables import evaluation_rows, facts, size_rows
 from circuits.errors import UsageError
+from circuits.graph import EdgeIndices
 
 HELDOUT = 64
 
@@ -57,15 +59,8 @@ def evaluate(
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=count, seed=seed)
         progress("recording the prompts", 0, 0)
         experiment = model.experiment(prompts.heldout, options)
-        scores = scores_beside(found, circuit)
-        ranked = None if scores is None else scores.ranked(by_magnitude=found.method.rank_by == "|score|")
-        evaluation = judge(
-            experiment,
-            found.edges,
-            ranked=ranked,
-            seed=seed,
-            progress=lambda done, total: progress("evaluating", done, total),
-        )
+        told = partial(progress, "evaluating")
+        evaluation = judge(experiment, found.edges, ranked=_ranked(found, circuit), seed=seed, progress=told)
     rows = size_rows(found) + evaluation_rows(evaluation, metric=chosen.metric, unit=chosen.metric.unit)
     if file is not None:
         write(file, found.with_evaluation(evaluation).to_json())
@@ -82,3 +77,9 @@ def evaluate(
             "file": str(file) if file else None,
         }
     )
+
+
+def _ranked(found: Circuit, path: Path) -> EdgeIndices | None:
+    """Give the ranking that the circuit was taken from, if its scores lie beside it."""
+    scores = scores_beside(found, path)
+    return None if scores is None else scores.ranked(by_magnitude=found.method.rank_by == "|score|")

@@ -2,8 +2,6 @@
 
 import logging
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from circuits.errors import OutputError, UnknownNameError
+from circuits.export.files import require_room
 
 ROOM = 50_000_000
 """Bytes that must be free: scores of 800,000 edges take 30 MB, everything else little."""
@@ -30,18 +29,7 @@ def _safe(name: str) -> str:
 
 def prepared_folder(folder: Path) -> Path:
     """Make a folder and prove that it can be written to and has room; raises :class:`OutputError`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"x")
-    except OSError as error:
-        raise OutputError(f"the folder '{folder}' cannot be written to ({error.strerror}). {_ADVICE}") from error
-    free = shutil.disk_usage(folder).free
-    if free < ROOM:
-        raise OutputError(
-            f"the disk of '{folder}' has {free / 1e6:.0f} MB of free space, but {ROOM / 1e6:.0f} MB are needed. "
-            f"{_ADVICE}"
-        )
+    require_room(folder, ROOM, name="folder", advice=_ADVICE)
     return folder
 
 

@@ -1,5 +1,7 @@
-"""Write a file completely or not at all."""
+"""Write a file completely or not at all; know beforehand that a folder has room for it."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 from circuits.errors import OutputError
@@ -24,3 +26,22 @@ def _discard(partial: Path) -> None:
         partial.unlink(missing_ok=True)
     except OSError:
         return
+
+
+def require_room(folder: Path, needed: int, *, name: str, advice: str) -> None:
+    """Make a folder and prove that ``needed`` bytes can be written to it; raises :class:`OutputError` with the advice.
+
+    ``name`` says what the folder is, for the message.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise OutputError(f"the {name} '{folder}' cannot be written to ({error.strerror}). {advice}") from error
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"the {name} '{folder}' has {free / 1e6:.0f} MB of free space, but {needed / 1e6:.0f} MB are needed. "
+            f"{advice}"
+        )

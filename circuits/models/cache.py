@@ -16,6 +16,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from circuits.errors import OutputError
+from circuits.export.files import require_room
 
 _ADVICE = "Free some space or permissions, or name another folder in the environment variable CIRCUITS_CACHE."
 _WRITE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -25,22 +26,6 @@ def cache_folder() -> Path:
     """Return the folder for fetched models: ``CIRCUITS_CACHE``, else the platform's cache folder for this package."""
     chosen = os.environ.get("CIRCUITS_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("circuits"))
-
-
-def require_room(folder: Path, needed: int) -> None:
-    """Raise :class:`OutputError` unless ``needed`` bytes can be written to ``folder``, which is made if absent."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"x")
-    except OSError as error:
-        raise OutputError(f"the cache folder '{folder}' cannot be written to ({error.strerror}). {_ADVICE}") from error
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputError(
-            f"the cache folder '{folder}' has {free / 1e6:.0f} MB of free space, but {needed / 1e6:.0f} MB are needed. "
-            f"{_ADVICE}"
-        )
 
 
 def make_once(
@@ -60,7 +45,7 @@ def make_once(
     """
     if is_complete(target):
         return target
-    require_room(target.parent, needed)
+    require_room(target.parent, needed, name="cache folder", advice=_ADVICE)
     with _locked(target.with_name(f"{target.name}.lock"), on_wait):
         if is_complete(target):
             return target

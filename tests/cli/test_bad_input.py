@@ -298,7 +298,7 @@ def test_a_full_disk_is_found_before_the_model_is_loaded(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     usage = namedtuple("usage", "total used free")(100, 99, 1_000_000)
-    monkeypatch.setattr("circuits.cli.places.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("circuits.export.files.shutil.disk_usage", lambda _: usage)
     message = refused(FAILED, command, prompts, "--out", _out(command, tmp_path))
     assert "has 1 MB of free space, but 50 MB are needed. Choose another place with --out" in message
 
