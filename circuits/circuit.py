@@ -76,6 +76,12 @@ class Circuit:
         mask[self.edges] = True
         return mask
 
+    def strongest(self, count: int) -> Self:
+        """Give the ``count`` edges with the largest |score| (all, if there are no more), for a diagram."""
+        keep = np.sort(np.argsort(-np.nan_to_num(np.abs(self.scores)), kind="stable")[:count])
+        removal = None if self.removal is None else self.removal[keep]
+        return replace(self, edges=self.edges[keep], scores=self.scores[keep], removal=removal)
+
     def with_evaluation(self, evaluation: Evaluation) -> Self:
         """Give the same circuit with another evaluation."""
         return replace(self, evaluation=evaluation)

@@ -31,7 +31,8 @@ StageProgress = Callable[[str, int, int], None]
 class DiscoverySettings:
     """How a circuit is searched.
 
-    ``size`` is the number of edges of the ``top`` pruner; ``sample`` the number of edges that are measured exactly to
+    ``size`` is the number of edges of the ``top`` pruner; circuits of more than ``prune_limit`` edges are not pruned
+    edge by edge; ``sample`` the number of edges that are measured exactly to
     check the scorer. Without ``options``: the behaviour's own metric, corrupted ablation, noising.
     """
 
@@ -39,6 +40,7 @@ class DiscoverySettings:
     pruner: PrunerName = PrunerName.MINIMAL
     target: float = 0.9
     size: int = 200
+    prune_limit: int = 400
     steps: int = 5
     pairs: int = 64
     heldout: int = 64
@@ -164,6 +166,7 @@ def _selected(
         experiment,
         scores,
         target=settings.target,
+        limit=settings.prune_limit,
         begin=begin,
         report=report,
         progress=lambda done, total: progress(stage, done, total),

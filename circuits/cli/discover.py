@@ -49,6 +49,10 @@ def discover(
         float, typer.Option(help="Faithfulness that the circuit must reach.", rich_help_panel="Search")
     ] = 0.9,
     size: Annotated[int, typer.Option(help="Edges of --pruner top.", min=1, rich_help_panel="Search")] = 200,
+    prune_limit: Annotated[
+        int,
+        typer.Option(help="Circuits of more edges are not pruned edge by edge.", min=1, rich_help_panel="Search"),
+    ] = 400,
     steps: Annotated[int, typer.Option(help="Steps of --scorer eap-ig.", min=1, rich_help_panel="Search")] = 5,
     heldout: Annotated[int, typer.Option(help="Pairs to judge the circuit on.", rich_help_panel="Measurement")] = 64,
     direction: DirectionOption = Direction.NOISING,
@@ -78,6 +82,7 @@ def discover(
         pruner=names[1],
         target=target,
         size=size,
+        prune_limit=prune_limit,
         steps=steps,
         pairs=measurement.pairs or DISCOVERY_PAIRS,
         heldout=heldout,
@@ -157,11 +162,21 @@ def _report(found: "Discovery", folder: Path, output: Output) -> str:
                 files.append(name)
             except RenderError as problem:
                 undrawn = str(problem)
-    for warning in (*found.warnings, *_doubts(found)):
+    for warning in (*found.warnings, *_unpruned(found), *_doubts(found)):
         output.warn(warning)
     output.show(*_tables(found), "", f"The diagram, a report, scores and a log are in {folder}/")
     output.finish(_document(found, {name: str(folder / name) for name in sorted(files)}))
     return undrawn
+
+
+def _unpruned(found: "Discovery") -> list[str]:
+    """Say so when a circuit was too large to prune edge by edge."""
+    if found.selection.locally_minimal or found.circuit.method.pruner != PrunerName.MINIMAL:
+        return []
+    return [
+        f"the circuit has {len(found.circuit)} edges, too many to prune edge by edge in reasonable time, so it is not "
+        "locally minimal. Raise --prune-limit and wait, or lower --target."
+    ]
 
 
 def _doubts(found: "Discovery") -> list[str]:
@@ -181,7 +196,7 @@ def _tables(found: "Discovery") -> list[RenderableType]:
     rows = size_rows(circuit)
     if circuit.evaluation:
         rows += evaluation_rows(circuit.evaluation, metric=circuit.behaviour.metric, unit=circuit.behaviour.unit)
-    minimal = "; locally minimal: no single edge can go" if selection.locally_minimal else ""
+    minimal = "; locally minimal: no single edge can go" if selection.locally_minimal else "; not locally minimal"
     rows.append(
         (
             "while searching",
@@ -211,6 +226,6 @@ def _document(found: "Discovery", files: dict[str, str]) -> dict[str, Any]:
             "locally_minimal": found.selection.locally_minimal,
         },
         "near_ties": [str(circuit.edge_list[place]) for place in map(int, near_ties(circuit))],
-        "warnings": [*found.warnings, *_doubts(found)],
+        "warnings": [*found.warnings, *_unpruned(found), *_doubts(found)],
         "files": files,
     }

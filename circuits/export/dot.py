@@ -23,8 +23,10 @@ from circuits.export.palette import (
     NODE_FILLS,
     SLOT_COLOURS,
 )
-from circuits.graph import Node, NodeKind, Slot
+from circuits.graph import Edge, Node, NodeKind, Slot
 
+AT_MOST = 200
+"""How many edges are drawn: the strongest. More cannot be told apart."""
 SIGN = "A positive score means that corrupting the edge moves the metric away from clean behaviour."
 
 
@@ -32,25 +34,26 @@ def circuit_dot(circuit: Circuit, *, title: str | None = None) -> str:
     """Give the DOT text of a circuit's diagram, layers from bottom to top.
 
     Up to 30 edges carry their score as a label; all have it in their tooltip, with six significant digits as in
-    ``circuit.json``. Deterministic: the same circuit gives the same bytes. ``title`` replaces the first line of the
-    legend.
+    ``circuit.json``. Of more than 200 edges the strongest are drawn, and the legend says so. Deterministic: the same
+    circuit gives the same bytes. ``title`` replaces the first line of the legend.
     """
-    strengths = _strengths(circuit)
+    drawn = circuit.strongest(AT_MOST)
     lines = [
         Line(
             edge=edge,
             colour=SLOT_COLOURS[edge.receiver.slot],
             style=_style(score),
             strength=strength,
-            tooltip=_tooltip(circuit, i),
+            tooltip=_tooltip(drawn, i),
             label=short_number(score),
         )
         for i, (edge, score, strength) in enumerate(
-            zip(circuit.edge_list, circuit.scores.tolist(), strengths, strict=True)
+            zip(drawn.edge_list, drawn.scores.tolist(), _strengths(drawn), strict=True)
         )
     ]
     heading = title if title is not None else f"{circuit.behaviour.name} in {circuit.model.id}"
-    return layered_dot(circuit, lines, legend(heading, _facts(circuit), _circuit_keys(circuit), _notes(circuit)))
+    facts = [*_facts(circuit), *_omitted(len(drawn), len(circuit))]
+    return layered_dot(drawn, lines, legend(heading, facts, _circuit_keys(drawn), _notes(drawn)))
 
 
 def difference_dot(diff: CircuitDiff, *, title: str | None = None) -> str:
@@ -67,15 +70,21 @@ def difference_dot(diff: CircuitDiff, *, title: str | None = None) -> str:
             place = places[int(index)]
             scores[row, place] = score
             strengths[place] = max(strengths[place], strength)
-    union = replace(diff.a, edges=diff.union, scores=np.zeros(len(diff.union)), removal=None, evaluation=None)
+    keep = np.sort(np.argsort(-strengths, kind="stable")[:AT_MOST])
+    drawn = replace(diff.a, edges=diff.union[keep], scores=strengths[keep], removal=None, evaluation=None)
     lines = [
-        _difference_line(union, i, diff.membership[i], float(strengths[i]), (float(scores[0, i]), float(scores[1, i])))
-        for i in range(len(union))
+        _difference_line(edge, diff.membership[int(i)], float(strengths[i]), (float(scores[0, i]), float(scores[1, i])))
+        for edge, i in zip(drawn.edge_list, keep, strict=True)
     ]
     names = _names(diff)
     heading = title if title is not None else f"{names[0]} and {names[1]}"
-    table = legend(heading, _difference_facts(diff), _difference_keys(diff), _difference_notes())
-    return layered_dot(union, lines, table, borders=_borders(diff))
+    facts = [*_difference_facts(diff), *_omitted(len(drawn), len(diff.union))]
+    table = legend(heading, facts, _difference_keys(diff), _difference_notes())
+    return layered_dot(drawn, lines, table, borders=_borders(diff))
+
+
+def _omitted(drawn: int, total: int) -> list[str]:
+    return [f"drawn: the {drawn} strongest of {total:,} edges"] if drawn < total else []
 
 
 def _strengths(circuit: Circuit) -> list[float]:
@@ -151,8 +160,7 @@ def _names(diff: CircuitDiff) -> tuple[str, str]:
     return (f"A: {diff.a.behaviour.name}", f"B: {diff.b.behaviour.name}")
 
 
-def _difference_line(union: Circuit, i: int, member: Membership, strength: float, scores: tuple[float, float]) -> Line:
-    edge = union.edge_list[i]
+def _difference_line(edge: Edge, member: Membership, strength: float, scores: tuple[float, float]) -> Line:
     if member is Membership.SIGN_FLIP:
         strength = max(strength, 0.4)  # dotted lines vanish when thin
     known = [score for score in scores if not math.isnan(score)]

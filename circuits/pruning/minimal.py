@@ -42,11 +42,15 @@ def minimal(
     scores: EdgeScores,
     *,
     target: float = 0.9,
+    limit: int = 400,
     begin: Selection | None = None,
     report: Report = lambda _step, _selection: None,
     progress: Progress = no_progress,
 ) -> Selection:
     """Find a circuit that reaches the target and from which no single edge can be removed without missing it.
+
+    A circuit of more than ``limit`` edges is thinned out while that removes a twentieth of it at a time, but not pruned
+    edge by edge, which would take that many circuits a round: the result then is not ``locally_minimal``.
 
     ``begin`` continues from what an earlier, interrupted search reported last instead of proposing anew; should it
     miss the target here, the search starts afresh. Cost: a few dozen circuits to propose; then, per round, as many as
@@ -68,21 +72,24 @@ def minimal(
     scouts = replace(judge, experiment=experiment.first(_SCOUTS))
     smallest = 1 if experiment.n_pairs > 2 * _SCOUTS else 2  # with few pairs, single edges are measured on all at once
     size = max(1, len(edges) // _BLOCKS)
-    while size >= smallest:
+    while size >= (smallest if len(edges) <= limit else 2):
         shorter = _thin_out(judge, scouts, edges, _blocks(scores, edges, size))
         if shorter is None:
             size //= 2
             continue
-        edges = judge.tidied(shorter)
+        before, edges = len(edges), judge.tidied(shorter)
         found = reached("thinned out")
+        if len(edges) > limit and len(edges) > 0.95 * before:
+            break
         size = min(size, max(1, len(edges) // _BLOCKS))
-    while True:
+    while len(edges) <= limit:
         without = judge.removals(edges, _blocks(scores, edges, 1))
         shorter = _drop(judge, edges, without)
         if shorter is None:
             return replace(found, removal=found.faithfulness - without, locally_minimal=True)
         edges = judge.tidied(shorter)
         found = reached("pruned")
+    return found
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def test_the_defaults_are_those_of_the_library() -> None:
     from circuits.tracing.experiment import Options
 
     library, parameters = DiscoverySettings(), inspect.signature(discover).parameters
-    for name in ("scorer", "pruner", "target", "size", "steps", "heldout"):
+    for name in ("scorer", "pruner", "target", "size", "prune_limit", "steps", "heldout"):
         assert parameters[name].default == getattr(library, name), name
     assert library.pairs == DISCOVERY_PAIRS
     assert library.options is None

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -188,3 +189,16 @@ def test_a_difference_shows_each_edges_circuit_by_hue_and_both_scores() -> None:
 def test_the_same_circuit_gives_the_same_text(text_of: Callable[[Circuit], str]) -> None:
     assert text_of(random_circuit(50)) == text_of(random_circuit(50))
     assert text_of(random_circuit(50)) != text_of(random_circuit(50, seed=1))
+
+
+def test_of_a_large_circuit_the_strongest_edges_are_drawn_and_the_legend_says_so() -> None:
+    circuit = random_circuit(341, GROUPED, seed=3)
+    text = circuit_dot(circuit)
+    assert "drawn: the 200 strongest of 341 edges" in text
+    assert f"341 of {circuit.graph.n_edges:,} edges" in text
+    drawn = circuit.strongest(200)
+    weakest = np.abs(drawn.scores).min()
+    left_out = np.setdiff1d(circuit.edges, drawn.edges)
+    assert np.abs(circuit.scores[np.isin(circuit.edges, left_out)]).max() <= weakest
+    for index, edge in zip(circuit.edges, circuit.edge_list, strict=True):
+        assert (f"{edge}: score" in unescape(text)) == (index in drawn.edges)

@@ -123,6 +123,16 @@ def test_a_large_proposal_is_thinned_out_in_blocks_on_a_few_pairs_and_ends_local
     assert max(circuits for circuits, pairs in calls if pairs == 8) < 200
 
 
+def test_a_circuit_above_the_limit_is_not_pruned_edge_by_edge_and_says_so() -> None:
+    toy, calls = counted(planted_toy(SHAPE, 30, seed=7, n_pairs=4))
+    found = minimal(toy, score(toy, ScorerName.EAP), target=0.99, limit=20)
+    assert len(found.edges) > 20
+    assert not found.locally_minimal
+    assert found.removal is None
+    assert abs(1 - f_of(toy, found.edges)) <= 0.01
+    assert max(circuits for circuits, _ in calls) < len(found.edges)  # never a removal for every edge
+
+
 def test_with_few_pairs_single_edges_are_measured_on_all_of_them_at_once() -> None:
     toy, calls = counted(planted_toy(SHAPE, 10, seed=2, n_pairs=16))
     found = minimal(toy, score(toy, ScorerName.EXACT), target=0.9)
