@@ -32,8 +32,8 @@ class DiscoverySettings:
     """How a circuit is searched.
 
     ``size`` is the number of edges of the ``top`` pruner; circuits of more than ``prune_limit`` edges are not pruned
-    edge by edge; ``sample`` the number of edges that are measured exactly to
-    check the scorer. Without ``options``: the behaviour's own metric, corrupted ablation, noising.
+    edge by edge; ``sample`` edges are measured exactly to check the scorer. Without ``options``: the behaviour's own
+    metric, corrupted ablation, noising.
     """
 
     scorer: ScorerName = ScorerName.EAP_IG
