@@ -15,7 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import circuits
 from circuits.behaviours.behaviour import TokenPair
@@ -30,7 +32,8 @@ def random_gpt2() -> tuple[Tracer, list[TokenPair]]:
     model = GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False)
     ids = torch.randint(0, 50257, (16, 2, 16)).tolist()
     pairs = [TokenPair(tuple(a), (a[0], *b[1:]), (1,), (2,), "", "") for a, b in ids]
-    return Tracer(Anatomy(model), None), pairs
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+    return Tracer(Anatomy(model), words), pairs
 
 
 def built_in(name: str) -> tuple[Tracer, list[TokenPair]]:
