@@ -27,7 +27,7 @@ def draw(
     output = voice.output()
     found = Circuit.load(circuit)
     draw_circuit(found, prepared_file(out, DRAWINGS), title=title)
-    output.show(f"{len(found)} edges drawn into {out}")
+    output.show(f"circuit of {len(found)} edges drawn into {out}")
     output.finish({"edges": len(found), "file": str(out)})
 
 
