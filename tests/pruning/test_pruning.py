@@ -1,6 +1,8 @@
 """Pruners on toys: the planted circuit is found, nothing more can go, and every claim is measured again."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
@@ -294,6 +296,30 @@ def test_top_refuses_sizes_that_the_scores_do_not_have(size: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ connected
+
+
+@dataclass(frozen=True)
+class Faithful:
+    """An experiment in which every circuit does what the model does, whatever its size."""
+
+    graph: ComputationalGraph
+    clean = np.ones(1)
+    corrupted = np.zeros(1)
+
+    def circuits(self, masks: object, **options: object) -> np.ndarray:
+        return np.ones((len(masks), 1))
+
+
+def test_15_selection_from_a_million_edges_and_a_thousand_senders_takes_seconds() -> None:
+    graph = build_graph(ModelShape(n_layers=36, n_heads=32, n_kv_heads=8, d_model=1, d_head=1))
+    assert len(graph.senders) > 1000
+    assert graph.n_edges > 1_000_000
+    values = np.random.default_rng(0).standard_normal(graph.n_edges)
+    begun = time.perf_counter()
+    found = top(Faithful(graph), EdgeScores(graph, values, "random", measured=False), 20_000)
+    assert time.perf_counter() - begun < 10  # a quarter of a second on an idle core
+    assert 1_000 < len(found.edges) < 20_000  # of random edges, many are on no path
+    assert values[found.edges].min() >= np.sort(values)[-20_000]
 
 
 def test_edges_that_lead_nowhere_or_come_from_nowhere_are_dropped() -> None:
