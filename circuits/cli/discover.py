@@ -95,9 +95,7 @@ def discover(
     except KeyboardInterrupt as stop:
         output.warn(_what_is_kept(folder))
         raise typer.Exit(STOPPED) from stop
-    undrawn = _report(found, folder, output)
-    if undrawn:
-        raise RenderError(f"{undrawn} The circuit itself is in {folder / CIRCUIT}.")
+    _report(found, folder, output)
 
 
 def _found(
@@ -151,8 +149,8 @@ def _what_is_kept(folder: Path) -> str:
     return f"stopped; what is finished is kept in {folder}, continue with --resume."
 
 
-def _report(found: "Discovery", folder: Path, output: Output) -> str:
-    """Draw and print what was found; give what could not be drawn, if anything."""
+def _report(found: "Discovery", folder: Path, output: Output) -> None:
+    """Draw and print what was found; raises :class:`RenderError` at the end if something could not be drawn."""
     undrawn, files = "", [CIRCUIT, SCORES, JOURNAL, "run.log"]
     with output.progress() as progress:
         for name in DRAWN:
@@ -166,7 +164,8 @@ def _report(found: "Discovery", folder: Path, output: Output) -> str:
         output.warn(warning)
     output.show(*_tables(found), "", f"The diagram, a report, scores and a log are in {folder}/")
     output.finish(_document(found, {name: str(folder / name) for name in sorted(files)}))
-    return undrawn
+    if undrawn:
+        raise RenderError(f"{undrawn} The circuit itself is in {folder / CIRCUIT}.")
 
 
 def _unpruned(found: "Discovery") -> list[str]:

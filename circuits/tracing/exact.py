@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuits.graph import ComputationalGraph, EdgeIndices, NodeKind, Slot
 from circuits.tracing.batching import RowBudget, in_batches
-from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.plan import Plan, Site, Visit, put
 from circuits.tracing.runs import Recorder, Run, difference, sender_values, unembed
 from circuits.tracing.tracer import Tracer
 
@@ -100,7 +100,7 @@ class _Patcher:
     def _into_mlp(self, layer: int, edges: EdgeIndices) -> Logits:
         read = self.current.middle[layer] + self._changes(self.graph.edge_senders[edges])
         attention = self._repeat(self.current.attention[layer], len(edges))
-        return self._finish(layer, len(edges), attention, {(layer, Site.MLP_IN): partial(_replace, read.flatten(0, 1))})
+        return self._finish(layer, len(edges), attention, {(layer, Site.MLP_IN): partial(put, read.flatten(0, 1))})
 
     def _into_attention(self, layer: int, slot: Slot, edges: EdgeIndices) -> Logits:
         """Run the layer's attention once for all senders, then the rest of the network for every edge."""
@@ -131,7 +131,7 @@ class _Patcher:
             output = self._repeat(self.current.projections[layer][module], len(senders))
             if module == path:
                 output[..., columns] = made
-            visits[layer, site] = partial(_replace, output)
+            visits[layer, site] = partial(put, output)
         recorder = Recorder()
         visits[layer, Site.Z] = recorder.at(layer, Site.Z)
         stream = self._repeat(self.current.stream[layer], len(senders))
@@ -148,10 +148,6 @@ class _Patcher:
         )
         self.tracer.run(self._repeat(self.current.ids, edges), plan)
         return rearrange(recorder.logits, "(e b) v -> e b v", e=edges)
-
-
-def _replace(value: Tensor, _: Tensor) -> Tensor:
-    return value
 
 
 def _differing_senders(graph: ComputationalGraph, change: Run) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -21,9 +21,6 @@ from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.runs import Run, unembed
 from circuits.tracing.tracer import Tracer
 
-Masks = Bool[np.ndarray, "circuit edge"]
-
-
 Changes = Mapping[int, Float[Tensor, "pair pos d_model"]]
 """Where values differ from the base: senders, by their place in the graph's order, with current minus base value."""
 

@@ -11,6 +11,11 @@ Visit = Callable[[Tensor], Tensor | None]
 """Called with the value at a site; what it returns, if anything, replaces the value."""
 
 
+def put(value: Tensor, _: Tensor) -> Tensor:
+    """Replace whatever a site holds by a value: as a visit, ``partial(put, value)``."""
+    return value
+
+
 class Site(IntEnum):
     """Places of one layer, in the order a forward pass reaches them. A fused projection is visited once, as ``Q``."""
 

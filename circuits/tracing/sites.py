@@ -16,7 +16,7 @@ from torch import Tensor
 from circuits.errors import PromptError, UsageError
 from circuits.tracing.batching import in_batches
 from circuits.tracing.experiment import PairBatch, PatchingExperiment
-from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.plan import Plan, Site, Visit, put
 from circuits.tracing.protocol import Progress, no_progress
 from circuits.tracing.runs import Recorder, Run
 from circuits.vocabulary import Ablation, Direction
@@ -121,9 +121,9 @@ class _Patcher:
                 attention[layer] = self._mixed(self.current.attention[layer], self.other.attention[layer], columns)
             case PatchSite.MLP:
                 patched = self._mixed(self.current.mlp[layer], self.other.mlp[layer], columns)
-                visits[layer, Site.MLP_OUT] = partial(_replace, patched)
+                visits[layer, Site.MLP_OUT] = partial(put, patched)
             case PatchSite.HEAD:
-                visits[layer, Site.Z] = partial(_replace, self._mixed_heads(columns))
+                visits[layer, Site.Z] = partial(put, self._mixed_heads(columns))
         plan = Plan(start=layer, stream=stream, attention=attention, visits=visits, logits=recorder.keep_logits)
         self.experiment.tracer.run(self.current.ids.repeat(count, 1), plan)
         return self.experiment.measured(self.batch, recorder.logits).sum(1)
@@ -146,7 +146,3 @@ class _Patcher:
         for row, head in enumerate(columns.tolist()):
             mixed[row, :, :, head] = other[:, :, head]
         return rearrange(mixed, "c b p h k -> (c b) p (h k)")
-
-
-def _replace(value: Tensor, _: Tensor) -> Tensor:
-    return value
