@@ -54,6 +54,8 @@ _MIXTURE = {"num_experts_per_tok": 2, "intermediate_size": 24, "moe_intermediate
 _EXPERTS = _MIXTURE | {"num_experts": 4}
 _LOCAL_EXPERTS = _MIXTURE | {"num_local_experts": 4}
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+_SQUARED = MappingProxyType({"down_proj": 0.5, "4h_to_h": 0.5})
+"""Gains for MLPs with a squared activation, whose outputs are large."""
 _SOFTCAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}
 
 
@@ -138,12 +140,12 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(hf.GptOssForCausalLM, _WIDE | _LOCAL | _LOCAL_EXPERTS | {"rope_parameters": _YARN}),
     "helium": Family(hf.HeliumForCausalLM, _GROUPED | _BIASES | {"head_dim": 8}),
     "exaone4": Family(hf.Exaone4ForCausalLM, _WIDE | _LOCAL),
-    "arcee": Family(hf.ArceeForCausalLM, _WIDE | _BIASES),
+    "arcee": Family(hf.ArceeForCausalLM, _WIDE | _BIASES, _SQUARED),
     "seed_oss": Family(hf.SeedOssForCausalLM, _WIDE | _BIASES | {"attention_out_bias": True}),
-    "nemotron": Family(hf.NemotronForCausalLM, _WIDE | _BIASES),
+    "nemotron": Family(hf.NemotronForCausalLM, _WIDE | _BIASES, _SQUARED),
     "ernie4_5": Family(hf.Ernie4_5ForCausalLM, _WIDE | {"use_bias": True}),
     "ministral": Family(hf.MinistralForCausalLM, _WIDE | _LOCAL),
-    "apertus": Family(hf.ApertusForCausalLM, _WIDE | {"attention_bias": True, "rope_parameters": _YARN}),
+    "apertus": Family(hf.ApertusForCausalLM, _WIDE | {"attention_bias": True, "rope_parameters": _YARN}, _SQUARED),
     "hunyuan_v1_dense": Family(hf.HunYuanDenseV1ForCausalLM, _WIDE | {"attention_bias": True}),
 }
 """Every family by the name that tests and tables use."""
@@ -157,7 +159,7 @@ VARIANTS: dict[str, Family] = {
     "mpt_clipped": Family(hf.MptForCausalLM, FAMILIES["mpt"].options | {"attn_config": {"clip_qkv": 1.5}}),
     "olmo_clipped": Family(hf.OlmoForCausalLM, FAMILIES["olmo"].options | {"clip_qkv": 1.5}),
     "olmoe_clipped": Family(hf.OlmoeForCausalLM, FAMILIES["olmoe"].options | {"clip_qkv": 1.5}),
-    "persimmon": Family(hf.PersimmonForCausalLM, _PLAIN),
+    "persimmon": Family(hf.PersimmonForCausalLM, _PLAIN, _SQUARED),
     "phimoe": Family(hf.PhimoeForCausalLM, _WIDE | _LOCAL_EXPERTS | {"attention_bias": True, "lm_head_bias": True}),
 }
 """Models with a structure that no family of the table has: for trying what is matched or refused without an entry."""
@@ -193,18 +195,15 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]
 
 def _drawn(module: nn.Module, name: str, parameter: Tensor, noise: Tensor, gain: float) -> Tensor:
     kind = type(module).__name__
-    if kind.endswith("LayerNorm1P"):  # Stores the distance from 1, but is initialised as if it did not.
-        return 0.2 * noise
     if "Norm" in kind:
-        return parameter + 0.2 * noise
+        # Nemotron stores the distance from 1 too, but initialises as if it did not.
+        return parameter * (not kind.endswith("LayerNorm1P")) + 0.2 * noise
     if name == "sinks":
         return noise
-    if name.endswith("bias"):
-        return 0.3 * noise
     if isinstance(module, nn.Embedding):
-        return 0.5 * gain * noise
-    if parameter.dim() < 2:
-        return parameter + 0.1 * noise
+        return (0.5 if "Scaled" in kind else 1.0) * gain * noise
+    if parameter.dim() < 2 or name.endswith("bias"):
+        return parameter * (not name.endswith("bias")) + 0.3 * noise
     return 1.4 * gain / math.sqrt(_fan_in(module, parameter)) * noise
 
 
