@@ -7,10 +7,10 @@ Weights are drawn so that normalised inputs give queries, keys, values and contr
 attention block and MLP then matters, and attention is neither uniform nor on one token, unlike after initialisation.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -73,7 +73,7 @@ class Family:
 
     def create(self, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
         """Build the model with other configuration values where asked, ready to be measured."""
-        config = self.model.config_class(**{**self.options, **changes})
+        config = self.model.config_class(**copy.deepcopy({**self.options, **changes}))
         return randomised(self.model(config), seed, self.gains)
 
 
@@ -164,7 +164,7 @@ VARIANTS: dict[str, Family] = {
 }
 """Models with a structure that no family of the table has: for trying what is matched or refused without an entry."""
 
-ZOO: dict[str, Callable[..., PreTrainedModel]] = {name: partial(family.create) for name, family in FAMILIES.items()}
+ZOO: dict[str, Callable[..., PreTrainedModel]] = {name: family.create for name, family in FAMILIES.items()}
 """A factory for each family: ``ZOO[name](seed=0, **config_changes)``."""
 
 
