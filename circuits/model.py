@@ -4,13 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
 from circuits.graph import ComputationalGraph
 from circuits.models.builtin import FetchProgress, no_fetch_progress
-from circuits.models.loading import LoadedWeights, load_weights
+from circuits.models.loading import load_weights
+from circuits.models.memory import weights_in_memory
+from circuits.models.weights import LoadedWeights, attention_of
 from circuits.records import ModelInfo
 from circuits.tracing.anatomy import Anatomy
+from circuits.tracing.architecture import Architecture
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.guards import GuardResult, check, require
 from circuits.tracing.tracer import Tracer
@@ -36,6 +41,11 @@ class Model:
         """The type of the model's weights, such as ``float32``."""
         return str(self.tracer.anatomy.dtype).removeprefix("torch.")
 
+    @property
+    def attention(self) -> str:
+        """The attention implementation, such as ``sdpa``; empty for a module that is not of transformers."""
+        return attention_of(self.tracer.anatomy.module)
+
     def experiment(self, pairs: Sequence[TokenPair], options: Options | None = None) -> PatchingExperiment:
         """Set up measurements on prompt pairs. Cost: two forward passes of the pairs."""
         return PatchingExperiment(self.tracer, self.graph, pairs, options or Options())
@@ -49,27 +59,52 @@ class Model:
 
 
 def load_model(
-    model: str = "smollm2-135m",
+    model: str | nn.Module = "smollm2-135m",
     *,
+    tokenizer: Any = None,
+    architecture: Architecture | None = None,
+    name: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    attention: str = "auto",
     progress: FetchProgress = no_fetch_progress,
 ) -> Model:
-    """Load a built-in model, a local folder or a Hugging Face id, and verify that it can be measured.
+    """Load a model, or take one that is in memory, and verify that it can be measured.
 
-    ``device`` is auto, cpu, cuda or mps; ``dtype`` auto (float32 on a CPU, the model's own elsewhere), float32,
-    bfloat16 or float16. ``progress`` is told while a built-in model is fetched, which happens once. Raises
-    ``UnknownNameError``, ``ModelUnavailableError``, ``UnsupportedModelError``, ``DeviceError``, and ``GuardError`` for
-    a model that would be measured wrongly.
+    Args:
+        model: A built-in name, a local folder (of a model or a LoRA adapter), a ``.gguf`` file, a Hugging Face id; or a
+            module: a model of transformers, one wrapped by PEFT, or a decoder of your own. A module is never changed
+            (no ``eval()``, no hooks, no gradients on its parameters), but shares its weights with what is measured.
+        tokenizer: What turns prompts into tokens; needed with a module, unless you only measure pairs of token ids
+            (:class:`TokenPair`). For other models it replaces their own.
+        architecture: Where your own decoder reads and writes its residual stream. Overrides what is known of a family.
+        name: What to call a module in messages and files; its class name otherwise.
+        device: auto, cpu, cuda or mps. For a module this, ``dtype`` and ``attention`` may only name what it has.
+        dtype: auto (float32 on a CPU, the model's own elsewhere), float32, bfloat16 or float16.
+        attention: auto (sdpa where the model has it), sdpa or eager.
+        progress: Is told while a built-in model is fetched, which happens once.
+
+    Cost: reading the weights and a few passes of a tiny batch; for a module also a SHA-256 over its weights, about a
+    second per gigabyte. Raises ``UnknownNameError``, ``ModelUnavailableError``, ``UnsupportedModelError`` (with the
+    reason), ``DeviceError``, ``UsageError``, and ``GuardError`` for a model that would be measured wrongly.
     """
-    loaded = verified(load_weights(model, device=device, dtype=dtype, progress=progress))
+    if isinstance(model, nn.Module):
+        described = architecture is not None
+        weights = weights_in_memory(
+            model, tokenizer, name=name, described=described, device=device, dtype=dtype, attention=attention
+        )
+    else:
+        weights = load_weights(
+            model, tokenizer=tokenizer, device=device, dtype=dtype, attention=attention, progress=progress
+        )
+    loaded = verified(weights, architecture)
     require(loaded.guards, loaded.info.id)
     return loaded
 
 
-def verified(weights: LoadedWeights) -> Model:
+def verified(weights: LoadedWeights, architecture: Architecture | None = None) -> Model:
     """Wrap loaded weights and run the guards, without refusing (``circuits check`` shows the results)."""
-    anatomy = Anatomy(weights.module)
+    anatomy = Anatomy(weights.module, architecture)
     tracer = Tracer(anatomy, weights.tokenizer)
     graph = build_graph(anatomy.shape)
     shape = anatomy.shape

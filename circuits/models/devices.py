@@ -1,9 +1,10 @@
-"""Where a model runs and in which number format."""
+"""Where a model runs, in which number format, and with which attention implementation."""
 
 import torch
 
 from circuits.errors import DeviceError, UnknownNameError
 
+ATTENTION = ("auto", "sdpa", "eager")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,3 +40,10 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | None:
     if name not in _DTYPES:
         raise UnknownNameError("dtype", name, ["auto", *_DTYPES])
     return _DTYPES[name]
+
+
+def resolve_attention(name: str) -> str | None:
+    """Check the name of an attention implementation; ``auto`` is None: sdpa where the model has it, else eager."""
+    if name not in ATTENTION:
+        raise UnknownNameError("attention", name, ATTENTION)
+    return None if name == "auto" else name

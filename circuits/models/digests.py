@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 
 def weights_digest(files: Sequence[Path]) -> str:
@@ -13,6 +16,16 @@ def weights_digest(files: Sequence[Path]) -> str:
     for path in files:
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors: names in alphabetical order, each with type, shape and bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu").contiguous()
+        total.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        total.update(cast(Any, value.reshape(-1).view(torch.uint8).numpy()))
     return total.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a model folder must hold before it is loaded: a decoder-only configuration and weights without pickle."""
+"""What a model folder must hold before it is loaded: a configuration that can be measured, weights without pickle."""
 
 import json
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from circuits.errors import ModelUnavailableError, UnsupportedModelError
 from circuits.models.quiet import quiet_transformers
+from circuits.models.refusals import require_measurable
 
 _EXPECTED_CONFIGURATION = "expected a model folder as `save_pretrained` writes it. Download or write it again."
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -65,10 +66,11 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def check_configuration(folder: Path, gguf: str | None, *, name: str) -> None:
-    """Raise unless the folder's configuration describes an unquantised decoder-only language model.
+    """Raise unless the folder's configuration describes a model that can be measured.
 
-    ``name`` is what the user called the model.
-    Raises :class:`UnsupportedModelError`, or :class:`ModelUnavailableError` where there is no readable configuration.
+    The rules are those of :mod:`circuits.models.refusals`; ``name`` is what the user called the model. A configuration
+    without a class name is taken for the language model. Raises :class:`UnsupportedModelError`, or
+    :class:`ModelUnavailableError` where there is no readable configuration.
     """
     options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     if gguf is None and not (folder / "config.json").is_file():
@@ -86,22 +88,11 @@ def check_configuration(folder: Path, gguf: str | None, *, name: str) -> None:
             f"comes with a model is never run ({_first_sentence(error)}). Use a model of a standard "
             "architecture, such as Llama."
         ) from error
-    causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _as_tuple(names)}
-    architectures = cast("list[str]", config.architectures or ["?"])
-    if config.is_encoder_decoder or architectures[0] not in causal:
-        raise UnsupportedModelError(
-            f"'{name}' is a {architectures[0]} ({config.model_type}); expected a decoder-only language model that "
-            "predicts the next token, such as LlamaForCausalLM or GPT2LMHeadModel. Use another model."
-        )
-    if gguf is None and getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedModelError(
-            f"the weights of '{name}' are quantised, and circuits cannot be measured through quantised layers; "
-            "expected float32, bfloat16 or float16. Use the unquantised version, or a GGUF file, which is expanded."
-        )
-
-
-def _as_tuple(names: object) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else cast("tuple[str, ...]", names)
+    if gguf is not None:
+        config.quantization_config = None  # expanded when read
+    own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    classes = cast("list[str]", config.architectures or ([own] if isinstance(own, str) else own[:1]))
+    require_measurable(config, classes[:1], name)
 
 
 def _first_sentence(error: Exception) -> str:

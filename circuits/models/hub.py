@@ -19,7 +19,9 @@ from circuits.errors import ModelUnavailableError
 # Top-level files only: configuration, tokenizer, safetensors. Never pickled weights, never code.
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 CONFIGURATION = ("config.json",)
-UNWANTED = ("*/*", "consolidated*", "adapter_*")
+ADAPTER_CONFIGURATION = ("adapter_config.json",)
+ADAPTER_FILES = (*ADAPTER_CONFIGURATION, "adapter_model.safetensors", "tokenizer*.json", "tokenizer.model", "*.jinja")
+UNWANTED = ("*/*", "consolidated*")
 
 
 class NotOnHubError(ModelUnavailableError):
@@ -42,7 +44,9 @@ def download_snapshot(hub_id: str, files: Sequence[str] = MODEL_FILES) -> Path:
     """
     try:
         download = cast(Any, huggingface_hub).snapshot_download
-        return Path(download(hub_id, allow_patterns=list(files), ignore_patterns=list(UNWANTED)))
+        # Repositories may hold a model beside an adapter made from it; the adapter's files are for who asks for them.
+        unwanted = [*UNWANTED, *(() if any(name.startswith("adapter_") for name in files) else ("adapter_*",))]
+        return Path(download(hub_id, allow_patterns=list(files), ignore_patterns=unwanted))
     except GatedRepoError as error:
         raise ModelUnavailableError(
             f"the hub gives '{hub_id}' only to those who accepted its terms. Accept them on the model's page, then "

