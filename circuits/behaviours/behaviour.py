@@ -55,7 +55,9 @@ class Behaviour:
     metric: Metric = Metric.LOGIT_DIFFERENCE
     one_length: bool = False
 
-    def prompts(self, tokenizer: Tokenizer, *, discovery: int = 32, heldout: int = 64, seed: int = 0) -> PromptSet:
+    def prompts(
+        self, tokenizer: Tokenizer | None, *, discovery: int = 32, heldout: int = 64, seed: int = 0
+    ) -> PromptSet:
         """Draw discovery and held-out pairs for a tokenizer; the same arguments give the same pairs.
 
         Where fewer pairs exist than asked for, all there are. Raises :class:`PromptError` for pairs that cannot be used
@@ -72,8 +74,18 @@ class Behaviour:
             )
         return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest_of(drawn[0], drawn[1]))
 
-    def checked(self, tokenizer: Tokenizer) -> list[TokenPair]:
-        """Give every usable pair as tokens; raises :class:`PromptError` for pairs that cannot be used."""
+    def checked(self, tokenizer: Tokenizer | None) -> list[TokenPair]:
+        """Give every usable pair as tokens.
+
+        Raises :class:`PromptError` for pairs that cannot be used, and without a tokenizer (a model in memory may have
+        been given none).
+        """
+        if tokenizer is None:
+            raise PromptError(
+                f"{self.name} is made of text, and this model has no tokenizer to turn it into tokens; give it one, "
+                "`load_model(module, tokenizer=...)`, or measure pairs of token ids: "
+                "`model.experiment([TokenPair(...)])`."
+            )
         candidates = self.pairs(tokenizer)
         if not candidates:
             raise PromptError(

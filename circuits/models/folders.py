@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -82,6 +83,11 @@ def check_configuration(folder: Path, gguf: str | None, *, name: str) -> None:
             )
     except OSError as error:
         raise ModelUnavailableError(f"'{name}' has a config.json that is no JSON; {_EXPECTED_CONFIGURATION}") from error
+    except StrictDataclassError as error:
+        raise ModelUnavailableError(
+            f"the config.json of '{name}' has a value that its architecture cannot have ({_last_line(error)}); "
+            f"{_EXPECTED_CONFIGURATION}"
+        ) from error
     except (ValueError, KeyError) as error:
         raise UnsupportedModelError(
             f"the config.json of '{name}' describes no architecture that transformers has built in, and code that "
@@ -93,6 +99,10 @@ def check_configuration(folder: Path, gguf: str | None, *, name: str) -> None:
     own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
     classes = cast("list[str]", config.architectures or ([own] if isinstance(own, str) else own[:1]))
     require_measurable(config, classes[:1], name)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _first_sentence(error: Exception) -> str:

@@ -38,8 +38,9 @@ def weights_in_memory(
     SHA-256 over names and bytes of all parameters and buffers; it takes about a second per gigabyte. Raises
     :class:`UnsupportedModelError` (also for a module in training mode), :class:`UsageError` and :class:`DeviceError`.
     """
+    module = getattr(module, "_orig_mod", module)  # as it was before torch.compile
+    module = without_wrapper(module, name or type(module).__name__)
     name = name or type(module).__name__
-    module = without_wrapper(getattr(module, "_orig_mod", module), name)  # as it was before torch.compile
     if not described:
         _require_known(module, name)
     _require_evaluation(module, name)

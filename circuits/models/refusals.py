@@ -187,10 +187,10 @@ def _fact(config: Any, key: str) -> Any:
 def _varies(config: Any, key: str) -> bool:
     """Say whether a number is not the same in all layers."""
     try:
-        value: Any = getattr(config, key, None)
+        getattr(config, key, None)
     except RuntimeError:  # transformers' word for "depends on the layer"
         return True
-    return isinstance(value, list | tuple) and len(set(cast("list[Any]", value))) > 1 and key != "layer_types"
+    return False
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -142,6 +142,10 @@ def config_no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def config_of_wrong_types(folder: Path) -> None:
+    change_config(folder, num_attention_heads=[4, 8])
+
+
 def without_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -158,6 +162,7 @@ def without_tokenizer(folder: Path) -> None:
         (of_another_shape, "could not be read"),
         (without_config, "has no config.json"),
         (config_no_json, "a config.json that is no JSON"),
+        (config_of_wrong_types, "a value that its architecture cannot have .*num_attention_heads"),
         (without_tokenizer, "has no tokenizer that can be read"),
     ],
     ids=lambda value: getattr(value, "__name__", "says"),
@@ -173,13 +178,8 @@ def test_a_damaged_folder_is_refused_with_what_is_wrong(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
-            "is a BertForMaskedLM .bert.; expected a decoder",
-        ),
-        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "expected a decoder-only"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "is a BertForMaskedLM .bert.: it is an encoder"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "is a LlamaForSequenceClassification"),
-        ({"architectures": None}, "expected a decoder-only"),
         ({"model_type": "nobodys", "auto_map": {"AutoConfig": "evil.Config"}}, "never run"),
         ({"model_type": "nobodys"}, "no architecture that transformers has"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
@@ -190,6 +190,11 @@ def test_a_model_of_another_kind_is_refused(folder: Path, changes: dict[str, Any
     (folder / "evil.py").write_text("raise SystemExit('code of the model was run')")
     with pytest.raises(UnsupportedModelError, match=message):
         load_weights(str(folder), device="cpu")
+
+
+def test_a_configuration_without_a_class_name_is_taken_for_the_language_model(folder: Path) -> None:
+    change_config(folder, architectures=None)
+    assert type(load_weights(str(folder), device="cpu").module).__name__ == "LlamaForCausalLM"
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
