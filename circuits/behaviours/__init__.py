@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from circuits.behaviours.agreement import AGREEMENT
+from circuits.behaviours.batches import pairs_of_batches
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.capital import CAPITAL
 from circuits.behaviours.files import READERS, read_pairs
@@ -21,7 +22,17 @@ from circuits.behaviours.refusal import REFUSAL
 from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.errors import UnknownNameError
 
-__all__ = ["BUILT_IN", "Behaviour", "Message", "Pair", "PromptSet", "TokenPair", "Tokenizer", "load_behaviour"]
+__all__ = [
+    "BUILT_IN",
+    "Behaviour",
+    "Message",
+    "Pair",
+    "PromptSet",
+    "TokenPair",
+    "Tokenizer",
+    "load_behaviour",
+    "pairs_of_batches",
+]
 
 BUILT_IN: dict[str, Behaviour] = {
     behaviour.name: behaviour for behaviour in (IOI, GREATER_THAN, CAPITAL, AGREEMENT, INDUCTION, PRONOUN, REFUSAL)

@@ -17,6 +17,11 @@ class Tokenizer(Protocol):
         """The chat template, or None."""
         ...
 
+    @property
+    def bos_token(self) -> Any:
+        """The text of the token that starts a prompt, or None."""
+        ...
+
     def __len__(self) -> int:
         """Count the tokens of the vocabulary."""
         ...
@@ -60,13 +65,33 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
             "these prompts are chat messages, but the tokenizer has no chat template; use an instruction-tuned model "
             "(for example smollm2-135m), or write the prompts as plain text."
         )
+    from jinja2 import TemplateError  # read by those with chat prompts only
+
     messages = [asdict(message) for message in prompt]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in prompt)
+        raise PromptError(
+            f"the tokenizer's chat template refuses messages of the roles {roles} ({error}); write the messages as the "
+            "model expects them, for example with the system message at the start of the user's."
+        ) from error
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str, *, rendered: bool) -> Tokens:
-    """Tokenize a prompt; text ``rendered`` by a chat template already holds its special tokens."""
-    return tuple(tokenizer.encode(text, add_special_tokens=not rendered))
+    """Tokenize a prompt as the model reads it when it is about to answer.
+
+    What a tokenizer puts before every text (often a token that says so, BOS) is kept, once: text ``rendered`` by a chat
+    template holds its special tokens already, and so may plain text that was written for another tool. What a tokenizer
+    puts after every text (EOS) is left out: the answer would come after the end.
+    """
+    bare = tuple(tokenizer.encode(text, add_special_tokens=False))
+    bos = tokenizer.bos_token
+    if rendered or not bare or (bos and text.startswith(bos)):
+        return bare
+    whole = tuple(tokenizer.encode(text, add_special_tokens=True))
+    start = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None)
+    return whole if start is None else whole[: start + len(bare)]
 
 
 def answer_tokens(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer: str, *, rendered: bool) -> Tokens:
