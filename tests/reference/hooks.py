@@ -1,6 +1,8 @@
-"""Path patching the slow way: plain forward hooks, one forward pass per edge, no batching, no shortcuts.
+"""Path patching the slow way: one forward pass per edge, no batching, no shortcuts.
 
-Notation: ``a_u`` is what sender u adds to the residual stream, ``x_v`` is what receiver v reads before its norm.
+Notation: ``a_u`` is what sender u adds to the residual stream, ``x_v`` is what receiver v reads before its norm. In a
+layer with a norm after attention (Gemma 2 and 3, OLMo 2 and 3, GLM 4, EXAONE 4) the value of a head is raw,
+``z_h W_O,h`` before that norm, and the layer adds the norm of the sum to the stream; see ``Anatomy.stream_change``.
 Prompts are token ids of shape (pair, pos), all of one length and without padding; metrics take the logits at the last
 position, shape (pair, d_vocab), and give one number per pair.
 
@@ -13,16 +15,19 @@ position, shape (pair, d_vocab), and give one number per pair.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from circuits.graph import Edge, Node, NodeKind, Receiver
-from tests.reference.anatomy import INPUT, Anatomy, anatomy_of
+from tests.reference.anatomy import INPUT, Anatomy, Read, Send, anatomy_of, run_layer
+from tests.reference.layers import Rest
+from tests.reference.seams import replaced
 
+LOGITS = Receiver(Node(NodeKind.LOGITS))
 MetricFn = Callable[[Tensor], Tensor]
 Direction = Literal["noising", "denoising"]
 Ablation = Literal["corrupted", "zero"]
@@ -50,30 +55,54 @@ def last_logits(model: nn.Module, ids: Tensor) -> Tensor:
     return model(ids, use_cache=False).logits[:, -1]
 
 
+def plain_read(_: Receiver, stream: Tensor) -> Tensor:
+    """Read what the model would read."""
+    return stream
+
+
+@contextmanager
+def rewired(
+    anatomy: Anatomy,
+    read: Read = plain_read,
+    send: Send | None = None,
+    *,
+    layers: Collection[int] | None = None,
+    embedding: Tensor | None = None,
+) -> Iterator[None]:
+    """Let receivers read through ``read`` and tell ``send`` what senders send, in some layers (``None``: in all).
+
+    The other layers run untouched.
+    """
+
+    def forward(index: int) -> Callable[..., Any]:
+        def run(x: Tensor, *args: Any, **options: Any) -> Tensor | tuple[Tensor, None]:
+            after = run_layer(anatomy, index, x, Rest(args, options), read, send)
+            return (after, None) if anatomy.layers[index].gives_tuple else after
+
+        return run
+
+    with ExitStack() as stack, hooked() as handles:
+        handles.extend(start_from(anatomy, embedding))
+        if send is not None:
+            handles.append(anatomy.blocks[0].register_forward_pre_hook(lambda _, args: send({INPUT: args[0].clone()})))
+        handles.append(anatomy.final_norm.register_forward_pre_hook(lambda _, args: (read(LOGITS, args[0]),)))
+        for index in range(anatomy.shape.n_layers) if layers is None else layers:
+            stack.enter_context(replaced(anatomy.blocks[index], "forward", forward(index)))
+        yield
+
+
 # ------------------------------------------------------------------------------------------------------ plain runs
 
 
 @torch.no_grad()
 def sender_values(model: nn.Module, ids: Tensor, *, embedding: Tensor | None = None) -> dict[Node, Tensor]:
-    """Record what every sender adds to the stream, (pair, pos, d_model) each, in canonical order."""
-    anatomy = anatomy_of(model)
+    """Record the value of every sender, (pair, pos, d_model) each, in canonical order.
+
+    What a sender adds to the stream, multipliers and norms after the MLP included; for a head under a norm after
+    attention what it adds to the attention output, before that norm.
+    """
     values: dict[Node, Tensor] = {}
-
-    def record_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        values[INPUT] = args[0].clone()
-
-    def record_heads(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, args: values.update(anatomy.head_outputs(layer, args[0]))
-
-    def record_mlp(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _, __, output: values.update({Node(NodeKind.MLP, layer): output.clone()})
-
-    with hooked() as handles:
-        handles.extend(start_from(anatomy, embedding))
-        handles.append(anatomy.blocks[0].register_forward_pre_hook(record_input))
-        for layer in range(anatomy.shape.n_layers):
-            handles.append(anatomy.output_projections[layer].register_forward_pre_hook(record_heads(layer)))
-            handles.append(anatomy.mlps[layer].register_forward_hook(record_mlp(layer)))
+    with rewired(anatomy_of(model), send=values.update, embedding=embedding):
         last_logits(model, ids)
     return values
 
@@ -85,26 +114,6 @@ def clean_run(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------- single edges, one by one
-
-
-def _change_what_is_read(anatomy: Anatomy, receiver: Receiver, change: Tensor) -> list[RemovableHandle]:
-    """Let one receiver, and nothing else, read ``x + change`` instead of ``x``."""
-    norm = anatomy.norm(receiver)
-    if receiver.slot is None:  # the norm of an MLP or of the logits has no other reader
-        return [norm.register_forward_pre_hook(lambda _, args: (args[0] + change,))]
-    projection, columns = anatomy.projection(receiver)
-    seen: dict[str, Tensor] = {}
-
-    def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen["x"] = args[0]
-
-    def overwrite(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        output = output.clone()
-        # .forward() computes without running hooks, so this does not come back here
-        output[..., columns] = projection.forward(norm.forward(seen["x"] + change))[..., columns]
-        return output
-
-    return [norm.register_forward_pre_hook(remember), projection.register_forward_hook(overwrite)]
 
 
 def zeros(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
@@ -131,25 +140,28 @@ def exact_edge_effects(
     """
     anatomy = anatomy_of(model)
     clean, corrupted = sender_values(model, clean_ids), sender_values(model, corrupted_ids)
-    replaced = corrupted if ablation == "corrupted" else zeros(corrupted)
+    replaced_by = corrupted if ablation == "corrupted" else zeros(corrupted)
     if direction == "noising":
         ids, start, sign = clean_ids, clean[INPUT], 1.0
-        here, there = clean, replaced
+        here, there = clean, replaced_by
     else:
-        ids, start, sign = corrupted_ids, replaced[INPUT], -1.0
+        ids, start, sign = corrupted_ids, replaced_by[INPUT], -1.0
         here, there = sender_values(model, ids, embedding=start), clean
     if lower_is_better:
         sign = -sign
 
-    def measure(edge: Edge | None) -> Tensor:
-        with hooked() as handles:
-            handles.extend(start_from(anatomy, start))
-            if edge is not None:
-                change = there[edge.sender] - here[edge.sender]
-                handles.extend(_change_what_is_read(anatomy, edge.receiver, change))
+    def measure(edge: Edge) -> Tensor:
+        change = anatomy.stream_change(here, edge.sender, there[edge.sender])
+
+        def read(receiver: Receiver, stream: Tensor) -> Tensor:
+            return stream + change if receiver == edge.receiver else stream
+
+        layer = edge.receiver.node.layer
+        with rewired(anatomy, read, layers=() if layer < 0 else (layer,), embedding=start):
             return metric_fn(last_logits(model, ids))
 
-    untouched = measure(None)
+    with rewired(anatomy, layers=(), embedding=start):
+        untouched = metric_fn(last_logits(model, ids))
     return torch.stack([sign * (untouched - measure(edge)) for edge in edges])
 
 
@@ -170,16 +182,6 @@ def exact_edge_effect(
 
 
 # ------------------------------------------------------------------------------------------------ the one primitive
-
-
-def _stream(anatomy: Anatomy, receiver: Receiver, value: Callable[[Node], Tensor]) -> Tensor:
-    """Add up x_v: what every sender before the receiver carries, and the attention biases, which have no sender."""
-    earlier = anatomy.graph.senders[: anatomy.graph.fan_in[anatomy.graph.receiver_index[receiver]]]
-    biases = [anatomy.attention_bias(node.layer) for node in earlier if node.kind is NodeKind.HEAD and node.index == 0]
-    total = torch.zeros_like(value(INPUT))
-    for part in [*(value(sender) for sender in earlier), *biases]:
-        total = total + part
-    return total
 
 
 @torch.no_grad()
@@ -203,41 +205,10 @@ def live_run(
     def send(values: Mapping[Node, Tensor]) -> None:
         current.update({node: forced.get(node, value) for node, value in values.items()})
 
-    def read(receiver: Receiver) -> Tensor:
-        return _stream(anatomy, receiver, lambda u: current[u] if Edge(u, receiver) in alive else base[u])
+    def read(receiver: Receiver, _: Tensor) -> Tensor:
+        return anatomy.stream(receiver, lambda u: current[u] if Edge(u, receiver) in alive else base[u])
 
-    def send_input(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        send({INPUT: args[0]})
-
-    def send_heads(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, args: send(anatomy.head_outputs(layer, args[0]))
-
-    def send_mlp(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _, __, output: send({Node(NodeKind.MLP, layer): output})
-
-    def give_to_norm(receiver: Receiver) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
-        return lambda _, __: (read(receiver),)
-
-    def give_to_projection(receiver: Receiver) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        projection, columns = anatomy.projection(receiver)
-
-        def overwrite(_: nn.Module, __: object, output: Tensor) -> Tensor:
-            output = output.clone()
-            output[..., columns] = projection.forward(anatomy.norm(receiver).forward(read(receiver)))[..., columns]
-            return output
-
-        return overwrite
-
-    with hooked() as handles:
-        handles.append(anatomy.blocks[0].register_forward_pre_hook(send_input))
-        for layer in range(anatomy.shape.n_layers):
-            handles.append(anatomy.output_projections[layer].register_forward_pre_hook(send_heads(layer)))
-            handles.append(anatomy.mlps[layer].register_forward_hook(send_mlp(layer)))
-        for receiver in anatomy.graph.receivers:
-            if receiver.slot is None:
-                handles.append(anatomy.norm(receiver).register_forward_pre_hook(give_to_norm(receiver)))
-            else:
-                handles.append(anatomy.projection(receiver)[0].register_forward_hook(give_to_projection(receiver)))
+    with rewired(anatomy, read, send):
         return last_logits(model, ids)
 
 

@@ -1,4 +1,4 @@
-"""Gradient scores against exact effects, node gradients and their own average; the float64 copy."""
+"""Gradient scores against exact effects, node gradients and their own average."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from circuits.graph import Node, NodeKind
 from tests.reference.anatomy import anatomy_of
 from tests.reference.gradients import gradient_edge_scores
-from tests.reference.hooks import clean_run, exact_edge_effects, sender_values
+from tests.reference.hooks import exact_edge_effects, sender_values
 from tests.reference.small_models import close, logit_difference, pairs, some_edges
 
 CLEAN, CORRUPTED = pairs()
@@ -50,11 +50,3 @@ def test_gradients_are_averaged_over_the_points(double: nn.Module) -> None:
     apart = [gradient_edge_scores(double, CLEAN, CORRUPTED, logit_difference, points=(p,)) for p in (0.0, 1.0)]
     close(both, (apart[0] + apart[1]) / 2, 1e-9)
     assert float((apart[0] - apart[1]).abs().max()) > 0.1
-
-
-def test_the_float64_copy_computes_what_the_model_computes_but_finer(model: nn.Module, double: nn.Module) -> None:
-    fine = clean_run(double, CLEAN)
-    assert fine.dtype == torch.float64
-    close(clean_run(model, CLEAN).double(), fine)
-    rounded = {type(module).__name__ for module in double.modules()}
-    assert "LlamaRMSNorm" not in rounded
