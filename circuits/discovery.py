@@ -204,6 +204,7 @@ def _circuit(
             target=settings.target if settings.pruner is PrunerName.MINIMAL else None,
             seed=settings.seed,
             dtype=model.dtype,
+            attention=model.attention,
             rank_by="|score|" if selection.by_magnitude else "score",
         ),
         edges=selection.edges,
@@ -237,4 +238,5 @@ def settings_key(model: Model, prompts: PromptSet, settings: DiscoverySettings) 
     """Give what makes two discoveries the same run: model, prompts and settings."""
     chosen = asdict(replace(settings, options=settings.options_for(prompts)))
     del chosen["options"]["batch_size"]  # changes no result, and is what one changes after running out of memory
-    return {"model": model.info.digest, "dtype": model.dtype, "prompts": prompts.digest, **chosen}
+    numbers = {"dtype": model.dtype, "attention": model.attention}
+    return {"model": model.info.digest, "prompts": prompts.digest, **numbers, **chosen}

@@ -41,7 +41,10 @@ class BehaviourInfo:
 
 @dataclass(frozen=True)
 class Method:
-    """How the edges were scored and chosen."""
+    """How the edges were scored and chosen.
+
+    ``attention`` is the attention implementation the model ran with; empty where it is not known.
+    """
 
     scorer: str
     pruner: str
@@ -50,6 +53,7 @@ class Method:
     target: float | None = None
     seed: int = 0
     dtype: str = "float32"
+    attention: str = ""
     rank_by: str = "score"
 
 

@@ -80,6 +80,14 @@ class Machine:
     ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, CUDA or mps.", rich_help_panel="Model")] = "auto"
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = "auto"
+    attention: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|sdpa|eager",
+            help="Attention kernel; auto is sdpa where the model has it.",
+            rich_help_panel="Model",
+        ),
+    ] = "auto"
     batch_size: Annotated[
         str, typer.Option(metavar="auto|N", help="Rows in one forward pass.", rich_help_panel="Model")
     ] = "auto"
@@ -89,7 +97,13 @@ class Machine:
         from circuits.model import load_model
 
         progress(LOADING, 0, 0)
-        return load_model(self.model or default, device=self.device, dtype=self.dtype, progress=then_loading(progress))
+        return load_model(
+            self.model or default,
+            device=self.device,
+            dtype=self.dtype,
+            attention=self.attention,
+            progress=then_loading(progress),
+        )
 
     def tokenizer(self, progress: Told) -> Tokenizer:
         """Load the tokenizer of the model that was asked for."""
