@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.tiny import VOCABULARY
-from tests.zoo import FAMILIES, VARIANTS, WINDOW, ZOO, Family
+from tests.zoo import FAMILIES, WINDOW, ZOO
 
-ALL: dict[str, Family] = {**FAMILIES, **VARIANTS}
 LENGTH = 7
 IDS = torch.randint(1, VOCABULARY, (6, LENGTH), generator=torch.Generator().manual_seed(1))
 
 WITHOUT_SDPA = {"gpt_neo", "gptj", "bloom", "mpt", "mpt_clipped", "gemma2", "gpt_oss"}
 KERNELS_DIFFER = {"falcon_rw"}
 """Transformers adds Falcon's ALiBi twice in eager attention."""
-GROUPED = {name for name, family in ALL.items() if family.options.get("num_key_value_heads") == 2} | {"falcon_new"}
-WIDE = {name for name, family in ALL.items() if family.options.get("head_dim") == 12}
+GROUPED = {name for name, family in FAMILIES.items() if family.options.get("num_key_value_heads") == 2} | {"falcon_new"}
+WIDE = {name for name, family in FAMILIES.items() if family.options.get("head_dim") == 12}
 
 _ATTENTION = ("self_attn", "self_attention", "attention", "attn")
 _ATTENTION_MAPS = ("o_proj", "out_proj", "dense", "c_proj")
@@ -53,16 +52,16 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("olmoe_clipped", "clip_qkv", None),
 ]
 
-families = pytest.mark.parametrize("name", ALL)
+families = pytest.mark.parametrize("name", FAMILIES)
 
 
 @cache
 def model_of(name: str) -> PreTrainedModel:
-    return ALL[name].create()
+    return FAMILIES[name].create()
 
 
 def logits_of(name: str, ids: Tensor = IDS, **changes: Any) -> Tensor:
-    return (ALL[name].create(**changes) if changes else model_of(name))(ids).logits
+    return (FAMILIES[name].create(**changes) if changes else model_of(name))(ids).logits
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -155,7 +154,7 @@ def test_logits_vary_by_a_few_units_and_depend_on_the_prompt(name: str) -> None:
 
 @families
 def test_attention_is_neither_uniform_nor_on_one_token(name: str) -> None:
-    out = ALL[name].create(attn_implementation="eager")(IDS, output_attentions=True)
+    out = FAMILIES[name].create(attn_implementation="eager")(IDS, output_attentions=True)
     assert len(out.attentions) == len(layers_of(model_of(name)))
     for pattern in out.attentions:
         row = pattern[:, :, -1]
@@ -193,21 +192,21 @@ def test_the_first_token_reaches_the_last_position_and_never_the_reverse(name: s
 def test_a_model_runs_in_float64_and_bfloat16(name: str) -> None:
     """Mixtures need ``experts_implementation="eager"`` in float64: torch's grouped multiplication refuses it."""
     expected = logits_of(name)
-    double = ALL[name].create(experts_implementation="eager").double()(IDS).logits
+    double = FAMILIES[name].create(experts_implementation="eager").double()(IDS).logits
     assert double.dtype == torch.float64
     assert relative(double, expected) < 5e-6
-    half = ALL[name].create().bfloat16()(IDS).logits
+    half = FAMILIES[name].create().bfloat16()(IDS).logits
     assert half.dtype == torch.bfloat16
     # A rounded router may choose another expert, which moves some positions far: compare the typical one.
     errors = (half.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert 1e-4 < errors.median() < 0.03
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - WITHOUT_SDPA - KERNELS_DIFFER))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - WITHOUT_SDPA - KERNELS_DIFFER))
 def test_attention_kernels_agree(name: str) -> None:
     eager, sdpa = (logits_of(name, attn_implementation=kernel) for kernel in ("eager", "sdpa"))
     assert relative(eager, sdpa) < 2e-6
-    assert ALL[name].create(attn_implementation="eager").config._attn_implementation == "eager"
+    assert FAMILIES[name].create(attn_implementation="eager").config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_SDPA))
@@ -226,7 +225,7 @@ def test_a_saved_model_is_loaded_the_same(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "option", "value"), CHANGES, ids=[f"{name}-{option}" for name, option, _ in CHANGES])
 def test_every_multiplier_cap_and_window_matters(name: str, option: str, value: object) -> None:
-    changed = ALL[name].create(**{option: value})
+    changed = FAMILIES[name].create(**{option: value})
     for (path, parameter), other in zip(model_of(name).named_parameters(), changed.parameters(), strict=True):
         assert torch.equal(parameter, other), path
     assert relative(changed(IDS).logits, logits_of(name)) > 0.01
@@ -246,6 +245,6 @@ def test_one_mixture_has_a_dense_layer() -> None:
 
 
 def test_the_attention_sinks_of_gpt_oss_take_part_of_the_attention() -> None:
-    out = ALL["gpt_oss"].create(attn_implementation="eager")(IDS, output_attentions=True)
+    out = FAMILIES["gpt_oss"].create(attn_implementation="eager")(IDS, output_attentions=True)
     for pattern in out.attentions:
         assert 0.05 < (1 - pattern.sum(-1)).mean() < 0.7

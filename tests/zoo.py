@@ -53,6 +53,12 @@ _FALCON = {key: value for key, value in _PLAIN.items() if key != "intermediate_s
 _MIXTURE = {"num_experts_per_tok": 2, "intermediate_size": 24, "moe_intermediate_size": 24}
 _EXPERTS = _MIXTURE | {"num_experts": 4}
 _LOCAL_EXPERTS = _MIXTURE | {"num_local_experts": 4}
+_MULTIPLIERS = {
+    "embedding_multiplier": 2.5,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.4,
+    "logits_scaling": 0.7,
+}
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 _SQUARED = MappingProxyType({"down_proj": 0.5, "4h_to_h": 0.5})
 """Gains for MLPs with a squared activation, whose outputs are large."""
@@ -93,6 +99,10 @@ FAMILIES: dict[str, Family] = {
     "bloom": Family(hf.BloomForCausalLM, _TOKENS | {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "falcon": Family(hf.FalconForCausalLM, _FALCON),
     "falcon_new": Family(hf.FalconForCausalLM, _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_new_one_norm": Family(
+        hf.FalconForCausalLM,
+        _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
     "falcon_rw": Family(hf.FalconForCausalLM, _FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False}),
     "mpt": Family(hf.MptForCausalLM, _TOKENS | {"d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}),
     "phi": Family(hf.PhiForCausalLM, _GROUPED | {"qk_layernorm": True}),
@@ -118,14 +128,7 @@ FAMILIES: dict[str, Family] = {
     "cohere2": Family(hf.Cohere2ForCausalLM, _WIDE | _LOCAL | {"attention_bias": True, "logit_scale": 1.5}),
     "granite": Family(
         hf.GraniteForCausalLM,
-        _WIDE
-        | _BIASES
-        | {
-            "embedding_multiplier": 2.5,
-            "residual_multiplier": 0.6,
-            "attention_multiplier": 0.4,
-            "logits_scaling": 0.7,
-        },
+        _WIDE | _BIASES | _MULTIPLIERS,
     ),
     "smollm3": Family(hf.SmolLM3ForCausalLM, _WIDE | _BIASES | {"no_rope_layers": [1, 0, 1]}),
     "glm": Family(hf.GlmForCausalLM, _WIDE),
@@ -147,22 +150,18 @@ FAMILIES: dict[str, Family] = {
     "ministral": Family(hf.MinistralForCausalLM, _WIDE | _LOCAL),
     "apertus": Family(hf.ApertusForCausalLM, _WIDE | {"attention_bias": True, "rope_parameters": _YARN}, _SQUARED),
     "hunyuan_v1_dense": Family(hf.HunYuanDenseV1ForCausalLM, _WIDE | {"attention_bias": True}),
-}
-"""Every family by the name that tests and tables use."""
-
-VARIANTS: dict[str, Family] = {
     "gpt_bigcode": Family(hf.GPTBigCodeForCausalLM, _GPT),
-    "granitemoe": Family(
-        hf.GraniteMoeForCausalLM,
-        FAMILIES["granite"].options | _LOCAL_EXPERTS,
-    ),
-    "mpt_clipped": Family(hf.MptForCausalLM, FAMILIES["mpt"].options | {"attn_config": {"clip_qkv": 1.5}}),
-    "olmo_clipped": Family(hf.OlmoForCausalLM, FAMILIES["olmo"].options | {"clip_qkv": 1.5}),
-    "olmoe_clipped": Family(hf.OlmoeForCausalLM, FAMILIES["olmoe"].options | {"clip_qkv": 1.5}),
+    "gpt_bigcode_multi_head": Family(hf.GPTBigCodeForCausalLM, _GPT | {"multi_query": False}),
+    "granitemoe": Family(hf.GraniteMoeForCausalLM, _WIDE | _LOCAL_EXPERTS | {"attention_bias": True} | _MULTIPLIERS),
     "persimmon": Family(hf.PersimmonForCausalLM, _PLAIN, _SQUARED),
     "phimoe": Family(hf.PhimoeForCausalLM, _WIDE | _LOCAL_EXPERTS | {"attention_bias": True, "lm_head_bias": True}),
+    "mpt_clipped": Family(
+        hf.MptForCausalLM, _TOKENS | {"d_model": 32, "n_layers": 3, "n_heads": 4, "attn_config": {"clip_qkv": 1.5}}
+    ),
+    "olmo_clipped": Family(hf.OlmoForCausalLM, _GROUPED | {"attention_bias": True, "clip_qkv": 1.5}),
+    "olmoe_clipped": Family(hf.OlmoeForCausalLM, _GROUPED | _EXPERTS | {"attention_bias": True, "clip_qkv": 1.5}),
 }
-"""Models with a structure that no family of the table has: for trying what is matched or refused without an entry."""
+"""Every family by the name that tests and tables use."""
 
 ZOO: dict[str, Callable[..., PreTrainedModel]] = {name: family.create for name, family in FAMILIES.items()}
 """A factory for each family: ``ZOO[name](seed=0, **config_changes)``."""

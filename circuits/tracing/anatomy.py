@@ -7,65 +7,74 @@ traced.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-from circuits.errors import GuardError
+from circuits.errors import UnsupportedModelError
 from circuits.graph import ModelShape, Slot
-from circuits.tracing.architectures import Architecture, architecture_of
-
-
-def call(module: nn.Module, value: Tensor) -> Tensor:
-    """Apply a module by its class's ``forward``, past any hook or wrapper on the instance."""
-    return cast("Tensor", type(module).forward(module, value))
-
-
-def weight_and_bias(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
-    """Give the weight (output features first) and bias of a linear layer or of GPT-2's transposed ``Conv1D``."""
-    weight = cast("Tensor", module.weight)
-    if not isinstance(module, nn.Linear):
-        weight = weight.T
-    return weight, cast("Tensor | None", getattr(module, "bias", None))
+from circuits.tracing.architecture import Architecture
+from circuits.tracing.architectures import architecture_of
+from circuits.tracing.linear import LinearMap, call, linear_map
 
 
 @dataclass(frozen=True)
 class LayerModules:
-    """The modules of one layer, by role."""
+    """The modules of one layer, by role; a norm that the family does not have is None."""
 
-    attention_norm: nn.Module
-    mlp_norm: nn.Module
-    mlp: nn.Module
-    output: nn.Module
-    projections: Mapping[str, nn.Module]
+    attention_norm: nn.Module | None
+    attention_post_norm: nn.Module | None
+    output: LinearMap
+    projections: Mapping[str, LinearMap]
+    projection_norms: Mapping[Slot, nn.Module]
+    mlp_norm: nn.Module | None
 
 
 class Anatomy:
-    """A model's modules by role, and projections by slot; see the functions for shapes."""
+    """A model's modules by role, and projections by slot; see the functions for shapes.
 
-    def __init__(self, module: PreTrainedModel, architecture: Architecture | None = None) -> None:
-        config: Any = module.config
+    Raises :class:`UnsupportedModelError` where the architecture does not describe the model.
+    """
+
+    def __init__(self, module: nn.Module, architecture: Architecture | None = None) -> None:
         self.module = module
-        self.architecture = architecture or architecture_of(str(config.model_type))
-        self.shape = _shape(config, self.architecture)
+        self.architecture = architecture or architecture_of(module)
         names = self.architecture
-        self.layers = tuple(
-            LayerModules(
-                attention_norm=layer.get_submodule(names.attention_norm),
-                mlp_norm=layer.get_submodule(names.mlp_norm),
-                mlp=layer.get_submodule(names.mlp),
-                output=layer.get_submodule(names.output),
-                projections={path: layer.get_submodule(path) for path in dict.fromkeys(names.projections.values())},
+        layers = _follow(module, names.layers, names)
+        if not isinstance(layers, nn.ModuleList | nn.Sequential) or not len(layers):
+            raise UnsupportedModelError(
+                f"'{names.layers}' is a {type(layers).__name__}; expected the list of the model's layers, an "
+                "nn.ModuleList or nn.Sequential with at least one. Correct `layers`."
             )
-            for layer in cast("nn.ModuleList", module.get_submodule(names.layers))
+        _follow(module, names.final_norm, names)
+        self.layers = tuple(self._layer(layer) for layer in layers)
+        self.shape = _shape(module, names, self.layers)
+        scale = names.residual_scale
+        self.residual_scale = 1.0 if scale is None else float(getattr(module.config, scale))
+
+    def _layer(self, layer: nn.Module) -> LayerModules:
+        names = self.architecture
+
+        def optional(path: str | None) -> nn.Module | None:
+            return None if path is None else _follow(layer, path, names)
+
+        def linear(path: str) -> LinearMap:
+            return linear_map(_follow(layer, path, names), path)
+
+        for path in names.layer_paths:
+            _follow(layer, path, names)
+        return LayerModules(
+            attention_norm=optional(names.attention_norm),
+            attention_post_norm=optional(names.attention_post_norm),
+            output=linear(names.output),
+            projections={path: linear(path) for path in dict.fromkeys(names.projections.values())},
+            projection_norms={slot: _follow(layer, path, names) for slot, path in names.projection_norms.items()},
+            mlp_norm=optional(names.mlp_norm),
         )
-        if len(self.layers) != self.shape.n_layers:
-            raise GuardError(f"the configuration says {self.shape.n_layers} layers, the model has {len(self.layers)}.")
 
     @property
     def device(self) -> torch.device:
@@ -75,13 +84,17 @@ class Anatomy:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the model's weights."""
-        return next(self.module.parameters()).dtype
+        return self.layers[0].output.weight.dtype
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the embedding has."""
-        embedding: Any = self.module.get_input_embeddings()
-        return int(embedding.num_embeddings)
+        """How many tokens the embedding has: that of the model, or the first embedding of a plain module."""
+        return next(module.num_embeddings for module in self.module.modules() if isinstance(module, nn.Embedding))
+
+    @property
+    def additive(self) -> bool:
+        """Whether heads add to the stream one by one; false where a norm stands between their sum and the stream."""
+        return self.architecture.attention_post_norm is None
 
     @cached_property
     def columns(self) -> dict[Slot, Int[Tensor, "unit d_head"]]:
@@ -91,42 +104,105 @@ class Anatomy:
 
     def attention_norm(self, layer: int, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Normalise a residual stream as this layer's attention reads it."""
-        return call(self.layers[layer].attention_norm, stream)
+        norm = self.layers[layer].attention_norm
+        return stream if norm is None else call(norm, stream)
+
+    def mlp_norm(self, layer: int, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """Normalise a residual stream as this layer's MLP reads it."""
+        norm = self.layers[layer].mlp_norm
+        return stream if norm is None else call(norm, stream)
 
     def slot_weights(
         self, layer: int, slot: Slot, units: list[int]
     ) -> tuple[Float[Tensor, "unit d_head d_model"], Float[Tensor, "unit d_head"] | None]:
         """Give the rows of the projection, and its bias, that make the queries, keys or values of some units."""
-        weight, bias = weight_and_bias(self.layers[layer].projections[self.architecture.projections[slot]])
+        weight, bias = self.layers[layer].projections[self.architecture.projections[slot]]
         columns = self.columns[slot][units]
         return weight[columns], None if bias is None else bias[columns]
 
-    def project(self, layer: int, path: str, normed: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any width"]:
-        """Apply one whole projection to a normalised stream."""
-        weight, bias = weight_and_bias(self.layers[layer].projections[path])
-        return functional.linear(normed, weight, bias)
+    def project(self, layer: int, slot: Slot, normed: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any width"]:
+        """Give all that a slot's module puts out for a normalised stream: the projection, and the norm after it."""
+        weight, bias = self.layers[layer].projections[self.architecture.projections[slot]]
+        return self.projection_norm(layer, slot, functional.linear(normed, weight, bias))
 
-    def head_contributions(
+    def projection_norm(
+        self, layer: int, slot: Slot, value: Float[Tensor, "*any width"]
+    ) -> Float[Tensor, "*any width"]:
+        """Apply the norm over all heads of a slot, where there is one."""
+        norm = self.layers[layer].projection_norms.get(slot)
+        return value if norm is None else call(norm, value)
+
+    def unit_outputs(
+        self, layer: int, slot: Slot, units: list[int], streams: Float[Tensor, "row unit *any d_model"]
+    ) -> Float[Tensor, "row *any unit d_head"]:
+        """Give the queries, keys or values of some units, each from the residual stream that it alone reads."""
+        normed = self.attention_norm(layer, streams)
+        if slot in self.layers[layer].projection_norms:
+            whole, columns = self.project(layer, slot, normed), self.columns[slot]
+            own = torch.stack([whole[:, place][..., columns[unit]] for place, unit in enumerate(units)])
+            return rearrange(own, "u r ... k -> r ... u k")
+        weight, bias = self.slot_weights(layer, slot, units)
+        made = torch.einsum("ru...d,ukd->r...uk", normed, weight)
+        return made if bias is None else made + bias
+
+    def head_outputs(
         self, layer: int, z: Float[Tensor, "*any heads_times_d_head"], heads: list[int]
     ) -> Float[Tensor, "*any head d_model"]:
-        """Give what some heads add to the residual stream, from the input of the output projection (no bias)."""
-        weight, _ = weight_and_bias(self.layers[layer].output)
-        by_head = rearrange(weight, "d (h k) -> d h k", h=self.shape.n_heads)[:, heads]
+        """Give some heads' shares of the output projection's output, from its input (no bias)."""
+        by_head = rearrange(self.layers[layer].output.weight, "d (h k) -> d h k", h=self.shape.n_heads)[:, heads]
         z = rearrange(z, "... (h k) -> ... h k", h=self.shape.n_heads)[..., heads, :]
         return torch.einsum("...hk,dhk->...hd", z, by_head)
 
+    def written(self, layer: int, attention: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """Give what reaches the stream of an output projection's output: normed and scaled, where the family does."""
+        norm = self.layers[layer].attention_post_norm
+        return self.residual_scale * (attention if norm is None else call(norm, attention))
+
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """Give the bias of the attention's output projection, which belongs to no sender."""
-        return weight_and_bias(self.layers[layer].output)[1]
+        return self.layers[layer].output.bias
 
 
-def _shape(config: Any, architecture: Architecture) -> ModelShape:
-    heads, width = int(config.num_attention_heads), int(config.hidden_size)
-    return ModelShape(
-        n_layers=int(config.num_hidden_layers),
-        n_heads=heads,
-        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        d_model=width,
-        d_head=int(getattr(config, "head_dim", None) or width // heads),
-        parallel=architecture.parallel,
-    )
+def _follow(module: nn.Module, path: str, architecture: Architecture) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"the architecture '{architecture.name}' names '{path}', which {type(module).__name__} does not have; it "
+            f"has {', '.join(name for name, _ in module.named_children()) or 'no modules'}. Correct the path."
+        ) from error
+
+
+def _shape(module: nn.Module, names: Architecture, layers: tuple[LayerModules, ...]) -> ModelShape:
+    """Read the sizes from the modules; the number of heads alone must be told."""
+    heads = names.heads if isinstance(names.heads, int) else int(_attribute(module, names))
+    sizes = {
+        (layer.output.weight.shape, sum(len(each.weight) for each in layer.projections.values())) for layer in layers
+    }
+    if len(sizes) > 1:
+        raise UnsupportedModelError(
+            "the layers have attention of different sizes; expected as many heads of the same size in all. "
+            "Such a model cannot be measured yet."
+        )
+    (d_model, width), projected = sizes.pop()
+    d_head, left = divmod(width, heads)
+    groups, odd = divmod(projected - width, 2 * max(1, d_head))
+    if left or odd or groups < 1 or heads % groups:
+        raise UnsupportedModelError(
+            f"{heads} heads do not fit the projections of '{names.name}': the output projection reads {width} numbers, "
+            f"queries, keys and values are {projected} together. Correct `heads`, `output` or `projections`."
+        )
+    return ModelShape(len(layers), heads, groups, d_model, d_head, parallel=names.parallel)
+
+
+def _attribute(module: nn.Module, names: Architecture) -> Any:
+    path = str(names.heads)
+    found: Any = module
+    for part in path.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part, None)
+        if found is None:
+            raise UnsupportedModelError(
+                f"the architecture '{names.name}' says that the number of heads is at '{path}', and '{part}' is not "
+                "there. Give `heads` as a number, or where the model keeps it."
+            )
+    return found

@@ -15,8 +15,10 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from circuits.graph import ComputationalGraph, Slot
+from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.runs import Run, sender_values
 from circuits.tracing.tracer import Tracer
@@ -31,6 +33,7 @@ class _Taps:
 
     stream: dict[int, Tensor]
     projections: dict[tuple[int, str], Tensor]
+    attention: dict[int, Tensor]
     mlp: dict[int, Tensor]
     final: list[Tensor]
     logits: list[Tensor]
@@ -55,7 +58,7 @@ def attribute(
     by_projection = {key: next(gradients) for key in taps.projections}
     by_mlp = {layer: next(gradients) for layer in taps.mlp}
     at_final = next(gradients)
-    changes = sender_values(tracer.anatomy, change, range(len(graph.senders))).flatten(2).float()
+    changes = _changes(tracer.anatomy, graph, change, taps).flatten(2).float()
     blocks: list[Tensor] = []
     for layer in range(graph.shape.n_layers):
         pulled = _pull_back(tracer, layer, taps.stream[layer], by_projection)
@@ -64,6 +67,30 @@ def attribute(
         blocks.append(_products(changes, by_mlp[layer].unsqueeze(1), graph.fan_in[first + pulled.shape[1]]))
     blocks.append(_products(changes, at_final.unsqueeze(1), graph.fan_in[-1]))
     return torch.cat([block.flatten(1) for block in blocks], dim=1)
+
+
+def _changes(
+    anatomy: Anatomy, graph: ComputationalGraph, change: Run, taps: _Taps
+) -> Float[Tensor, "pair sender pos d_model"]:
+    """Give what every sender's change does to the stream, to first order where a norm follows the heads' sum."""
+    changes = sender_values(anatomy, change, range(len(graph.senders)))
+    for layer, attention in taps.attention.items():
+        first = 1 + layer * (graph.shape.n_heads + 1)
+        heads = changes[:, first : first + graph.shape.n_heads]
+        heads[:] = _pushed_forward(partial(anatomy.written, layer), attention, heads.transpose(0, 1)).transpose(0, 1)
+    return changes
+
+
+def _pushed_forward(
+    function: Callable[[Tensor], Tensor], at: Float[Tensor, "*any"], changes: Float[Tensor, "change *any"]
+) -> Float[Tensor, "change *any"]:
+    """Give the product of a function's Jacobian with each change: the derivative of its transpose, which is linear."""
+    with torch.enable_grad():
+        point = at.detach().requires_grad_(True)
+        made = function(point)
+        cotangent = torch.zeros_like(made, requires_grad=True)
+        (transposed,) = torch.autograd.grad(made, point, cotangent, create_graph=True)
+    return torch.autograd.grad(transposed, cotangent, changes, is_grads_batched=True)[0]
 
 
 def _products(
@@ -81,10 +108,15 @@ def _pull_back(
     anatomy = tracer.anatomy
     parts: list[Tensor] = []
     for slot in Slot:
-        gradient = gradients[layer, anatomy.architecture.projections[slot]]
+        gradient = gradients[layer, anatomy.architecture.slot_modules[slot]]
+        if slot in anatomy.architecture.projection_norms:
+            parts.append(_pull_back_through_norm(anatomy, layer, slot, stream.detach(), gradient))
+            continue
         columns = anatomy.columns[slot]
         weight, _ = anatomy.slot_weights(layer, slot, list(range(len(columns))))
         parts.append(torch.einsum("bpuk,ukd->ubpd", gradient[..., columns], weight))
+    if anatomy.architecture.attention_norm is None:
+        return torch.cat(parts).transpose(0, 1)
     with torch.enable_grad():
         read = stream.detach().requires_grad_(True)
         normed = anatomy.attention_norm(layer, read)
@@ -92,14 +124,32 @@ def _pull_back(
     return pulled.transpose(0, 1)
 
 
+def _pull_back_through_norm(
+    anatomy: Anatomy, layer: int, slot: Slot, stream: Float[Tensor, "pair pos d_model"], gradient: Tensor
+) -> Float[Tensor, "unit pair pos d_model"]:
+    """Give the gradient at the normed stream of each unit's outputs, behind a norm over all units of the slot."""
+    columns = anatomy.columns[slot]
+    own = torch.zeros(len(columns), *gradient.shape, dtype=gradient.dtype, device=gradient.device)
+    for unit, place in enumerate(columns):
+        own[unit][..., place] = gradient[..., place]
+    weight, bias = anatomy.layers[layer].projections[anatomy.architecture.projections[slot]]
+    with torch.enable_grad():
+        made = functional.linear(anatomy.attention_norm(layer, stream), weight, bias).detach().requires_grad_(True)
+        normed = anatomy.projection_norm(layer, slot, made)
+    (pulled,) = torch.autograd.grad(normed, made, own, is_grads_batched=True)
+    return pulled @ weight
+
+
 def _tapped_run(tracer: Tracer, run: Run, embedding: Float[Tensor, "pair pos d_model"]) -> _Taps:
-    taps = _Taps({}, {}, {}, [], [])
+    taps = _Taps({}, {}, {}, {}, [], [])
     visits: dict[tuple[int, Site], Visit] = {}
     for layer in range(tracer.anatomy.shape.n_layers):
         visits[layer, Site.STREAM] = partial(_keep, taps.stream, layer)
         visits[layer, Site.MLP_IN] = partial(_tap, taps.mlp, layer)
-        for path, site in tracer.anatomy.architecture.projection_sites.items():
-            visits[layer, site] = partial(_keep, taps.projections, (layer, path))
+        if not tracer.anatomy.additive:
+            visits[layer, Site.ATTENTION] = partial(_keep, taps.attention, layer)
+        for path, site in tracer.anatomy.architecture.slot_sites.items():
+            visits[layer, site] = partial(_keep_before_changes, taps.projections, (layer, path))
     plan = Plan(
         stream=embedding.detach().clone().requires_grad_(True),
         visits=visits,
@@ -112,6 +162,12 @@ def _tapped_run(tracer: Tracer, run: Run, embedding: Float[Tensor, "pair pos d_m
 
 def _keep(kept: dict[Key, Tensor], key: Key, value: Tensor) -> None:
     kept[key] = value
+
+
+def _keep_before_changes(kept: dict[Key, Tensor], key: Key, value: Tensor) -> Tensor:
+    """Hand on a copy, because some models clip queries, keys and values in place."""
+    kept[key] = value
+    return value.clone()
 
 
 def _tap(kept: dict[int, Tensor], key: int, value: Tensor) -> Tensor:

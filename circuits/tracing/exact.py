@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits.graph import ComputationalGraph, EdgeIndices, NodeKind, Slot
 from circuits.tracing.batching import RowBudget, in_batches
 from circuits.tracing.plan import Plan, Site, Visit, put
-from circuits.tracing.runs import Recorder, Run, difference, sender_values, unembed
+from circuits.tracing.runs import Recorder, Run, difference, sender_changes, unembed
 from circuits.tracing.tracer import Tracer
 
 Logits = Float[Tensor, "edge pair d_vocab"]
@@ -86,7 +86,7 @@ class _Patcher:
         return self._into_attention(group.layer, group.slot, edges)
 
     def _changes(self, senders: EdgeIndices) -> Float[Tensor, "sender pair pos d_model"]:
-        return sender_values(self.tracer.anatomy, self.change, senders.tolist()).transpose(0, 1)
+        return sender_changes(self.tracer.anatomy, self.current, self.change, senders.tolist()).transpose(0, 1)
 
     def _repeat(self, value: Tensor, times: int) -> Tensor:
         return value.repeat(times, *[1] * (value.ndim - 1))
@@ -109,7 +109,7 @@ class _Patcher:
         attention = torch.empty(len(edges), *self.current.attention[layer].shape, dtype=z.dtype, device=z.device)
         for row, edge in enumerate(edges):
             unit = self.graph.receivers[int(self.graph.edge_receivers[edge])].node.index
-            changed = self.tracer.anatomy.head_contributions(layer, z[place[row]], self._heads_reading(slot, unit))
+            changed = self.tracer.anatomy.head_outputs(layer, z[place[row]], self._heads_reading(slot, unit))
             attention[row] = self.current.attention[layer] + changed.sum(-2)
         return self._finish(layer, len(edges), attention.flatten(0, 1), {})
 
@@ -122,12 +122,12 @@ class _Patcher:
     def _patched_heads(self, layer: int, slot: Slot, senders: EdgeIndices) -> Float[Tensor, "sender pair pos width"]:
         """Give all head outputs of a layer when the slot of *every* head reads each sender's replacement value."""
         anatomy = self.tracer.anatomy
-        path = anatomy.architecture.projections[slot]
+        path = anatomy.architecture.slot_modules[slot]
         read = anatomy.attention_norm(layer, self.current.stream[layer] + self._changes(senders))
         columns = anatomy.columns[slot].flatten()
-        made = anatomy.project(layer, path, read.flatten(0, 1))[..., columns]
+        made = anatomy.project(layer, slot, read.flatten(0, 1))[..., columns]
         visits: dict[tuple[int, Site], Visit] = {}
-        for module, site in anatomy.architecture.projection_sites.items():
+        for module, site in anatomy.architecture.slot_sites.items():
             output = self._repeat(self.current.projections[layer][module], len(senders))
             if module == path:
                 output[..., columns] = made

@@ -36,9 +36,9 @@ def run_masked(
     shared = first_difference(graph, masks)
     prefix = None
     if shared > 0 and len(masks) > 1:
-        prefix = _Pass(tracer, graph, base, changes, masks[:1], needed)
+        prefix = MaskedPass(tracer, graph, base, changes, masks[:1], needed)
         prefix.run(0, shared)
-    whole = _Pass(tracer, graph, base, changes, masks, needed)
+    whole = MaskedPass(tracer, graph, base, changes, masks, needed)
     if prefix is not None:
         whole.continue_from(prefix, shared)
     return whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
@@ -90,10 +90,12 @@ def _reads_of_senders(graph: ComputationalGraph) -> list[list[int]]:
     return reads
 
 
-class _Pass:
+class MaskedPass:
     """One forward pass of ``circuit x pair`` rows; ``changes[:, i]`` is ``current - base`` of the i-th needed sender.
 
-    Senders come before pairs in ``changes``, so that what receivers read is one batched matrix product without a copy.
+    Senders come before pairs in ``changes``, so that what receivers read is one batched matrix product without a copy;
+    it is kept and summed in at least float32. Where a norm stands between the heads of a layer and the stream, their
+    changes are those of the sum before the norm, and a reader sees the norm of the sum that is live for it.
     """
 
     def __init__(
@@ -111,14 +113,15 @@ class _Pass:
         pairs, positions, width = base.stream[0].shape
         self.circuits, self.pairs = len(masks), pairs
         like = base.stream[0]
+        self.wide = torch.promote_types(like.dtype, torch.float32)
         self.changes = torch.zeros(
-            len(masks), len(needed), pairs, positions, width, dtype=like.dtype, device=like.device
+            len(masks), len(needed), pairs, positions, width, dtype=self.wide, device=like.device
         )
         for sender, change in changes.items():
             if sender in self.place:
                 self.changes[:, self.place[sender]] = change
 
-    def continue_from(self, prefix: "_Pass", layer: int) -> None:
+    def continue_from(self, prefix: "MaskedPass", layer: int) -> None:
         """Take over the changes of senders before a layer from a pass with one circuit."""
         count = self._count_before(layer)
         self.changes[:, :count] = prefix.changes[:, :count]
@@ -173,17 +176,37 @@ class _Pass:
         self, receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice = slice(None)
     ) -> Float[Tensor, "circuit receiver pair pos d_model"]:
         """Give what some receivers of equal fan-in read."""
-        known = int(np.searchsorted(self.needed, self.graph.fan_in[receivers[0]]))
         block = np.stack([self._live(receiver) for receiver in receivers], axis=1)
         used = np.flatnonzero(block.any(axis=(0, 1)))
-        total = base.expand(self.circuits, len(receivers), *base.shape)
-        if not len(used):
-            return total
-        changes = self.changes[:, :known, :, positions]
-        if len(used) < known:
-            changes = changes[:, torch.as_tensor(used, device=changes.device)]
-        live = torch.as_tensor(block[:, :, used], dtype=changes.dtype, device=changes.device)
-        return torch.baddbmm(total.flatten(2), live, changes.flatten(2)).reshape(total.shape)
+        total = base.to(self.wide).expand(self.circuits, len(receivers), *base.shape)
+        summed, normed = self._how_read(used)
+        if len(summed):
+            live, changes = self._chosen(block, summed, positions)
+            total = torch.baddbmm(total.flatten(2), live, changes.flatten(2)).reshape(total.shape)
+        for layer, heads in normed.items():
+            live, changes = self._chosen(block, heads, positions)
+            before = self.base.attention[layer][:, positions]
+            after = before.to(self.wide) + torch.einsum("crs,csbpd->crbpd", live, changes)
+            written = self.tracer.anatomy.written
+            total = total + (written(layer, after.to(before.dtype)) - written(layer, before))
+        return total.to(base.dtype)
+
+    def _how_read(self, used: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
+        """Part needed senders into those that add to the stream, and heads of layers with a norm behind their sum."""
+        if self.tracer.anatomy.additive:
+            return used, {}
+        layer, unit = np.divmod(np.asarray(self.needed)[used] - 1, self.graph.shape.n_heads + 1)
+        heads = (layer >= 0) & (unit < self.graph.shape.n_heads)
+        return used[~heads], {int(each): used[heads & (layer == each)] for each in np.unique(layer[heads])}
+
+    def _chosen(
+        self, block: Bool[np.ndarray, "circuit receiver sender"], senders: NDArray[np.int64], positions: slice
+    ) -> tuple[Float[Tensor, "circuit receiver chosen"], Float[Tensor, "circuit chosen pair pos d_model"]]:
+        """Give which of some senders each receiver sees, and their changes."""
+        changes = self.changes[:, : senders[-1] + 1, :, positions]
+        if len(senders) < changes.shape[1]:
+            changes = changes[:, torch.as_tensor(senders, device=changes.device)]
+        return torch.as_tensor(block[:, :, senders], dtype=changes.dtype, device=changes.device), changes
 
     def _live(self, receiver: int) -> Bool[np.ndarray, "circuit sender"]:
         """Say which needed senders a receiver can see, in each circuit."""
@@ -195,9 +218,9 @@ class _Pass:
         shape = self.graph.shape
         groups = sorted({head // shape.heads_per_group for head in heads})
         slots = {Slot.Q: heads, Slot.K: groups, Slot.V: groups}
-        paths = self.tracer.anatomy.architecture.projections
+        paths = self.tracer.anatomy.architecture.slot_modules
         visits: dict[tuple[int, Site], Visit] = {(layer, Site.Z): partial(self._heads_output, layer, heads)}
-        for path, site in self.tracer.anatomy.architecture.projection_sites.items():
+        for path, site in self.tracer.anatomy.architecture.slot_sites.items():
             served = {slot: slots[slot] for slot in Slot if paths[slot] == path}
             visits[layer, site] = partial(self._projection, layer, path, served)
         return visits
@@ -212,9 +235,7 @@ class _Pass:
             if not live:
                 continue
             read = self._input([first + offsets[slot] + unit for unit in live], self.base.stream[layer])
-            weight, bias = anatomy.slot_weights(layer, slot, live)
-            made = torch.einsum("cubpd,ukd->cbpuk", anatomy.attention_norm(layer, read), weight)
-            made = made if bias is None else made + bias
+            made = anatomy.unit_outputs(layer, slot, live, read)
             output[..., anatomy.columns[slot][live].flatten()] = rearrange(made, "c b p u k -> (c b) p (u k)")
         return output
 
@@ -222,8 +243,9 @@ class _Pass:
         rows = rearrange(z, "(c b) p w -> c b p w", c=self.circuits) - self.base.z[layer]
         first = 1 + layer * (self.graph.shape.n_heads + 1)
         places = [self.place[first + head] for head in heads]
-        made = self.tracer.anatomy.head_contributions(layer, rows, heads)
-        self.changes[:, places] = rearrange(made, "c b p h d -> c h b p d")
+        anatomy = self.tracer.anatomy
+        made = anatomy.head_outputs(layer, rows, heads) * (anatomy.residual_scale if anatomy.additive else 1.0)
+        self.changes[:, places] = rearrange(made, "c b p h d -> c h b p d").to(self.wide)
 
     def _mlp_input(self, layer: int, _: Tensor) -> Tensor:
         receiver = (layer + 1) * (self.graph.shape.n_heads + 2 * self.graph.shape.n_kv_heads + 1) - 1
@@ -232,5 +254,5 @@ class _Pass:
     def _mlp_output(self, layer: int, value: Tensor) -> None:
         sender = (layer + 1) * (self.graph.shape.n_heads + 1)
         self.changes[:, self.place[sender]] = (
-            rearrange(value, "(c b) p d -> c b p d", c=self.circuits) - self.base.mlp[layer]
+            rearrange(value, "(c b) p d -> c b p d", c=self.circuits).to(self.wide) - self.base.mlp[layer]
         )

@@ -17,7 +17,10 @@ def put(value: Tensor, _: Tensor) -> Tensor:
 
 
 class Site(IntEnum):
-    """Places of one layer, in the order a forward pass reaches them. A fused projection is visited once, as ``Q``."""
+    """Places of one layer, in the order a forward pass reaches them. A fused projection is visited once, as ``Q``.
+
+    Values have the shape ``(row, pos, width)`` whatever form the model's modules give them.
+    """
 
     STREAM = 0
     """Residual stream entering the layer."""
@@ -27,21 +30,21 @@ class Site(IntEnum):
     Z = 4
     """Input of the output projection: all head outputs, concatenated."""
     ATTENTION = 5
-    """What the attention adds to the stream."""
+    """Output of the output projection: the sum of all heads and the bias, before a norm or factor."""
     MLP_IN = 6
     """Residual stream as the MLP's norm reads it; replacing it leaves the stream itself alone."""
     MLP_OUT = 7
-    """What the MLP adds to the stream."""
+    """What the MLP adds to the stream, after a norm or factor."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """One run from layer ``start`` to the logits, or until the site ``stop`` (layer and site) has been visited.
 
-    ``stream`` is the residual stream entering ``start`` (needed when layers are skipped before it). ``attention`` and
-    ``mlp`` give values that replace a block without running it; ``idle`` layers are passed over altogether. ``visits``
-    are keyed by layer and site; ``final`` sees the stream as the final norm reads it, ``logits`` those of the last
-    position.
+    ``stream`` is the residual stream entering ``start`` (needed when layers are skipped before it). ``attention`` gives
+    values for the site of that name without running what leads to it; ``mlp`` gives values that a layer's MLP puts out
+    (before a norm or factor) without running it; ``idle`` layers are passed over altogether. ``visits`` are keyed by
+    layer and site; ``final`` sees the stream as the final norm reads it, ``logits`` those of the last position.
     """
 
     start: int = 0

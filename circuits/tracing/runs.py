@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -21,10 +20,10 @@ class Run:
 
     ``stream[l]`` is the residual stream that the attention of layer ``l`` reads, ``stream[n_layers]`` the one the
     final norm reads; ``middle[l]`` is what the MLP of layer ``l`` reads. ``z[l]`` is the concatenation of head outputs
-    before the output projection, ``mlp[l]`` what the MLP adds, ``attention[l]`` what the whole attention adds (with
-    its bias). ``projections[l][path]`` are the outputs of the query, key and value projections. ``recorded`` is false
-    for replacement values that no run ever had: there a sender whose inputs all have their base values need not have
-    its own.
+    before the output projection, ``attention[l]`` what that projection makes of them (with its bias, before a norm or
+    factor), ``mlp[l]`` what the MLP adds to the stream. ``projections[l][path]`` are the outputs of the modules that
+    make queries, keys and values. ``recorded`` is false for replacement values that no run ever had: there a sender
+    whose inputs all have their base values need not have its own.
     """
 
     ids: Int[Tensor, "pair pos"]
@@ -39,15 +38,19 @@ class Run:
 
     def first(self, count: int) -> "Run":
         """Give the run of the first ``count`` prompts."""
+        return self.rows(slice(count))
+
+    def rows(self, chosen: slice) -> "Run":
+        """Give the run of some of its prompts."""
         return Run(
-            ids=self.ids[:count],
-            stream=tuple(value[:count] for value in self.stream),
-            middle=tuple(value[:count] for value in self.middle),
-            z=tuple(value[:count] for value in self.z),
-            attention=tuple(value[:count] for value in self.attention),
-            mlp=tuple(value[:count] for value in self.mlp),
-            projections=tuple({path: value[:count] for path, value in paths.items()} for paths in self.projections),
-            logits=self.logits[:count],
+            ids=self.ids[chosen],
+            stream=tuple(value[chosen] for value in self.stream),
+            middle=tuple(value[chosen] for value in self.middle),
+            z=tuple(value[chosen] for value in self.z),
+            attention=tuple(value[chosen] for value in self.attention),
+            mlp=tuple(value[chosen] for value in self.mlp),
+            projections=tuple({path: value[chosen] for path, value in paths.items()} for paths in self.projections),
+            logits=self.logits[chosen],
             recorded=self.recorded,
         )
 
@@ -82,14 +85,15 @@ class Keep:
     site: Site
 
     def __call__(self, value: Tensor) -> None:
-        """Keep the value."""
-        self.recorder.values[self.layer, self.site] = value
+        """Keep the value, or a copy where a model may go on to change it in place (clipped queries, Falcon's MLP)."""
+        changing = self.site in (Site.Q, Site.K, Site.V, Site.MLP_OUT)
+        self.recorder.values[self.layer, self.site] = value.clone() if changing else value
 
 
 def record(tracer: Tracer, ids: Int[Tensor, "pair pos"]) -> Run:
     """Run prompts and keep what every sender wrote and every receiver read. Cost: one forward pass."""
     shape = tracer.anatomy.shape
-    sites = tracer.anatomy.architecture.projection_sites
+    sites = tracer.anatomy.architecture.slot_sites
     recorder = Recorder()
     wanted = [(layer, site) for layer in range(shape.n_layers) for site in (*_SITES_OF_RECORD, *sites.values())]
     visits = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
@@ -118,14 +122,16 @@ def zero_run(tracer: Tracer, like: Run) -> Run:
     """
     anatomy = tracer.anatomy
     nothing = torch.zeros_like(like.stream[0])
-    stream, middle = [nothing], list[Tensor]()
+    stream, middle, attention = [nothing], list[Tensor](), list[Tensor]()
     for layer in range(anatomy.shape.n_layers):
         bias = anatomy.output_bias(layer)
-        after = stream[-1] if bias is None else stream[-1] + bias
+        attention.append(nothing if bias is None else nothing + bias)
+        after = stream[-1] + anatomy.written(layer, attention[-1])
         middle.append(stream[-1] if anatomy.shape.parallel else after)
         stream.append(after)
+    slots = {path: slot for slot, path in anatomy.architecture.slot_modules.items()}
     projections = tuple(
-        {path: anatomy.project(layer, path, anatomy.attention_norm(layer, stream[layer])) for path in paths}
+        {path: anatomy.project(layer, slots[path], anatomy.attention_norm(layer, stream[layer])) for path in paths}
         for layer, paths in enumerate(like.projections)
     )
     zero = replace(
@@ -133,7 +139,7 @@ def zero_run(tracer: Tracer, like: Run) -> Run:
         stream=tuple(stream),
         middle=tuple(middle),
         z=tuple(torch.zeros_like(z) for z in like.z),
-        attention=tuple(after - before for before, after in pairwise(stream)),
+        attention=tuple(attention),
         mlp=tuple(nothing for _ in like.mlp),
         projections=projections,
         recorded=False,
@@ -152,24 +158,53 @@ def unembed(
 
 
 def sender_values(anatomy: Anatomy, run: Run, senders: Sequence[int]) -> Float[Tensor, "pair sender pos d_model"]:
-    """Give what some senders (positions in the graph's order) wrote to the residual stream."""
+    """Give what some senders (positions in the graph's order) wrote to the residual stream.
+
+    Of heads with a norm between their sum and the stream, this is their share of that sum.
+    """
     values = torch.empty(
         run.ids.shape[0], len(senders), *run.stream[0].shape[1:], dtype=run.z[0].dtype, device=run.z[0].device
     )
-    per_layer = anatomy.shape.n_heads + 1
-    heads: dict[int, list[tuple[int, int]]] = {}
-    for place, sender in enumerate(senders):
-        layer, unit = divmod(sender - 1, per_layer)
-        if sender == 0:
-            values[:, place] = run.stream[0]
-        elif unit == anatomy.shape.n_heads:
-            values[:, place] = run.mlp[layer]
+    scale = anatomy.residual_scale if anatomy.additive else 1.0
+    for layer, places, units in _by_block(anatomy, senders):
+        if layer < 0:
+            values[:, places] = run.stream[0].unsqueeze(1)
+        elif units is None:
+            values[:, places] = run.mlp[layer].unsqueeze(1)
         else:
-            heads.setdefault(layer, []).append((place, unit))
-    for layer, wanted in heads.items():
-        places, units = [place for place, _ in wanted], [unit for _, unit in wanted]
-        values[:, places] = anatomy.head_contributions(layer, run.z[layer], units).permute(0, 2, 1, 3)
+            values[:, places] = scale * anatomy.head_outputs(layer, run.z[layer], units).movedim(-2, 1)
     return values
+
+
+def sender_changes(
+    anatomy: Anatomy, run: Run, change: Run, senders: Sequence[int]
+) -> Float[Tensor, "pair sender pos d_model"]:
+    """Give how the stream of a run would change if some senders, each alone, took the values of another run.
+
+    ``change`` is the :func:`difference` of that run from this one. Exact, also through a norm after the attention.
+    """
+    values = sender_values(anatomy, change, senders)
+    if anatomy.additive:
+        return values
+    for layer, places, units in _by_block(anatomy, senders):
+        if units is not None:
+            before = run.attention[layer].unsqueeze(1)
+            values[:, places] = anatomy.written(layer, before + values[:, places]) - anatomy.written(layer, before)
+    return values
+
+
+def _by_block(anatomy: Anatomy, senders: Sequence[int]) -> list[tuple[int, list[int], list[int] | None]]:
+    """Sort senders by the block they are in: its layer (-1: the input), their places, their heads (None: an MLP)."""
+    heads, blocks = dict[int, tuple[list[int], list[int]]](), list[tuple[int, list[int], list[int] | None]]()
+    for place, sender in enumerate(senders):
+        layer, unit = divmod(sender - 1, anatomy.shape.n_heads + 1)
+        if sender == 0 or unit == anatomy.shape.n_heads:
+            blocks.append((layer, [place], None))
+        else:
+            places, units = heads.setdefault(layer, ([], []))
+            places.append(place)
+            units.append(unit)
+    return blocks + [(layer, places, units) for layer, (places, units) in heads.items()]
 
 
 def difference(run: Run, other: Run) -> Run:

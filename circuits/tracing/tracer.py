@@ -1,101 +1,165 @@
 """The only module that knows nnsight: carries out a :class:`~circuits.tracing.plan.Plan` in one trace."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from nnsight import TransformersModel
+from nnsight import NNsight, TransformersModel
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from circuits.errors import GuardError
 from circuits.tracing.anatomy import Anatomy
+from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
 from circuits.tracing.plan import Plan, Site, Visit
 
 
 class Tracer:
     """Runs plans on one model. Nothing stays on the model after a run, whether it ends, stops early or raises."""
 
-    def __init__(self, anatomy: Anatomy, tokenizer: Any) -> None:
+    def __init__(self, anatomy: Anatomy, tokenizer: Any = None) -> None:
         self.anatomy = anatomy
-        self._model: Any = TransformersModel(anatomy.module, tokenizer=tokenizer, task="text-generation")
+        module = anatomy.module
+        hugging_face = isinstance(module, PreTrainedModel) and tokenizer is not None
+        self._model: Any = (
+            TransformersModel(module, tokenizer=tokenizer, task="text-generation") if hugging_face else NNsight(module)
+        )
+        self._keywords = keywords_of(module)
         names = anatomy.architecture
-        self._layers = [_LayerEnvoys(layer, anatomy) for layer in _follow(self._model, names.layers)]
+        envoys = _follow(self._model, names.layers)
+        self._layers = [
+            _LayerEnvoys(layer, anatomy, forms) for layer, forms in zip(envoys, forms_of(anatomy), strict=True)
+        ]
         self._final_norm = _follow(self._model, names.final_norm)
 
     def run(self, ids: Int[Tensor, "row pos"], plan: Plan, *, gradients: bool = False) -> None:
         """Run token ids through the model as the plan says; results leave through the plan's visits.
 
-        Logits are computed at the last position only. Cost: the layers that are neither before ``plan.start`` nor idle.
+        Logits are computed at the last position only, where the model can. Cost: the layers that are neither before
+        ``plan.start`` nor idle.
         """
         try:
-            with torch.set_grad_enabled(gradients), self._model.trace(ids, use_cache=False, logits_to_keep=1) as trace:
-                self._play(plan, trace)
+            with torch.set_grad_enabled(gradients), self._model.trace(ids, **self._keywords) as trace:
+                self._play(plan, trace, len(ids))
         except OutOfOrderError as error:
             adapter = self.anatomy.architecture.name
             raise GuardError(
                 f"the model does not reach its modules in the order that the adapter '{adapter}' "
-                f"declares: {error}. A norm or projection is declared wrongly in circuits/tracing/architectures.py."
+                f"declares: {error}. A norm or projection is declared wrongly."
             ) from error
 
-    def _play(self, plan: Plan, trace: Any) -> None:
+    def _play(self, plan: Plan, trace: Any, rows: int) -> None:
         for number, layer in enumerate(self._layers):
             if number < plan.start:
-                layer.layer.skip(plan.stream)
+                layer.pass_over(plan.stream)
             elif number in plan.idle:
-                layer.layer.skip(plan.idle[number])
+                layer.pass_over(plan.idle[number])
             else:
-                layer.play(number, plan, trace)
+                layer.play(number, plan, trace, rows)
         if plan.final is not None:
-            _visit(self._final_norm, "input", plan.final)
+            _Place(self._final_norm, "input").visit(plan.final, rows)
         if plan.logits is not None:
-            plan.logits(self._model.output.logits[:, -1])
+            plan.logits(logits_of(self._model.output)[:, -1])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a visit reads, and how what it returns is put back: by default at the same place."""
+
+    envoy: Any
+    attribute: str
+    scale: float = 1.0
+
+    def visit(self, visit: Visit, rows: int) -> None:
+        """Show the value to a visit, and replace it by what that returns."""
+        found = getattr(self.envoy, self.attribute)
+        value = unwrap(found, rows)
+        replacement = visit(value if self.scale == 1.0 else value * self.scale)
+        if replacement is not None:
+            setattr(
+                self.envoy,
+                self.attribute,
+                rewrap(replacement if self.scale == 1.0 else replacement / self.scale, found),
+            )
+
+
+@dataclass(frozen=True)
+class _ParallelRead:
+    """What the MLP of a parallel block reads: the layer's own input, replaced behind the norm (which may be shared)."""
+
+    mlp: Any
+    norm: Callable[[Tensor], Tensor]
+    stream: Tensor
+
+    def visit(self, visit: Visit, rows: int) -> None:
+        """Show the stream to a visit, and let the MLP read what that returns."""
+        del rows
+        replacement = visit(self.stream)
+        if replacement is not None:
+            self.mlp.input = self.norm(replacement)
 
 
 class _LayerEnvoys:
     """The places of one layer that plans can visit, in forward order."""
 
-    def __init__(self, layer: Any, anatomy: Anatomy) -> None:
+    def __init__(self, layer: Any, anatomy: Anatomy, forms: dict[str, Form]) -> None:
         names = anatomy.architecture
-        self.layer = layer
+        self.layer, self.anatomy, self.forms = layer, anatomy, forms
         self.attention = _follow(layer, names.attention)
         self.mlp = _follow(layer, names.mlp)
-        self.mlp_norm = _follow(layer, names.mlp_norm)
+        self.mlp_end = _follow(layer, names.mlp_output or names.mlp)
+        self.mlp_read = self.mlp if names.mlp_norm is None else _follow(layer, names.mlp_norm)
+        self.mlp_written = self.mlp_end if names.mlp_post_norm is None else _follow(layer, names.mlp_post_norm)
         self.output = _follow(layer, names.output)
-        self.projections = [(site, _follow(layer, path)) for path, site in names.projection_sites.items()]
+        self.projections = [(site, _follow(layer, path)) for path, site in names.slot_sites.items()]
 
-    def play(self, number: int, plan: Plan, trace: Any) -> None:
+    def pass_over(self, stream: Tensor | None) -> None:
+        """Skip the layer: it puts out a given stream."""
+        self.layer.skip(None if stream is None else self.forms[""].wrap(stream))
+
+    def play(self, number: int, plan: Plan, trace: Any, rows: int) -> None:
+        """Visit the layer's places, and skip the blocks that the plan replaces."""
         if number == plan.start and plan.stream is not None and number == 0:
             self.layer.input = plan.stream
-        for site, envoy, attribute in self._places(number, plan):
+        for site, place in self._places(number, plan, rows):
             visit = plan.visits.get((number, site))
             if visit is not None:
-                _visit(envoy, attribute, visit)
+                place.visit(visit, rows)
             if plan.stop == (number, site):
                 trace.stop()
 
-    def _places(self, number: int, plan: Plan) -> Iterator[tuple[Site, Any, str]]:
-        """Walk over the places of this layer that run, skipping blocks that the plan replaces."""
-        yield Site.STREAM, self.layer, "input"
+    def _places(self, number: int, plan: Plan, rows: int) -> Iterator[tuple[Site, _Place | _ParallelRead]]:
+        names = self.anatomy.architecture
+        stream = unwrap(self.layer.input, rows) if names.parallel or names.attention_adds_stream else None
+        yield Site.STREAM, _Place(self.layer, "input")
         if number in plan.attention:
-            self.attention.skip((plan.attention[number], None))
+            given = plan.attention[number]
+            whole = given if stream is None or not names.attention_adds_stream else stream + given
+            self.attention.skip(self.forms[names.attention].wrap(whole))
         else:
             for site, projection in self.projections:
-                yield site, projection, "output"
-            yield Site.Z, self.output, "input"
-            yield Site.ATTENTION, self.output, "output"
+                yield site, _Place(projection, "output")
+            yield Site.Z, _Place(self.output, "input")
+            yield Site.ATTENTION, _Place(self.output, "output")
         if number in plan.mlp:
-            self.mlp.skip(plan.mlp[number])
+            self._skip_mlp(plan.mlp[number])
+            return
+        if stream is not None and names.parallel:
+            yield Site.MLP_IN, _ParallelRead(self.mlp, partial(self.anatomy.mlp_norm, number), stream)
         else:
-            yield Site.MLP_IN, self.mlp_norm, "input"
-            yield Site.MLP_OUT, self.mlp, "output"
+            yield Site.MLP_IN, _Place(self.mlp_read, "input")
+        yield Site.MLP_OUT, _Place(self.mlp_written, "output", self.anatomy.residual_scale)
 
-
-def _visit(envoy: Any, attribute: str, visit: Visit) -> None:
-    replacement = visit(getattr(envoy, attribute))
-    if replacement is not None:
-        setattr(envoy, attribute, replacement)
+    def _skip_mlp(self, value: Tensor) -> None:
+        names = self.anatomy.architecture
+        if names.mlp_output is not None:
+            # What the first module puts out goes through activations only, and is then thrown away.
+            self.mlp.skip(self.forms[names.mlp].wrap(value))
+        self.mlp_end.skip(self.forms[names.mlp_output or names.mlp].wrap(value))
 
 
 def _follow(envoy: Any, path: str) -> Any:

@@ -131,3 +131,25 @@ def relative(actual: Floats, expected: Floats, *, at_least: float = 1e-3) -> flo
     scale = float(np.abs(expected).max())
     assert scale > at_least
     return float(np.abs(actual - expected).max() / scale)
+
+
+def bring_nearer(scale: float) -> Callable[[PreTrainedModel], None]:
+    """Make the second half of the vocabulary embed as the first half does, but for ``scale`` of its own embedding."""
+    half = VOCABULARY // 2
+
+    def change(module: PreTrainedModel) -> None:
+        table = module.get_input_embeddings().weight
+        table[half:] = table[:half] + scale * table[half:]
+
+    return change
+
+
+def half_vocabulary_pairs() -> tuple[TokenPair, ...]:
+    """Pairs whose corrupted tokens are the clean ones, moved by half the vocabulary."""
+    half = VOCABULARY // 2
+    prompts = [pair.clean for pair in random_pairs(3, 6, below=half)]
+    changed = [(*prompt[:2], *(token + half for token in prompt[2:])) for prompt in prompts]
+    return tuple(
+        TokenPair(prompt, other, pair.answers, pair.wrong_answers, "", "")
+        for prompt, other, pair in zip(prompts, changed, PAIRS, strict=False)
+    )

@@ -7,23 +7,43 @@ from types import MappingProxyType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
 from circuits.builder import build_graph
 from circuits.errors import GuardError, UnsupportedModelError
 from circuits.graph import ModelShape, Slot
 from circuits.tracing import guards
 from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.architectures import GPT2, LLAMA, Architecture, Columns, architecture_of, concatenated, separate
+from circuits.tracing.architecture import Architecture, Columns, by_group, concatenated, separate
+from circuits.tracing.architectures import (
+    ARCHITECTURES,
+    BLOOM,
+    FALCON_NEW,
+    GEMMA2,
+    GLM4,
+    GPT2,
+    GPT_NEOX,
+    GRANITE,
+    LLAMA,
+    MPT,
+    OLMO2,
+    PHI3,
+    architecture_of,
+)
 from circuits.tracing.guards import GuardResult, check, require
 from circuits.tracing.masked import run_masked
+from circuits.tracing.runs import record
 from circuits.tracing.tracer import Tracer
 from tests.tiny import VOCABULARY, tiny_gpt2, tiny_llama
 from tests.tracing.subjects import TOKENIZER, Subject
+from tests.zoo import ZOO
 
-NAMES = ["additivity", "wiring", "nothing live", "everything live", "head isolation", "tokenizer"]
+NAMES = [
+    *("additivity", "causality", "nothing live", "wiring", "everything live", "restart", "head isolation", "tokenizer"),
+]
 
 
 def results_of(
@@ -104,24 +124,78 @@ def test_wrong_columns_fire_head_isolation_alone(name: str) -> None:
     make, architecture = SLICED_WRONGLY[name]
     results = results_of(make(), architecture)
     assert failed(results) == ["head isolation"]
-    with pytest.raises(GuardError, match=r"tiny fails the guard 'head isolation'.*sliced wrongly.*architectures\.py"):
+    with pytest.raises(
+        GuardError, match=r"tiny fails the guard 'head isolation'.*sliced wrongly.*'Models of your own'"
+    ):
         require(results, "tiny")
 
 
+def changed(family: Architecture, **changes: object) -> Architecture:
+    return dataclasses.replace(family, **changes)
+
+
 READ_WRONGLY = {
-    "a norm that is not its own": llama(attention_norm="post_attention_layernorm"),
-    "parallel": llama(parallel=True),
+    "a norm that is not its own": ("llama", llama(attention_norm="post_attention_layernorm"), "queries of layer 0"),
+    "a forgotten norm": ("llama", llama(attention_norm=None), "queries of layer 0"),
+    "a sequential block as parallel": ("llama", llama(parallel=True), "outputs of m0"),
+    "a parallel block as sequential": ("gpt_neox", changed(GPT_NEOX, parallel=False), "outputs of m0"),
+    "a shared norm where there are two": ("falcon_new", changed(FALCON_NEW, mlp_norm="ln_attn"), "outputs of m0"),
 }
 
 
 @pytest.mark.parametrize("name", READ_WRONGLY)
-def test_reading_the_stream_at_the_wrong_place_fires_wiring(name: str) -> None:
-    results = results_of(tiny_llama(), READ_WRONGLY[name])
+def test_reading_the_stream_at_the_wrong_place_fires_wiring_with_the_first_place_that_differs(name: str) -> None:
+    family, architecture, first = READ_WRONGLY[name]
+    results = results_of(ZOO[family](), architecture)
     assert failed(results) == ["wiring", "everything live"]
     with pytest.raises(
-        GuardError, match=r"'wiring'.*A receiver does not read what the graph says: a block order, a norm"
+        GuardError, match=rf"'wiring'.*does not read what the graph says.*The first to differ are the {first}\."
     ):
         require(results, "tiny")
+
+
+WRITTEN_WRONGLY = {
+    "a norm after the attention": ("gemma2", changed(GEMMA2, attention_post_norm=None)),
+    "a norm after the mlp": ("gemma2", changed(GEMMA2, mlp_post_norm=None)),
+    "glm-4's norm after the attention": ("glm4", changed(GLM4, attention_post_norm=None)),
+    "olmo-2's norm after the mlp": ("olmo2", changed(OLMO2, mlp_post_norm=None)),
+    "a multiplier": ("granite", changed(GRANITE, residual_scale=None)),
+    "that an mlp adds the stream": ("mpt", changed(MPT, mlp="ffn", mlp_output=None)),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_WRONGLY)
+def test_forgetting_what_stands_between_a_block_and_the_stream_fires_additivity(name: str) -> None:
+    family, architecture = WRITTEN_WRONGLY[name]
+    results = results_of(ZOO[family](), architecture)
+    assert failed(results)[0] == "additivity"
+    with pytest.raises(GuardError, match=r"'additivity'.*a norm or factor between a block and the stream"):
+        require(results, "tiny")
+
+
+def test_forgetting_that_an_attention_adds_the_stream_fires_restart_alone() -> None:
+    results = results_of(ZOO["bloom"](), changed(BLOOM, attention_adds_stream=False))
+    assert failed(results) == ["restart"]
+    with pytest.raises(GuardError, match=r"'restart'.*the attention, or what it adds to, is declared wrongly"):
+        require(results, "tiny")
+
+
+def test_a_norm_over_all_heads_that_is_not_declared_fires_head_isolation_alone() -> None:
+    results = results_of(ZOO["olmoe"](), LLAMA)
+    assert failed(results) == ["head isolation"]
+
+
+FUSED_WRONGLY = {
+    "by group as concatenated": ("falcon_new", changed(FALCON_NEW, layout=concatenated)),
+    "concatenated as by group": ("phi3", changed(PHI3, layout=by_group)),
+    "by head as concatenated": ("gpt_neox", changed(GPT_NEOX, layout=concatenated)),
+}
+
+
+@pytest.mark.parametrize("name", FUSED_WRONGLY)
+def test_a_fused_projection_cut_in_another_families_way_fires_head_isolation_alone(name: str) -> None:
+    family, architecture = FUSED_WRONGLY[name]
+    assert failed(results_of(ZOO[family](), architecture)) == ["head isolation"]
 
 
 OUT_OF_ORDER = {
@@ -137,7 +211,9 @@ OUT_OF_ORDER = {
 
 @pytest.mark.parametrize("name", OUT_OF_ORDER)
 def test_modules_declared_out_of_order_are_refused_with_the_adapters_name(name: str) -> None:
-    with pytest.raises(GuardError, match=r"order that the adapter 'llama' declares: .*norm|proj.*architectures\.py"):
+    with pytest.raises(
+        (GuardError, UnsupportedModelError), match=r"'llama' (declares: .*norm|names|.*proj)|do not fit"
+    ):
         results_of(tiny_llama(), OUT_OF_ORDER[name])
 
 
@@ -160,12 +236,25 @@ def test_a_write_of_no_node_fires_additivity_alone() -> None:
         require(results, "tiny")
 
 
-def test_an_mlp_that_computes_something_else_than_its_class_fires_wiring_alone() -> None:
+def test_heads_that_share_keys_and_values_in_another_order_fire_head_isolation_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Head h of 4 reads group h % 2 here, not group h // 2."""
+    monkeypatch.setattr(modeling_llama, "repeat_kv", lambda states, times: states.repeat(1, times, 1, 1))
+    results = results_of(ZOO["llama"](attn_implementation="eager"))
+    assert failed(results) == ["head isolation"]
+    with pytest.raises(GuardError, match=r"heads or slots are sliced wrongly, or heads belong to other groups"):
+        require(results, "tiny")
+
+
+def test_a_model_that_sees_later_tokens_fires_causality() -> None:
     module = tiny_llama()
-    mlp = module.model.layers[1].mlp
-    plain = mlp.forward
-    mlp.forward = lambda x: 2 * plain(x)
-    assert failed(results_of(module)) == ["wiring"]
+    for layer in module.model.layers:
+        layer.self_attn.is_causal = False
+    results = results_of(module)
+    assert "causality" in failed(results)
+    with pytest.raises(GuardError, match=r"'causality'.*depends on later tokens: this is no decoder"):
+        require(tuple(result for result in results if result.name == "causality"), "tiny")
 
 
 def test_dropout_is_noticed() -> None:
@@ -182,19 +271,57 @@ def test_weights_that_are_not_numbers_fail_every_measurement() -> None:
 # ---------------------------------------------------------------------------------------------------- wrong engines
 
 
-@pytest.mark.parametrize(("live", "name"), [(False, "nothing live"), (True, "everything live")])
-def test_an_engine_that_takes_every_mask_for_the_same_fires_the_other_end_point(
-    live: bool, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_takes_an_empty_mask_for_full_fires_nothing_live_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def blind(tracer: Tracer, graph: object, base: object, changes: object, masks: np.ndarray) -> Tensor:
-        return run_masked(tracer, graph, base, changes, np.full_like(masks, not live))
+        if changes:
+            return run_masked(tracer, graph, base, changes, masks)
+        other = record(tracer, base.ids.flip(0))
+        return run_masked(tracer, graph, base, {0: other.stream[0] - base.stream[0]}, np.ones_like(masks))
 
     monkeypatch.setattr(guards, "run_masked", blind)
     results = results_of(tiny_llama())
-    assert failed(results) == [name]
-    kind = "clean" if live else "corrupted"
-    with pytest.raises(GuardError, match=f"'{name}'.*With {name} a run must equal the {kind} run"):
+    assert failed(results) == ["nothing live"]
+    with pytest.raises(GuardError, match=r"'nothing live'.*With nothing live a run must equal the corrupted run"):
         require(results, "tiny")
+
+
+def test_an_engine_that_drops_an_edge_fires_everything_live_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(tracer: Tracer, graph: object, base: object, changes: object, masks: np.ndarray) -> Tensor:
+        fewer = masks.copy()
+        fewer[:, 0] = False
+        return run_masked(tracer, graph, base, changes, fewer)
+
+    monkeypatch.setattr(guards, "run_masked", forgetful)
+    results = results_of(tiny_llama())
+    assert failed(results) == ["everything live"]
+    with pytest.raises(GuardError, match=r"'everything live'.*With everything live a run must equal the clean run"):
+        require(results, "tiny")
+
+
+# ------------------------------------------------------------------------------------------------------------- costs
+
+
+def test_guards_cost_two_forward_passes_of_four_prompts_and_the_attention_of_two_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counted in prompts through attention and MLP modules, of which the model has four here."""
+    prompts = {"attention": 0, "mlp": 0}
+    for kind, name in (("attention", LlamaAttention), ("mlp", LlamaMLP)):
+        plain = name.forward
+
+        def counted(self: object, *args: object, kind: str = kind, plain: object = plain, **options: object) -> object:
+            prompts[kind] += len([*args, *options.values()][0])
+            return plain(self, *args, **options)
+
+        monkeypatch.setattr(name, "forward", counted)
+    tracer = Tracer(Anatomy(tiny_llama(num_hidden_layers=4)), TOKENIZER)
+    graph = build_graph(tracer.anatomy.shape)
+    prompts.update(attention=0, mlp=0)
+    check(tracer, graph, TOKENIZER)
+    units = 4 + 2 * 2
+    recorded, everything_live, recomputed, restarted = 4, 2, 2, 2
+    assert prompts["attention"] == 4 * (recorded + everything_live) + 2 * units * 2
+    assert prompts["mlp"] == 4 * (recorded + everything_live + recomputed) + restarted
 
 
 # ------------------------------------------------------------------------------------------------- wrong tokenizers
@@ -236,16 +363,72 @@ def test_a_tokenizer_within_the_embedding_passes() -> None:
 # ------------------------------------------------------------------------------------------------------ the adapters
 
 
-def test_a_family_without_an_adapter_is_refused_with_those_that_have_one() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'falcon' have no adapter.*llama, mistral, qwen2, gpt2.*guards"):
-        architecture_of("falcon")
+class Unknown(nn.Module):
+    """No known family has these modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(2, 2)])
 
 
-def test_a_configuration_that_counts_other_layers_than_the_model_has_is_refused() -> None:
+def test_a_model_of_no_known_family_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'Unknown' have no adapter.*bloom.*qwen3_moe.*the guards"):
+        architecture_of(Unknown())
+
+
+def test_a_model_type_without_an_entry_is_known_by_its_modules() -> None:
+    module = ZOO["gemma2"]()
+    module.config.model_type = "gemma9"
+    assert architecture_of(module) is GEMMA2
+    module.model.layers[1].extra_norm = nn.LayerNorm(32)
+    with pytest.raises(UnsupportedModelError, match="'gemma9' have no adapter"):
+        architecture_of(module)
+
+
+def test_a_variant_without_an_entry_is_refused_with_those_that_have_one() -> None:
+    module = ZOO["bloom"](apply_residual_connection_post_layernorm=True)
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"'bloom' has apply_residual_connection_post_layernorm=True.*expected apply_.*=False",
+    ):
+        architecture_of(module)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (
+            llama(output="self_attn.out"),
+            r"names 'self_attn.out', which LlamaDecoderLayer does not have; it has self_attn",
+        ),
+        (llama(heads=5), r"5 heads do not fit the projections of 'llama': the output projection reads 48 numbers"),
+        (llama(heads="config.n_head"), r"the number of heads is at 'config.n_head', and 'n_head' is not there"),
+        (
+            llama(layers="model.layers.0.self_attn"),
+            r"'model.layers.0.self_attn' is a LlamaAttention; expected the list",
+        ),
+        (llama(output="mlp"), r"'mlp' \(LlamaMLP\) should be a linear projection and does not say its in_features"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused_with_what_to_correct(
+    architecture: Architecture, message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        Anatomy(tiny_llama(), architecture)
+
+
+def test_layers_of_different_sizes_are_refused() -> None:
     module = tiny_llama()
-    module.config.num_hidden_layers = 4
-    with pytest.raises(GuardError, match=r"the configuration says 4 layers, the model has 3"):
+    module.model.layers[1].self_attn.k_proj = nn.Linear(32, 12)
+    with pytest.raises(UnsupportedModelError, match=r"attention of different sizes"):
         Anatomy(module)
+
+
+def test_no_two_families_share_a_name_and_model_types_differ_by_configuration() -> None:
+    names = [architecture.name for architecture in ARCHITECTURES]
+    assert len(set(names)) == len(names)
+    plain = [kind for architecture in ARCHITECTURES if not architecture.when for kind in architecture.model_types]
+    assert len(set(plain)) == len(plain)
 
 
 def test_require_names_the_first_failure_with_its_numbers() -> None:

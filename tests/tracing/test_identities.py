@@ -1,6 +1,5 @@
 """The identities of the design, on tiny models of every family; each came from a mistake in published code."""
 
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,13 +19,15 @@ from circuits.tracing.runs import difference, record
 from circuits.vocabulary import Ablation, Direction, Metric, ScorerName
 from tests.reference.anatomy import anatomy_of
 from tests.reference.hooks import hooked, last_logits, sender_values
-from tests.tiny import FAMILIES, VOCABULARY
+from tests.tiny import FAMILIES
 from tests.tracing.subjects import (
     PAIRS,
     Subject,
     all_but_one,
+    bring_nearer,
     clean_ids,
     corrupted_ids,
+    half_vocabulary_pairs,
     metric_of,
     random_masks,
     random_pairs,
@@ -271,29 +272,11 @@ def test_5_a_bfloat16_model_gives_float32_scores_near_those_of_the_float32_model
 # ----------------------------------------------------------------------------------------- 6: first order against exact
 
 
-def bring_nearer(scale: float) -> Callable[[PreTrainedModel], None]:
-    """Make the second half of the vocabulary embed as the first half does, but for ``scale`` of its own embedding."""
-    half = VOCABULARY // 2
-
-    def change(module: PreTrainedModel) -> None:
-        table = module.get_input_embeddings().weight
-        table[half:] = table[:half] + scale * table[half:]
-
-    return change
-
-
 @pytest.mark.parametrize("direction", list(Direction))
 def test_6_first_order_and_exact_scores_agree_when_the_difference_is_small(
     double: Subject, direction: Direction
 ) -> None:
-    half = VOCABULARY // 2
-    prompts = [pair.clean for pair in random_pairs(3, 6, below=half)]
-    changed = [(*prompt[:2], *(token + half for token in prompt[2:])) for prompt in prompts]
-    answers = [(pair.answers, pair.wrong_answers) for pair in PAIRS]
-    pairs = tuple(
-        type(PAIRS[0])(prompt, other, *answers[i], "", "")
-        for i, (prompt, other) in enumerate(zip(prompts, changed, strict=True))
-    )
+    pairs = half_vocabulary_pairs()
     errors = []
     for scale in (1e-2, 1e-3):
         near = double.changed(bring_nearer(scale))
