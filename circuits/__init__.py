@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from circuits.model import Model, load_model
     from circuits.scores import EdgeScores
     from circuits.scoring import score
+    from circuits.tracing.architecture import Architecture, each_slot
     from circuits.tracing.experiment import Options
     from circuits.tracing.paths import Path, path_effects
     from circuits.tracing.sites import patch_sites
 
 _HOMES = {
+    "Architecture": "circuits.tracing.architecture",
     "Behaviour": "circuits.behaviours.behaviour",
     "Circuit": "circuits.circuit",
     "CircuitDiff": "circuits.comparison",
@@ -49,6 +51,7 @@ _HOMES = {
     "build_graph": "circuits.builder",
     "compare": "circuits.comparison",
     "discover": "circuits.discovery",
+    "each_slot": "circuits.tracing.architecture",
     "evaluate": "circuits.evaluation",
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
@@ -58,6 +61,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Architecture",
     "Behaviour",
     "Circuit",
     "CircuitDiff",
@@ -77,6 +81,7 @@ __all__ = [
     "build_graph",
     "compare",
     "discover",
+    "each_slot",
     "evaluate",
     "load_behaviour",
     "load_model",

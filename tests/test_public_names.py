@@ -6,6 +6,7 @@ import sys
 import circuits
 
 PROMISED = [
+    "Architecture",
     "Behaviour",
     "Circuit",
     "CircuitDiff",
@@ -25,6 +26,7 @@ PROMISED = [
     "build_graph",
     "compare",
     "discover",
+    "each_slot",
     "evaluate",
     "load_behaviour",
     "load_model",
