@@ -13,8 +13,10 @@ from torch import Tensor
 
 from circuits.graph import NodeKind
 from circuits.tracing.guards import _isolation_error, check
+from circuits.tracing.paths import Path, path_effects
 from circuits.tracing.runs import record
-from circuits.vocabulary import Ablation, Direction, Metric
+from circuits.tracing.sites import patch_sites
+from circuits.vocabulary import Ablation, Direction, Metric, Site
 from tests.reference import gradients, hooks
 from tests.reference.anatomy import INPUT, anatomy_of
 from tests.reference.precision import in_float64
@@ -181,3 +183,30 @@ def test_patching_a_head_leaves_the_other_heads_of_its_layer_alone(family: str) 
     assert run.ids.max() < VOCABULARY
     for layer in range(subject.graph.shape.n_layers):
         assert _isolation_error(subject.tracer, run, layer) < 1e-12
+
+
+@families
+def test_a_path_of_one_hop_is_the_exact_score_of_that_edge(family: str) -> None:
+    subject = double(family)
+    names = ["input->logits", "a0.h2->logits", "m1->logits", "a2.h3->logits"]
+    experiment = subject.experiment()
+    paths = path_effects(experiment, [Path.parse(name, subject.graph) for name in names])
+    edges = experiment.edge_effects(np.array([subject.index(name) for name in names]))
+    np.testing.assert_allclose(paths, edges, atol=1e-7)
+    assert np.abs(paths).max() > 0.01
+
+
+@families
+@pytest.mark.parametrize("site", [Site.ATTN, Site.MLP, Site.HEAD])
+def test_patching_an_activation_equals_corrupting_all_edges_out_of_its_senders(family: str, site: Site) -> None:
+    subject = double(family)
+    experiment = subject.experiment(direction=Direction.NOISING)
+    found = patch_sites(experiment, site, [f"t{i}" for i in range(len(PAIRS[0].clean))], by_position=False).values
+    shape, senders = subject.graph.shape, subject.graph.edge_senders
+    for layer in range(shape.n_layers):
+        first = 1 + layer * (shape.n_heads + 1)
+        heads = range(first, first + shape.n_heads)
+        patched = {Site.ATTN: [list(heads)], Site.MLP: [[heads.stop]], Site.HEAD: [[head] for head in heads]}[site]
+        masks = [~np.isin(senders, each) for each in patched]
+        np.testing.assert_allclose(found[layer], experiment.circuits(masks).mean(1), atol=1e-9)
+    assert np.abs(found - experiment.clean.mean()).max() > 0.01
