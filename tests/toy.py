@@ -60,8 +60,8 @@ class ToyExperiment:
     def corrupted(self) -> Floats:
         return np.zeros(self.n_pairs)
 
-    def first(self, count: int) -> "ToyExperiment":
-        return ToyExperiment(self.clean_inputs[:count], direction=self.direction)
+    def part(self, begin: int, end: int) -> "ToyExperiment":
+        return ToyExperiment(self.clean_inputs[begin:end], direction=self.direction)
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> Floats:
         rows = []
@@ -128,8 +128,8 @@ class LinearToy:
         """Positions of the edges whose weight is not zero."""
         return np.flatnonzero(self.weights)
 
-    def first(self, count: int) -> "LinearToy":
-        fewer = self.clean_inputs[:count], self.corrupted_inputs[:count]
+    def part(self, begin: int, end: int) -> "LinearToy":
+        fewer = self.clean_inputs[begin:end], self.corrupted_inputs[begin:end]
         return replace(self, clean_inputs=fewer[0], corrupted_inputs=fewer[1])
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> Floats:

@@ -69,7 +69,7 @@ def minimal(
         return found
 
     found = reached("proposed")
-    scouts = replace(judge, experiment=experiment.first(_SCOUTS))
+    scouts = replace(judge, experiment=experiment.part(0, _SCOUTS))
     smallest = 1 if experiment.n_pairs > 2 * _SCOUTS else 2  # with few pairs, single edges are measured on all at once
     size = max(1, len(edges) // _BLOCKS)
     while size >= (smallest if len(edges) <= limit else 2):

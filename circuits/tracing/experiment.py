@@ -57,13 +57,12 @@ class PairBatch:
     corrupted: Run
     base: Run
 
-    def first(self, count: int) -> "PairBatch":
-        """Give the batch without the pairs from place ``count`` on; places within a batch ascend."""
-        size = int(np.searchsorted(self.index, count))
-        answers = self.answers.rows(torch.arange(size, device=self.clean.ids.device))
-        return PairBatch(
-            self.index[:size], answers, self.clean.first(size), self.corrupted.first(size), self.base.first(size)
-        )
+    def part(self, begin: int, end: int) -> "PairBatch":
+        """Give the pairs of the batch whose places are ``begin .. end - 1``, counted from there."""
+        chosen = slice(*np.searchsorted(self.index, (begin, end)).tolist())
+        answers = AnswerTokens(self.answers.answers[chosen], self.answers.wrong_answers[chosen])
+        runs = (run.rows(chosen) for run in (self.clean, self.corrupted, self.base))
+        return PairBatch(self.index[chosen] - begin, answers, *runs)
 
 
 class PatchingExperiment:
@@ -98,12 +97,13 @@ class PatchingExperiment:
                 base = zero_run(self.tracer, clean) if zero else corrupted
                 yield PairBatch(index, AnswerTokens.of(chosen, device), clean, corrupted, base)
 
-    def first(self, count: int) -> "PatchingExperiment":
-        """Give the same experiment on its first pairs; see :meth:`Experiment.first`."""
+    def part(self, begin: int, end: int) -> "PatchingExperiment":
+        """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
         fewer = copy(self)
-        fewer.n_pairs = min(count, self.n_pairs)
-        fewer.batches = tuple(batch.first(count) for batch in self.batches if batch.index[0] < count)
-        fewer.clean, fewer.corrupted = self.clean[:count], self.corrupted[:count]
+        parts = (batch.part(begin, end) for batch in self.batches)
+        fewer.batches = tuple(batch for batch in parts if len(batch.index))
+        fewer.clean, fewer.corrupted = self.clean[begin:end], self.corrupted[begin:end]
+        fewer.n_pairs = len(fewer.clean)
         return fewer
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:

@@ -53,8 +53,8 @@ class Experiment(Protocol):
         """Metric with every edge corrupted (the empty circuit), shape ``(pair,)``."""
         ...
 
-    def first(self, count: int) -> "Experiment":
-        """Give the same experiment on its first ``count`` pairs only, without running anything."""
+    def part(self, begin: int, end: int) -> "Experiment":
+        """Give the same experiment on the pairs ``begin .. end - 1`` only, without running anything."""
         ...
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:

@@ -36,10 +36,6 @@ class Run:
     logits: Float[Tensor, "pair d_vocab"]
     recorded: bool = True
 
-    def first(self, count: int) -> "Run":
-        """Give the run of the first ``count`` prompts."""
-        return self.rows(slice(count))
-
     def rows(self, chosen: slice) -> "Run":
         """Give the run of some of its prompts."""
         return Run(

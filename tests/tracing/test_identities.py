@@ -1,6 +1,5 @@
 """The identities of the design, on tiny models of every family; each came from a mistake in published code."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -226,16 +225,17 @@ def test_4_prompts_of_several_lengths_are_measured_as_if_each_came_alone(subject
     np.testing.assert_allclose(spread, np.std(each, axis=0, ddof=1), atol=2e-4)
 
 
-def test_the_first_pairs_of_an_experiment_are_measured_as_in_the_whole(subject: Subject) -> None:
+@pytest.mark.parametrize(("begin", "end"), [(0, 1), (0, 3), (2, 4), (3, 9)])
+def test_part_of_an_experiment_is_measured_as_in_the_whole(subject: Subject, begin: int, end: int) -> None:
     pairs = (*random_pairs(2, 5, seed=1), *random_pairs(2, 9, seed=2), *random_pairs(1, 5, seed=4))
     whole = subject.experiment(pairs, batch_size=2)
     masks, edges = random_masks(subject.graph.n_edges, (0.3, 0.9)), subject.some_edges(31)
-    for count in (1, 3, 5, 9):
-        fewer = whole.first(count)
-        assert fewer.n_pairs == min(count, 5)
-        np.testing.assert_array_equal(fewer.clean, whole.clean[:count])
-        np.testing.assert_allclose(fewer.circuits(masks), whole.circuits(masks)[:, :count], atol=3e-5)
-        np.testing.assert_allclose(fewer.edge_effects(edges), whole.edge_effects(edges)[:, :count], atol=3e-5)
+    part = whole.part(begin, end)
+    assert part.n_pairs == min(end, 5) - begin
+    np.testing.assert_array_equal(part.clean, whole.clean[begin:end])
+    np.testing.assert_allclose(part.circuits(masks), whole.circuits(masks)[:, begin:end], atol=3e-5)
+    np.testing.assert_allclose(part.edge_effects(edges), whole.edge_effects(edges)[:, begin:end], atol=3e-5)
+    assert part.attributions([1.0]).shape == (2, subject.graph.n_edges)
     assert whole.n_pairs == 5
 
 
