@@ -60,7 +60,7 @@ def _quantised(config: Any) -> str | None:
     return (
         f"its weights are quantised ({method}), and quantised layers round what they compute, so that parts do not add "
         "up to the whole. Use the unquantised weights or a GGUF file, which is expanded when loaded; or expand them "
-        "yourself: `load_model(model.dequantize(), tokenizer=tokenizer)`."
+        "yourself, where the method allows: `load_model(model.dequantize(), tokenizer=tokenizer)`."
     )
 
 

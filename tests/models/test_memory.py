@@ -236,9 +236,6 @@ def test_a_decoder_of_ones_own_is_measured_with_its_architecture() -> None:
         by_hand.append(preference(stream["logits"], pair) - preference(patched, pair))
     effects = experiment.edge_effects(np.array([model.graph.index(Edge.parse("m2->logits"))]))[0]
     assert relative(effects, np.array(by_hand)) < 1e-5
-    first_order = experiment.attributions([0.1, 0.3, 0.5, 0.7, 0.9])[0]
-    exact = experiment.edge_effects(np.arange(model.graph.n_edges)).mean(1)
-    assert np.corrcoef(first_order, exact)[0, 1] > 0.9
 
 
 def preference(logits: Tensor, pair: TokenPair) -> float:
@@ -253,7 +250,8 @@ def test_a_wrong_architecture_is_refused_by_the_guards() -> None:
 
 def test_a_plain_module_without_an_architecture_is_refused_with_how_to_describe_it() -> None:
     with pytest.raises(
-        UnsupportedModelError, match=r"'Own' is a Own, no model of transformers.*architecture=Architecture"
+        UnsupportedModelError,
+        match=r"'Own' is of the class Own, which is not of transformers.*architecture=Architecture",
     ):
         load_model(own())
 
