@@ -156,7 +156,7 @@ def _tapped_run(tracer: Tracer, run: Run, embedding: Float[Tensor, "pair pos d_m
         final=partial(_tap_into, taps.final),
         logits=taps.logits.append,
     )
-    tracer.run(run.ids, plan, gradients=True)
+    tracer.run(run.ids, plan, prefix=run.prefix, gradients=True)
     return taps
 
 

@@ -136,7 +136,7 @@ class _Patcher:
         visits[layer, Site.Z] = recorder.at(layer, Site.Z)
         stream = self._repeat(self.current.stream[layer], len(senders))
         plan = Plan(start=layer, stop=(layer, Site.Z), stream=stream, visits=visits)
-        self.tracer.run(self._repeat(self.current.ids, len(senders)), plan)
+        self.tracer.run(self._repeat(self.current.ids, len(senders)), plan, prefix=self.current.prefix)
         return rearrange(recorder.values[layer, Site.Z], "(s b) p w -> s b p w", s=len(senders))
 
     def _finish(self, layer: int, edges: int, attention: Tensor, visits: dict[tuple[int, Site], Visit]) -> Logits:
@@ -146,7 +146,7 @@ class _Patcher:
         plan = Plan(
             start=layer, stream=stream, attention={layer: attention}, visits=visits, logits=recorder.keep_logits
         )
-        self.tracer.run(self._repeat(self.current.ids, edges), plan)
+        self.tracer.run(self._repeat(self.current.ids, edges), plan, prefix=self.current.prefix)
         return rearrange(recorder.logits, "(e b) v -> e b v", e=edges)
 
 

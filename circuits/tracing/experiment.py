@@ -19,6 +19,7 @@ from circuits.tracing.attribution import attribute
 from circuits.tracing.batching import RowBudget, in_batches
 from circuits.tracing.exact import patched_logits
 from circuits.tracing.masked import needed_senders, run_masked
+from circuits.tracing.prefix import prefix_of
 from circuits.tracing.protocol import Masks, Progress, no_progress
 from circuits.tracing.runs import Run, difference, record, zero_run
 from circuits.tracing.tracer import Tracer
@@ -30,12 +31,17 @@ _PAIR_TOKENS = 512
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured: metric, what replaces a corrupted edge, direction; and rows per pass (None: automatic)."""
+    """What is measured: metric, what replaces a corrupted edge, direction; and how.
+
+    ``batch_size`` is the number of rows per pass (None: automatic). Without ``prefix_cache`` the positions that clean
+    and corrupted prompts share are run again each time, which changes nothing but the time.
+    """
 
     metric: Metric = Metric.LOGIT_DIFFERENCE
     ablation: Ablation = Ablation.CORRUPTED
     direction: Direction = Direction.NOISING
     batch_size: int | None = None
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         if self.ablation is Ablation.ZERO and self.direction is Direction.DENOISING:
@@ -82,20 +88,30 @@ class PatchingExperiment:
 
     def _record(self, pairs: Sequence[TokenPair]) -> Iterator[PairBatch]:
         """Record pairs in batches of one token length, so that nothing is ever padded."""
-        device = self.tracer.anatomy.device
         by_length: dict[int, list[int]] = {}
         for i, pair in enumerate(pairs):
             by_length.setdefault(len(pair.clean), []).append(i)
         for length, members in by_length.items():
             size = self.options.batch_size or max(1, _PAIR_TOKENS // length)
+            # Pairs that begin to differ at the same position share a batch: no position before it is run again.
+            members.sort(key=lambda i: _first_difference(pairs[i]))
             for first in range(0, len(members), size):
-                index = np.array(members[first : first + size])
-                chosen: list[TokenPair] = [pairs[int(i)] for i in index]
-                clean = record(self.tracer, torch.tensor([pair.clean for pair in chosen], device=device))
-                corrupted = record(self.tracer, torch.tensor([pair.corrupted for pair in chosen], device=device))
-                zero = self.options.ablation is Ablation.ZERO
-                base = zero_run(self.tracer, clean) if zero else corrupted
-                yield PairBatch(index, AnswerTokens.of(chosen, device), clean, corrupted, base)
+                index = np.sort(members[first : first + size])
+                yield self._recorded(index, [pairs[int(i)] for i in index])
+
+    def _recorded(self, index: NDArray[np.int64], pairs: list[TokenPair]) -> PairBatch:
+        device = self.tracer.anatomy.device
+        clean_ids, corrupted_ids = (
+            torch.tensor([getattr(pair, side) for pair in pairs], device=device) for side in ("clean", "corrupted")
+        )
+        zero, prefix, shared = self.options.ablation is Ablation.ZERO, None, 0
+        if self.options.prefix_cache and self.tracer.takes_prefix and not zero:
+            shared = min(_first_difference(pair) for pair in pairs)
+            prefix = prefix_of(self.tracer.anatomy.module, clean_ids[:, :shared]) if shared else None
+        clean = record(self.tracer, clean_ids[:, shared:], prefix)
+        corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix)
+        base = zero_run(self.tracer, clean) if zero else corrupted
+        return PairBatch(index, AnswerTokens.of(pairs, device), clean, corrupted, base)
 
     def part(self, begin: int, end: int) -> "PatchingExperiment":
         """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
@@ -195,7 +211,7 @@ class PatchingExperiment:
 
     def budget(self, batch: PairBatch, senders: int = 0) -> RowBudget:
         """Estimate what one row needs: a layer's activations, its logits, and what ``senders`` senders wrote."""
-        config = self.tracer.anatomy.module.config
+        config = getattr(self.tracer.anatomy.module, "config", None)
         length, shape = batch.clean.ids.shape[1], self.graph.shape
         wide = int(getattr(config, "intermediate_size", None) or 4 * shape.d_model)
         receivers = 4 * (shape.n_heads + 2 * shape.n_kv_heads) if senders else 12
@@ -203,6 +219,12 @@ class PatchingExperiment:
         numbers += shape.n_heads * length**2 + 4 * batch.clean.logits.shape[-1]
         tracer = self.tracer.anatomy
         return RowBudget(numbers * max(4, tracer.dtype.itemsize), length, tracer.device, self.options.batch_size)
+
+
+def _first_difference(pair: TokenPair) -> int:
+    """Give the first position at which the prompts of a pair differ; of equal prompts the last."""
+    differing = (i for i, (here, there) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if here != there)
+    return next(differing, len(pair.clean) - 1)
 
 
 def _numpy(values: Tensor) -> NDArray[np.float64]:

@@ -156,7 +156,7 @@ class MaskedPass:
         if busy:
             end = (busy[-1], Site.MLP_OUT if busy[-1] not in mlp else Site.Z)
             plan = Plan(start=busy[0], stop=end, stream=blank, attention=attention, mlp=mlp, idle=idle, visits=visits)
-            self.tracer.run(self.base.ids.repeat(self.circuits, 1), plan)
+            self.tracer.run(self.base.ids.repeat(self.circuits, 1), plan, prefix=self.base.prefix)
         if last < shape.n_layers:
             return self.base.logits.unsqueeze(0)
         final = self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))

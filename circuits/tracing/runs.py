@@ -9,6 +9,7 @@ from torch import Tensor
 
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site
+from circuits.tracing.prefix import Prefix
 from circuits.tracing.tracer import Tracer
 
 _SITES_OF_RECORD = (Site.STREAM, Site.Z, Site.ATTENTION, Site.MLP_IN, Site.MLP_OUT)
@@ -17,6 +18,8 @@ _SITES_OF_RECORD = (Site.STREAM, Site.Z, Site.ATTENTION, Site.MLP_IN, Site.MLP_O
 @dataclass(frozen=True)
 class Run:
     """One recorded run of ``pair`` prompts of equal length, or replacement values in the form of one.
+
+    With a ``prefix`` only the positions after it are here, ``ids`` included.
 
     ``stream[l]`` is the residual stream that the attention of layer ``l`` reads, ``stream[n_layers]`` the one the
     final norm reads; ``middle[l]`` is what the MLP of layer ``l`` reads. ``z[l]`` is the concatenation of head outputs
@@ -34,7 +37,13 @@ class Run:
     mlp: tuple[Float[Tensor, "pair pos d_model"], ...]
     projections: tuple[dict[str, Float[Tensor, "pair pos _"]], ...]
     logits: Float[Tensor, "pair d_vocab"]
+    prefix: Prefix | None = None
     recorded: bool = True
+
+    @property
+    def length(self) -> int:
+        """How many tokens a prompt has, the prefix included."""
+        return self.ids.shape[1] + (0 if self.prefix is None else self.prefix.length)
 
     def rows(self, chosen: slice) -> "Run":
         """Give the run of some of its prompts."""
@@ -47,6 +56,7 @@ class Run:
             mlp=tuple(value[chosen] for value in self.mlp),
             projections=tuple({path: value[chosen] for path, value in paths.items()} for paths in self.projections),
             logits=self.logits[chosen],
+            prefix=None if self.prefix is None else self.prefix.rows(chosen),
             recorded=self.recorded,
         )
 
@@ -86,14 +96,18 @@ class Keep:
         self.recorder.values[self.layer, self.site] = value.clone() if changing else value
 
 
-def record(tracer: Tracer, ids: Int[Tensor, "pair pos"]) -> Run:
-    """Run prompts and keep what every sender wrote and every receiver read. Cost: one forward pass."""
+def record(tracer: Tracer, ids: Int[Tensor, "pair pos"], prefix: Prefix | None = None) -> Run:
+    """Run prompts, or what comes after a prefix, and keep what every sender wrote and every receiver read.
+
+    Cost: one forward pass.
+    """
     shape = tracer.anatomy.shape
     sites = tracer.anatomy.architecture.slot_sites
     recorder = Recorder()
     wanted = [(layer, site) for layer in range(shape.n_layers) for site in (*_SITES_OF_RECORD, *sites.values())]
     visits = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
-    tracer.run(ids, Plan(visits=visits, final=recorder.keep_final, logits=recorder.keep_logits))
+    plan = Plan(visits=visits, final=recorder.keep_final, logits=recorder.keep_logits)
+    tracer.run(ids, plan, prefix=prefix)
     kept = recorder.values
 
     def column(site: Site) -> tuple[Tensor, ...]:
@@ -108,6 +122,7 @@ def record(tracer: Tracer, ids: Int[Tensor, "pair pos"]) -> Run:
         mlp=column(Site.MLP_OUT),
         projections=tuple({path: kept[layer, sites[path]] for path in sites} for layer in range(shape.n_layers)),
         logits=recorder.logits,
+        prefix=prefix,
     )
 
 

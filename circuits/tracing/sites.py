@@ -66,7 +66,7 @@ def patch_sites(
         )
     heads = site is PatchSite.HEAD
     length = len(tokens)
-    if by_position and not heads and any(batch.clean.ids.shape[1] != length for batch in experiment.batches):
+    if by_position and not heads and any(batch.clean.length != length for batch in experiment.batches):
         raise PromptError(
             "patching by position needs prompts of one token length; use --by layer, or prompts of equal length."
         )
@@ -79,9 +79,13 @@ def patch_sites(
             noising = experiment.options.direction is Direction.NOISING
             current, other = runs if noising else (runs[1], runs[0])
             patcher = _Patcher(experiment, batch, current, other, site, layer, by_position)
-            budget = experiment.budget(batch)
+            shared = patcher.shared
+            values[layer, :shared] += experiment.measured(batch, current.logits).sum()
             for members, found in in_batches(
-                np.arange(len(columns)), patcher.values, budget, rows_per_item=len(batch.index)
+                np.arange(shared, len(columns)),
+                patcher.values,
+                experiment.budget(batch),
+                rows_per_item=len(batch.index),
             ):
                 values[layer, members] += found
         progress(layer + 1, shape.n_layers)
@@ -108,6 +112,12 @@ class _Patcher:
     layer: int
     by_position: bool
 
+    @property
+    def shared(self) -> int:
+        """How many of the columns are positions that both runs share, where patching changes nothing."""
+        columns_are_positions = self.by_position and self.site is not PatchSite.HEAD
+        return self.current.length - self.current.ids.shape[1] if columns_are_positions else 0
+
     def values(self, columns: NDArray[np.int64]) -> NDArray[np.float64]:
         """Give the metric's sum over pairs for each column."""
         count, layer, recorder = len(columns), self.layer, Recorder()
@@ -125,13 +135,13 @@ class _Patcher:
             case PatchSite.HEAD:
                 visits[layer, Site.Z] = partial(put, self._mixed_heads(columns))
         plan = Plan(start=layer, stream=stream, attention=attention, visits=visits, logits=recorder.keep_logits)
-        self.experiment.tracer.run(self.current.ids.repeat(count, 1), plan)
+        self.experiment.tracer.run(self.current.ids.repeat(count, 1), plan, prefix=self.current.prefix)
         return self.experiment.measured(self.batch, recorder.logits).sum(1)
 
     def _mixed(self, current: Tensor, other: Tensor, columns: NDArray[np.int64]) -> Tensor:
         """Give rows ``(column, pair)`` of the current value with each column's position taken from the other run."""
         mixed = current.repeat(len(columns), 1, 1, 1)
-        for row, position in enumerate(columns.tolist()):
+        for row, position in enumerate((columns - self.shared).tolist()):
             place = slice(position, position + 1) if self.by_position else slice(None)
             mixed[row, :, place] = other[:, place]
         return mixed.flatten(0, 1)

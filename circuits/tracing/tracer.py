@@ -1,5 +1,6 @@
 """The only module that knows nnsight: carries out a :class:`~circuits.tracing.plan.Plan` in one trace."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,11 @@ from circuits.errors import GuardError
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
 from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.prefix import Prefix, prefix_of
+
+_TRIED = 5
+_CLOSE = 0.05
+"""Largest relative difference of logits that is put down to rounding, in the coarsest dtype."""
 
 
 class Tracer:
@@ -29,6 +35,7 @@ class Tracer:
             TransformersModel(module, tokenizer=tokenizer, task="text-generation") if hugging_face else NNsight(module)
         )
         self._keywords = keywords_of(module)
+        self.takes_prefix = _takes_prefix(anatomy)
         names = anatomy.architecture
         envoys = _follow(self._model, names.layers)
         self._layers = [
@@ -36,14 +43,25 @@ class Tracer:
         ]
         self._final_norm = _follow(self._model, names.final_norm)
 
-    def run(self, ids: Int[Tensor, "row pos"], plan: Plan, *, gradients: bool = False) -> None:
+    def run(
+        self,
+        ids: Int[Tensor, "row pos"],
+        plan: Plan,
+        *,
+        prefix: Prefix | None = None,
+        gradients: bool = False,
+    ) -> None:
         """Run token ids through the model as the plan says; results leave through the plan's visits.
 
-        Logits are computed at the last position only, where the model can. Cost: the layers that are neither before
+        The ids continue ``prefix``, of which a row is given for every pair (rows are ``(anything, pair)``). Logits are
+        computed at the last position only, where the model can. Cost: the layers that are neither before
         ``plan.start`` nor idle.
         """
+        keywords = dict(self._keywords)
+        if prefix is not None:
+            keywords |= {"past_key_values": prefix.cache(len(ids), plan.start), "use_cache": True}
         try:
-            with torch.set_grad_enabled(gradients), self._model.trace(ids, **self._keywords) as trace:
+            with torch.set_grad_enabled(gradients), self._model.trace(ids, **keywords) as trace:
                 self._play(plan, trace, len(ids))
         except OutOfOrderError as error:
             adapter = self.anatomy.architecture.name
@@ -160,6 +178,19 @@ class _LayerEnvoys:
             # What the first module puts out goes through activations only, and is then thrown away.
             self.mlp.skip(self.forms[names.mlp].wrap(value))
         self.mlp_end.skip(self.forms[names.mlp_output or names.mlp].wrap(value))
+
+
+def _takes_prefix(anatomy: Anatomy) -> bool:
+    """Try whether a model goes on from cached keys and values as if it had run the positions before."""
+    module = anatomy.module
+    if "past_key_values" not in inspect.signature(module.forward).parameters:
+        return False
+    ids = torch.arange(2 * _TRIED, device=anatomy.device).reshape(2, _TRIED) % anatomy.vocabulary
+    with torch.no_grad():
+        whole = logits_of(module(ids))[:, -1].float()
+        prefix = prefix_of(module, ids[:, :2])
+        cached = logits_of(module(ids[:, 2:], past_key_values=prefix.cache(2, 0), use_cache=True))[:, -1].float()
+    return bool((whole - cached).abs().max() <= _CLOSE * whole.abs().max())
 
 
 def _follow(envoy: Any, path: str) -> Any:

@@ -74,11 +74,13 @@ def double_of(family: str) -> Subject:
     return Subject(family, in_float64(FAMILIES[family]()).requires_grad_(False))
 
 
-def random_pairs(n: int = 4, length: int = 7, *, seed: int = 3, below: int = VOCABULARY) -> tuple[TokenPair, ...]:
-    """Random prompts; the corrupted side keeps the first two tokens and changes the others."""
+def random_pairs(
+    n: int = 4, length: int = 7, *, seed: int = 3, below: int = VOCABULARY, shared: int = 2
+) -> tuple[TokenPair, ...]:
+    """Random prompts; the corrupted side keeps the first tokens, by default two, and changes the others."""
     generator = torch.Generator().manual_seed(seed)
     clean, corrupted = torch.randint(below, (2, n, length), generator=generator)
-    corrupted[:, :2] = clean[:, :2]
+    corrupted[:, :shared] = clean[:, :shared]
     answers = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:4] for _ in range(n)]).tolist()
     rows = zip(clean.tolist(), corrupted.tolist(), answers, strict=True)
     return tuple(

@@ -32,6 +32,7 @@ from tests.tracing.subjects import (
     half_vocabulary_pairs,
     metric_of,
     random_masks,
+    random_pairs,
     relative,
 )
 from tests.zoo import ZOO
@@ -210,3 +211,20 @@ def test_patching_an_activation_equals_corrupting_all_edges_out_of_its_senders(f
         masks = [~np.isin(senders, each) for each in patched]
         np.testing.assert_allclose(found[layer], experiment.circuits(masks).mean(1), atol=1e-9)
     assert np.abs(found - experiment.clean.mean()).max() > 0.01
+
+
+@families
+def test_positions_that_prompts_share_can_be_left_out_of_every_run(family: str) -> None:
+    """The shared part is longer than the window of local layers."""
+    subject = double(family)
+    assert subject.tracer.takes_prefix
+    pairs = random_pairs(3, 11, shared=7)
+    short, full = (subject.experiment(pairs, prefix_cache=cached) for cached in (True, False))
+    assert [run.ids.shape for run in (short.batches[0].clean, full.batches[0].clean)] == [(3, 4), (3, 11)]
+    masks = random_masks(subject.graph.n_edges, (0.0, 0.3, 0.8, 1.0))
+    edges = subject.some_edges(17)
+    np.testing.assert_allclose(short.clean, full.clean, atol=1e-9)
+    np.testing.assert_allclose(short.circuits(masks), full.circuits(masks), atol=1e-9)
+    np.testing.assert_allclose(short.edge_effects(edges), full.edge_effects(edges), atol=1e-9)
+    np.testing.assert_allclose(short.attributions([0.5, 1.0]), full.attributions([0.5, 1.0]), atol=1e-6)
+    assert np.abs(full.edge_effects(edges)).max() > 0.01

@@ -1,0 +1,50 @@
+"""Positions that clean and corrupted prompts share: run once, and then read as cached keys and values.
+
+What stands before the first differing token is the same in every run of a pair, whatever is patched later, because
+attention looks back only. So runs need only the positions from there on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of the first positions of some prompts, one tensor per layer."""
+
+    keys: tuple[Float[Tensor, "pair kv_head pos d_head"], ...]
+    values: tuple[Float[Tensor, "pair kv_head pos d_head"], ...]
+
+    @property
+    def length(self) -> int:
+        """How many positions there are."""
+        return self.keys[0].shape[2]
+
+    def rows(self, chosen: slice) -> "Prefix":
+        """Give the prefix of some of its prompts."""
+        return Prefix(tuple(k[chosen] for k in self.keys), tuple(v[chosen] for v in self.values))
+
+    def cache(self, rows: int, start: int) -> DynamicCache:
+        """Give what a forward pass of ``rows`` prompts from layer ``start`` on needs: a copy for every prompt's rows.
+
+        Rows are ``(anything, pair)``. A cache is used up by one pass, which adds to it.
+        """
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            copies = rows // len(keys) if layer >= start else 1
+            cache.update(keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1), layer)
+        return cache
+
+
+@torch.no_grad()
+def prefix_of(module: nn.Module, ids: Int[Tensor, "pair pos"]) -> Prefix:
+    """Run the positions that prompts share. Cost: a forward pass of these positions."""
+    cache = DynamicCache()
+    module(ids, past_key_values=cache, use_cache=True)
+    layers: list[Any] = list(cache.layers)
+    return Prefix(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))
