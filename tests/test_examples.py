@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SHORT = ("discover_ioi.py", "compare_refusal.py", "your_own_behaviour.py")
+SHORT = ("discover_ioi.py", "compare_refusal.py", "your_own_behaviour.py", "your_own_model.py")
 
 
 def run_quickly(name: str, folder: Path) -> str:
@@ -57,3 +57,20 @@ def test_your_own_behaviour_finds_the_word_early_and_the_answer_late(tmp_path: P
     assert rows[0][1] < 0.1
     assert rows[25][1] > rows[25][0]
     assert "exact" in printed
+
+
+def test_your_own_model_passes_the_guards_and_prints_a_circuit(tmp_path: Path) -> None:
+    printed = run_quickly("your_own_model.py", tmp_path)
+    errors = re.findall(r"^(\w+(?: \w+)?): ([\d.e+-]+), at most 1e-03$", printed, re.MULTILINE)
+    assert {"additivity", "wiring", "head isolation"} <= {name for name, _ in errors}
+    assert max(float(error) for _, error in errors) < 1e-4
+    correlation = re.search(r"eap correlates with exact by (-?[\d.]+)", printed)
+    assert correlation is not None
+    assert float(correlation[1]) > 0.5
+    circuit = re.search(r"^(\d+) edges keep (\d+)%: (.*)", printed, re.MULTILINE)
+    assert circuit is not None
+    edges = circuit[3].split()
+    assert int(circuit[1]) == len(edges) < 60
+    assert 80 <= int(circuit[2]) <= 120
+    assert any(edge.startswith("input->") for edge in edges)
+    assert any(edge.endswith("->logits") for edge in edges)
