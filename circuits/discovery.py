@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -19,7 +19,9 @@ from circuits.pruning import Selection, minimal, top
 from circuits.records import BehaviourInfo, Method, Provenance
 from circuits.scores import EdgeScores
 from circuits.scoring import Agreement, agreement, score
+from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings as ScorerSettings
+from circuits.scoring.verified import TopK
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.vocabulary import PrunerName, ScorerName
 
@@ -32,7 +34,8 @@ class DiscoverySettings:
     """How a circuit is searched.
 
     ``size`` is the number of edges of the ``top`` pruner; circuits of more than ``prune_limit`` edges are not pruned
-    edge by edge; ``sample`` edges are measured exactly to check the scorer. Without ``options``: the behaviour's own
+    edge by edge; ``sample`` edges are measured exactly to check the scorer; ``verify`` is what the scorer ``verified``
+    looks for (by default within a budget of twice as many edges as it finds). Without ``options``: the behaviour's own
     metric, corrupted ablation, noising.
     """
 
@@ -42,6 +45,7 @@ class DiscoverySettings:
     size: int = 200
     prune_limit: int = 400
     steps: int = 5
+    verify: TopK = field(default_factory=lambda: TopK(budget=Budget(edges=400)))
     pairs: int = 64
     heldout: int = 64
     seed: int = 0
@@ -135,7 +139,10 @@ def _scored(
     if kept is not None:
         return kept
     told = ScorerSettings(
-        steps=settings.steps, seed=settings.seed, progress=_stage(progress, f"scoring ({settings.scorer})")
+        steps=settings.steps,
+        seed=settings.seed,
+        top=replace(settings.verify, ledger=journal.ledger if journal else None),
+        progress=_stage(progress, f"scoring ({settings.scorer})"),
     )
     scores = score(experiment, settings.scorer, told)
     if journal:
@@ -176,7 +183,7 @@ def _selected(
 def _agreement(
     experiment: PatchingExperiment, scores: EdgeScores, settings: DiscoverySettings, progress: StageProgress
 ) -> Agreement | None:
-    if scores.measured or not settings.sample:
+    if scores.measured or scores.verification is not None or not settings.sample:
         return None
     told = _stage(progress, "comparing scores with exact ones")
     return agreement(experiment, scores, sample=settings.sample, seed=settings.seed, progress=told)
@@ -209,7 +216,7 @@ def _circuit(
         ),
         edges=selection.edges,
         scores=np.array(scores.values[selection.edges]),
-        measured=scores.measured,
+        measured=bool(scores.which_measured[selection.edges].all()),
         removal=selection.removal,
     )
 
@@ -237,6 +244,7 @@ def _stage(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
 def settings_key(model: Model, prompts: PromptSet, settings: DiscoverySettings) -> dict[str, Any]:
     """Give what makes two discoveries the same run: model, prompts and settings."""
     chosen = asdict(replace(settings, options=settings.options_for(prompts)))
+    del chosen["verify"]["ledger"]
     del chosen["options"]["batch_size"]  # changes no result, and is what one changes after running out of memory
     numbers = {"dtype": model.dtype, "attention": model.attention}
     return {"model": model.info.digest, "prompts": prompts.digest, **numbers, **chosen}

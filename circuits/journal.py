@@ -1,7 +1,8 @@
 """The journal of a discovery: finished stages, so that an interrupted run goes on where it was.
 
-A folder with ``journal`` (JSON Lines: what was asked for, then one line per finished step) and ``scores.parquet``. A
-journal that was begun with other settings is started afresh; a last line cut off by a kill is ignored.
+A folder with ``journal`` (JSON Lines: what was asked for, then one line per finished step) and ``scores.parquet``;
+while ``verified`` scores are being measured also ``ledger.npz``, the measurements so far. A journal that was begun with
+other settings is started afresh; a last line cut off by a kill is ignored.
 """
 
 import json
@@ -28,13 +29,17 @@ class Journal:
         self._path, self._scores = folder / "journal", folder / "scores.parquet"
         head = {"format": _FORMAT, "version": _VERSION, "settings": settings}
         lines = _read(self._path) if resume else []
-        self._steps = lines[1:] if lines and lines[0] == head else []
+        same = bool(lines) and lines[0] == head
+        self._steps = lines[1:] if same else []
+        self.ledger = folder / "ledger.npz"
+        if not same:
+            self.ledger.unlink(missing_ok=True)
         self._write([head, *self._steps])  # without what a kill may have left of a last line
 
     @property
     def resumed(self) -> bool:
         """Whether finished stages of an earlier run were found."""
-        return bool(self._steps)
+        return bool(self._steps) or self.ledger.is_file()
 
     def scores(self, graph: ComputationalGraph) -> EdgeScores | None:
         """Give the scores of the earlier run, if it got that far."""
@@ -43,9 +48,10 @@ class Journal:
         return read_scores(self._scores, graph)
 
     def keep_scores(self, scores: EdgeScores) -> None:
-        """Keep finished scores."""
+        """Keep finished scores, and no longer what they were made from."""
         write_scores(scores, self._scores)
         self._append({"step": "scored", "scorer": scores.scorer})
+        self.ledger.unlink(missing_ok=True)
 
     def selection(self, graph: ComputationalGraph) -> Selection | None:
         """Give the smallest circuit that the earlier run's pruner had reached, if any."""

@@ -1,7 +1,9 @@
 """Scores at rest: one number per edge, and where it was measured per example how far examples differ."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,56 @@ from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How sure a verified top k is, and what it took.
+
+    ``top`` edges of the ``wanted`` were measured on all pairs and are the largest found; ``threshold`` is the least of
+    their sizes. With probability at least ``1 - error``, at most ``uncertain + missed_at_most`` edges of the exact top
+    k are not among them: ``uncertain`` were measured, but the budget ended before they were decided;
+    ``missed_at_most`` bounds those among the edges never measured, and ``missed_likely`` estimates them from the rate
+    in what was measured. ``share_of_sweep`` is the number of measurements of one edge on one pair, over that of
+    measuring all ``edges`` on all pairs.
+    """
+
+    top: int
+    wanted: int
+    threshold: float
+    edges: int
+    edges_measured: int
+    edges_exact: int
+    share_of_sweep: float
+    error: float
+    uncertain: int
+    missed_at_most: int
+    missed_likely: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether this is the exact top k, but for the stated error."""
+        return self.top == self.wanted and self.uncertain == self.missed_at_most == 0
+
+    @property
+    def missing_at_most(self) -> int:
+        """How many edges of the exact top k may not be among those found."""
+        return min(self.wanted, self.uncertain + self.missed_at_most)
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        cost = f"{self.edges_measured:,} edges measured, {self.share_of_sweep:.1%} of the full sweep"
+        if self.certain:
+            return f"the exact top {self.top} with probability {1 - self.error:.0%}; {cost}"
+        if self.top < self.wanted:
+            return f"uncertain: the budget ended when only {self.top} edges were measured on all pairs; {cost}"
+        about = "an unknown number of" if math.isnan(self.missed_likely) else f"about {self.missed_likely:.0f}"
+        return (
+            f"the exact top {self.top} but for {about} never measured and {self.uncertain} undecided edges; proven: at "
+            f"most {self.missing_at_most} missing, with probability {1 - self.error:.0%}; {cost}"
+        )
 
 
 @dataclass(frozen=True)
@@ -19,7 +71,8 @@ class EdgeScores:
     A positive score means that corrupting the edge moves the metric away from clean behaviour (for metrics where lower
     is better the sign is already turned). ``values[e]`` is the mean over prompt pairs in the metric's unit; NaN means
     the edge was not scored. ``sd`` is the standard deviation over the ``n`` pairs, where it is known. ``measured`` says
-    whether scores are measured effects (``exact``) or estimates (everything else).
+    whether all scores are measured effects (``exact``) rather than estimates. Where only some are, ``measured_edges``
+    says which; where edges were scored on different numbers of pairs, ``counts`` says on how many.
     """
 
     graph: ComputationalGraph
@@ -28,10 +81,13 @@ class EdgeScores:
     measured: bool
     sd: Floats | None = None
     n: int = 0
+    measured_edges: Flags | None = None
+    counts: Counts | None = None
+    verification: Verification | None = None
 
     def __post_init__(self) -> None:
-        for name in ("values", "sd"):
-            array: Floats | None = getattr(self, name)
+        for name in ("values", "sd", "measured_edges", "counts"):
+            array: NDArray[Any] | None = getattr(self, name)
             if array is not None:
                 if array.shape != (self.graph.n_edges,):
                     raise UsageError(
@@ -45,6 +101,13 @@ class EdgeScores:
         """Positions of the edges that have a score, in graph order."""
         return np.flatnonzero(~np.isnan(self.values))
 
+    @property
+    def which_measured(self) -> Flags:
+        """For every edge, whether its score is a measured effect."""
+        if self.measured_edges is not None:
+            return self.measured_edges
+        return np.full(self.graph.n_edges, self.measured) & ~np.isnan(self.values)
+
     def ranked(self, *, by_magnitude: bool = False) -> EdgeIndices:
         """Give scored edges from the highest score down (or the largest |score|); ties keep graph order."""
         scored = self.scored
@@ -53,6 +116,7 @@ class EdgeScores:
 
     def rows(self, indices: EdgeIndices | None = None) -> Iterator[dict[str, str | float | bool | int]]:
         """Walk over the rows of ``scores.csv``: the scored edges, or those asked for, in graph order."""
+        measured = self.which_measured
         for index in np.sort(self.scored if indices is None else indices):
             edge = self.graph.edge(int(index))
             row: dict[str, str | float | bool | int] = {
@@ -61,8 +125,9 @@ class EdgeScores:
                 "receiver": str(edge.receiver.node),
                 "slot": edge.receiver.slot.value if edge.receiver.slot else "",
                 "score": float(self.values[index]),
-                "measured": self.measured,
+                "measured": bool(measured[index]),
             }
             if self.sd is not None:
-                row |= {"sd": float(self.sd[index]), "n": self.n}
+                n = self.n if self.counts is None else int(self.counts[index])
+                row |= {"sd": float(self.sd[index]), "n": n}
             yield row

@@ -64,6 +64,7 @@ class ScorerName(Choice):
     """The ways to score every edge."""
 
     EXACT = "exact"
+    VERIFIED = "verified"
     EAP = "eap"
     EAP_IG = "eap-ig"
     CLEAN_CORRUPTED = "clean-corrupted"

@@ -21,6 +21,7 @@ from circuits.cli.output import Output
 from circuits.cli.places import RunLog, default_folder, prepared_folder
 from circuits.cli.session import command_line, model_name
 from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, size_rows, strongest
+from circuits.cli.verifying import Verifying
 from circuits.errors import RenderError
 from circuits.vocabulary import Direction, PrunerName, ScorerName
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 STOPPED = 130
 CONFIRMED = 0.05
 """Held-out faithfulness may be this much further from 1 than the target without a warning."""
-CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
+CIRCUIT, SCORES, JOURNAL, LEDGER = "circuit.json", "scores.parquet", "journal", "ledger.npz"
 DRAWN = ("circuit.dot", "circuit.svg", "report.html")
 
 
@@ -65,6 +66,7 @@ def discover(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run stopped.", rich_help_panel="Output")
     ] = False,
+    verifying: Verifying,
     measurement: Measurement,
     machine: Machine,
     voice: Voice,
@@ -84,6 +86,7 @@ def discover(
         size=size,
         prune_limit=prune_limit,
         steps=steps,
+        verify=verifying.top_k(names[0], limited=True),
         pairs=measurement.pairs or DISCOVERY_PAIRS,
         heldout=heldout,
         seed=measurement.seed or 0,
@@ -144,7 +147,7 @@ def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resume
 def _what_is_kept(folder: Path) -> str:
     path = folder / JOURNAL
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if len(lines) < 2:
+    if len(lines) < 2 and not (folder / LEDGER).is_file():
         return f"stopped before anything was finished; the log is in {folder}."
     return f"stopped; what is finished is kept in {folder}, continue with --resume."
 
@@ -202,6 +205,8 @@ def _tables(found: "Discovery") -> list[RenderableType]:
             f"faithfulness {selection.faithfulness:.3f} on {circuit.behaviour.n_discovery} pairs{minimal}",
         )
     )
+    if found.scores.verification:
+        rows.append(("scores", found.scores.verification.describe()))
     if found.agreement:
         rows.append(("scores", found.agreement.describe(circuit.method.scorer)))
     rows.append(("time", f"{circuit.provenance.wall_seconds:.0f} s on {circuit.provenance.device}"))
@@ -219,6 +224,7 @@ def _document(found: "Discovery", files: dict[str, str]) -> dict[str, Any]:
     return {
         "circuit": json.loads(circuit.to_json()),
         "agreement": asdict(found.agreement) if found.agreement else None,
+        "verification": asdict(found.scores.verification) if found.scores.verification else None,
         "search": {
             "faithfulness": found.selection.faithfulness,
             "proposed": found.selection.proposed,

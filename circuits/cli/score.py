@@ -1,5 +1,6 @@
 """``circuits score``: a number for every edge, or for those asked for."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from circuits.cli.output import Output, Told
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.session import Recorded, model_name, recorded
 from circuits.cli.tables import STRONGEST, facts, table
+from circuits.cli.verifying import Verifying
 from circuits.errors import FormatError, UsageError
 from circuits.export.scores import SUFFIXES, read_edges, write_scores
 from circuits.graph import EdgeIndices
@@ -36,6 +38,7 @@ def score(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .csv or .parquet file.", rich_help_panel="Output")
     ] = None,
+    verifying: Verifying,
     measurement: Measurement,
     machine: Machine,
     voice: Voice,
@@ -43,6 +46,7 @@ def score(
     """Score edges: positive means that corrupting the edge hurts the behaviour."""
     output = voice.output()
     name, wanted = ScorerName.parse(scorer), _Wanted(edges)
+    searched = verifying.top_k(name)
     chosen = measurement.behaviour(behaviour)
     options = measurement.options(chosen, machine, direction=direction or Direction.NOISING)
     file = prepared_file(out or default_folder(model_name(machine), chosen.name) / f"scores-{name}.csv", SUFFIXES)
@@ -54,7 +58,7 @@ def score(
     with output.progress() as progress:
         begun = recorded(machine, chosen, options, progress, pairs=measurement.pairs, seed=seed)
         indices = wanted.indices(begun.experiment, steps, progress)
-        told = Settings(indices, steps, seed, lambda done, total: progress(f"scoring ({name})", done, total))
+        told = Settings(indices, steps, seed, searched, lambda done, total: progress(f"scoring ({name})", done, total))
         scores = score_edges(begun.experiment, name, told)
         write_scores(scores, file)
     _report(begun, scores, file, output)
@@ -71,6 +75,7 @@ def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> 
             f"{begun.behaviour} in {begun.model.info.id}",
             [
                 ("edges scored", f"{len(scores.scored):,} of {scores.graph.n_edges:,} by {name}"),
+                *([("verified", scores.verification.describe())] if scores.verification else []),
                 (
                     str(options.metric),
                     f"clean {experiment.clean.mean():.3f}, corrupted {experiment.corrupted.mean():.3f}",
@@ -90,6 +95,7 @@ def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> 
         {
             "scorer": name,
             "measured": scores.measured,
+            "verification": asdict(scores.verification) if scores.verification else None,
             "metric": options.metric,
             "n": experiment.n_pairs,
             "metric_clean": float(experiment.clean.mean()),

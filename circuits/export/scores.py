@@ -1,5 +1,7 @@
 """Score files (``scores.csv``, ``scores.parquet``) and edge lists, written and read back."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +9,7 @@ import numpy as np
 
 from circuits.errors import CircuitsError, FormatError, OutputError, UnknownNameError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices
-from circuits.scores import EdgeScores, Floats
+from circuits.scores import Counts, EdgeScores, Flags, Floats, Verification
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,13 +40,15 @@ def _write_parquet(table: "pd.DataFrame", scores: EdgeScores, path: Path) -> Non
     pa, parquet = _arrow()
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = {"format": _FORMAT, "version": str(_VERSION), "scorer": str(scores.scorer)}
+    if scores.verification is not None:
+        metadata["verification"] = json.dumps(asdict(scores.verification), sort_keys=True)
     parquet.write_table(arrow.replace_schema_metadata(metadata), path)
 
 
 def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
     """Read scores; raises :class:`FormatError` that names the file and row."""
     path = Path(path)
-    table, scorer = _read_table(path)
+    table, metadata = _read_table(path)
     missing = {"edge", "score", "measured"} - set(table.columns)
     if missing:
         raise FormatError(
@@ -60,8 +64,45 @@ def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
     if "sd" in table.columns:
         sd = np.full(graph.n_edges, np.nan)
         sd[edges] = _numbers(path, table, "sd")
-    n = int(table["n"].iloc[0]) if "n" in table.columns and len(table) else 0
-    return EdgeScores(graph, values, scorer, measured=bool(table["measured"].all()), sd=sd, n=n)
+    n, counts = _counts(path, table, edges, graph)
+    measured = table["measured"].to_numpy(dtype=np.bool_)
+    which: Flags | None = None
+    if len(set(measured.tolist())) > 1:
+        which = np.zeros(graph.n_edges, dtype=np.bool_)
+        which[edges] = measured
+    return EdgeScores(
+        graph,
+        values,
+        metadata.get("scorer", path.stem),
+        measured=bool(measured.all()),
+        sd=sd,
+        n=n,
+        measured_edges=which,
+        counts=counts,
+        verification=_verification(metadata),
+    )
+
+
+def _counts(
+    path: Path, table: "pd.DataFrame", edges: EdgeIndices, graph: ComputationalGraph
+) -> tuple[int, Counts | None]:
+    """Give the number of pairs that scores are over, and that of every edge where they differ."""
+    if "n" not in table.columns or not len(table):
+        return 0, None
+    found = _numbers(path, table, "n").astype(np.int64)
+    if len(set(found.tolist())) == 1:
+        return int(found[0]), None
+    counts = np.zeros(graph.n_edges, dtype=np.int64)
+    counts[edges] = found
+    return int(found.max()), counts
+
+
+def _verification(metadata: dict[str, str]) -> Verification | None:
+    text = metadata.get("verification")
+    try:
+        return Verification(**json.loads(text)) if text else None
+    except (TypeError, ValueError):
+        return None  # of another release; the scores themselves are whole
 
 
 def read_edges(path: str | Path, graph: ComputationalGraph) -> EdgeIndices:
@@ -115,14 +156,14 @@ def _numbers(path: Path, table: "pd.DataFrame", column: str) -> Floats:
         raise FormatError(f"{path}, column {column}: {error}; expected numbers only.") from error
 
 
-def _read_table(path: Path) -> "tuple[pd.DataFrame, str]":
+def _read_table(path: Path) -> "tuple[pd.DataFrame, dict[str, str]]":
     import pandas as pd
 
     pa, parquet = _arrow()
     require_suffix(path)
     try:
         if path.suffix == ".csv":
-            return pd.read_csv(path), path.stem
+            return pd.read_csv(path), {}
         arrow: Any = parquet.read_table(path)
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise FormatError(f"cannot read {path}: {error}") from error
@@ -130,7 +171,7 @@ def _read_table(path: Path) -> "tuple[pd.DataFrame, str]":
     metadata = {key.decode(): value.decode() for key, value in raw.items()}
     if int(metadata.get("version", "1")) > _VERSION:
         raise FormatError(f"{path} has version {metadata['version']}; this release reads up to {_VERSION}.")
-    return arrow.to_pandas(), metadata.get("scorer", path.stem)
+    return arrow.to_pandas(), metadata
 
 
 def _arrow() -> tuple[Any, Any]:

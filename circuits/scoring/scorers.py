@@ -1,24 +1,26 @@
 """The scorers: each turns an experiment into one number per edge."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from circuits.errors import UsageError
 from circuits.graph import EdgeIndices
 from circuits.scores import EdgeScores
+from circuits.scoring.verified import TopK, verify
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 from circuits.vocabulary import Metric, ScorerName
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What scorers can be told: edges to score (None: all), steps of eap-ig, the seed of random scores, progress."""
+    """What scorers can be told: edges to score (None: all), steps of eap-ig, a seed, what to verify, progress."""
 
     edges: EdgeIndices | None = None
     steps: int = 5
     seed: int = 0
+    top: TopK = field(default_factory=TopK)
     progress: Progress = no_progress
 
 
@@ -29,7 +31,9 @@ def score(experiment: Experiment, scorer: ScorerName, settings: Settings | None 
     edge. ``eap`` is the first-order estimate with gradients at the clean run (Syed et al. 2023, arXiv:2310.10348): one
     forward and one backward pass. ``eap-ig`` averages gradients over inputs interpolated between corrupted and clean
     (Hanna et al. 2024, arXiv:2403.17806), here at the midpoints of ``steps`` equal intervals. ``clean-corrupted``
-    averages gradients at the two ends. ``random`` is the baseline: independent normal numbers.
+    averages gradients at the two ends. ``verified`` finds the ``top.k`` edges of largest exact effect with a stated
+    error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`). ``random`` is the
+    baseline: independent normal numbers.
     """
     settings = settings or Settings()
     if settings.steps < 1:
@@ -71,6 +75,18 @@ def _gradient(experiment: Experiment, settings: Settings, name: ScorerName, poin
     return _chosen(EdgeScores(experiment.graph, mean, name, measured=False, sd=sd, n=experiment.n_pairs), settings)
 
 
+def _verified(experiment: Experiment, settings: Settings) -> EdgeScores:
+    quiet = replace(settings, progress=no_progress)
+    return verify(
+        experiment,
+        _eap_ig(experiment, quiet),
+        settings.top,
+        name=ScorerName.VERIFIED,
+        seed=settings.seed,
+        progress=settings.progress,
+    )
+
+
 def _random(experiment: Experiment, settings: Settings) -> EdgeScores:
     values = np.random.default_rng(settings.seed).standard_normal(experiment.graph.n_edges)
     return _chosen(EdgeScores(experiment.graph, values, ScorerName.RANDOM, measured=False), settings)
@@ -87,6 +103,7 @@ def _chosen(scores: EdgeScores, settings: Settings) -> EdgeScores:
 
 _SCORERS: dict[ScorerName, Callable[[Experiment, Settings], EdgeScores]] = {
     ScorerName.EXACT: _exact,
+    ScorerName.VERIFIED: _verified,
     ScorerName.EAP: _eap,
     ScorerName.EAP_IG: _eap_ig,
     ScorerName.CLEAN_CORRUPTED: _clean_corrupted,
