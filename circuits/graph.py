@@ -44,6 +44,11 @@ class Slot(StrEnum):
     K = "k"
     V = "v"
 
+    @property
+    def word(self) -> str:
+        """What a head has of this slot, in words."""
+        return {"q": "queries", "k": "keys", "v": "values"}[self.value]
+
 
 _NODE_PATTERN = re.compile(r"input|logits|m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<unit>h|kv)(?P<index>\d+)")
 _RECEIVER_PATTERN = re.compile(r"(?P<node>[^<>]+?)(?:<(?P<slot>[qkv])>)?")

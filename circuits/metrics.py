@@ -10,7 +10,7 @@ Notation: ``A`` the answers and ``W`` the wrong answers of a prompt, ``l`` its l
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -46,6 +46,20 @@ class AnswerTokens:
     def rows(self, index: Int[Tensor, "row"]) -> Self:
         """Select pairs, in the order of ``index``; a pair may come several times."""
         return type(self)(self.answers[index], self.wrong_answers[index])
+
+    @property
+    def tokens(self) -> Int[Tensor, " token"]:
+        """Every token that is an answer or a wrong answer of some pair, in ascending order."""
+        tokens = cast(Any, torch.cat([self.answers.flatten(), self.wrong_answers.flatten()])).unique()
+        return cast(Tensor, tokens[tokens != PADDING])
+
+    def among(self, columns: Int[Tensor, " token"]) -> Self:
+        """Give the answers as places among some tokens in ascending order, which hold them all."""
+
+        def places(ids: Int[Tensor, "pair k"]) -> Int[Tensor, "pair k"]:
+            return torch.where(ids == PADDING, ids, torch.searchsorted(columns, ids))
+
+        return type(self)(places(self.answers), places(self.wrong_answers))
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> Int[Tensor, "pair k"]:

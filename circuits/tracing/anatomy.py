@@ -53,8 +53,14 @@ class Anatomy:
         _follow(module, names.final_norm, names)
         self.layers = tuple(self._layer(layer) for layer in layers)
         self.shape = _shape(module, names, self.layers)
-        scale = names.residual_scale
-        self.residual_scale = 1.0 if scale is None else float(getattr(module.config, scale))
+        self.residual_scale = _residual_scale(module, names)
+        for slot, path in names.projections.items():
+            width, columns = len(self.layers[0].projections[path].weight), names.layout(self.shape, slot)
+            if columns.max() >= width:
+                raise UnsupportedModelError(
+                    f"the layout '{getattr(names.layout, '__name__', names.layout)}' cuts the {slot.word} from column "
+                    f"{columns.max()} of '{path}', which has {width} columns. Correct `layout` or `projections`."
+                )
 
     def _layer(self, layer: nn.Module) -> LayerModules:
         names = self.architecture
@@ -153,6 +159,12 @@ class Anatomy:
         z = rearrange(z, "... (h k) -> ... h k", h=self.shape.n_heads)[..., heads, :]
         return torch.einsum("...hk,dhk->...hd", z, by_head)
 
+    def attention_output(
+        self, layer: int, z: Float[Tensor, "*any heads_times_d_head"]
+    ) -> Float[Tensor, "*any d_model"]:
+        """Apply the output projection, with its bias."""
+        return functional.linear(z, *self.layers[layer].output)
+
     def written(self, layer: int, attention: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Give what reaches the stream of an output projection's output: normed and scaled, where the family does."""
         norm = self.layers[layer].attention_post_norm
@@ -164,18 +176,34 @@ class Anatomy:
 
 
 def _follow(module: nn.Module, path: str, architecture: Architecture) -> nn.Module:
-    try:
-        return module.get_submodule(path)
-    except AttributeError as error:
+    found = module
+    for part in path.split("."):
+        children = dict(found.named_children())
+        if part not in children:
+            raise UnsupportedModelError(
+                f"the architecture '{architecture.name}' names '{path}' in {type(module).__name__}, but "
+                f"{type(found).__name__} has no module '{part}'; it has {', '.join(children) or 'none'}. Correct the "
+                "path."
+            )
+        found = children[part]
+    return found
+
+
+def _residual_scale(module: nn.Module, names: Architecture) -> float:
+    if names.residual_scale is None:
+        return 1.0
+    scale = getattr(getattr(module, "config", None), names.residual_scale, None)
+    if not isinstance(scale, int | float):
         raise UnsupportedModelError(
-            f"the architecture '{architecture.name}' names '{path}', which {type(module).__name__} does not have; it "
-            f"has {', '.join(name for name, _ in module.named_children()) or 'no modules'}. Correct the path."
-        ) from error
+            f"the architecture '{names.name}' says that the model's configuration has the factor "
+            f"'{names.residual_scale}'; found {_brief(scale)}. Correct `residual_scale`."
+        )
+    return float(scale)
 
 
 def _shape(module: nn.Module, names: Architecture, layers: tuple[LayerModules, ...]) -> ModelShape:
     """Read the sizes from the modules; the number of heads alone must be told."""
-    heads = names.heads if isinstance(names.heads, int) else int(_attribute(module, names))
+    heads = names.heads if isinstance(names.heads, int) else _attribute(module, names)
     sizes = {
         (layer.output.weight.shape, sum(len(each.weight) for each in layer.projections.values())) for layer in layers
     }
@@ -185,6 +213,11 @@ def _shape(module: nn.Module, names: Architecture, layers: tuple[LayerModules, .
             "Such a model cannot be measured yet."
         )
     (d_model, width), projected = sizes.pop()
+    if not isinstance(heads, int) or heads < 1:
+        raise UnsupportedModelError(
+            f"the architecture '{names.name}' gives {_brief(heads)} as the number of heads; expected at least 1. "
+            "Correct `heads`."
+        )
     d_head, left = divmod(width, heads)
     groups, odd = divmod(projected - width, 2 * max(1, d_head))
     if left or odd or groups < 1 or heads % groups:
@@ -193,6 +226,10 @@ def _shape(module: nn.Module, names: Architecture, layers: tuple[LayerModules, .
             f"queries, keys and values are {projected} together. Correct `heads`, `output` or `projections`."
         )
     return ModelShape(len(layers), heads, groups, d_model, d_head, parallel=names.parallel)
+
+
+def _brief(value: object) -> str:
+    return repr(value) if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
 
 
 def _attribute(module: nn.Module, names: Architecture) -> Any:

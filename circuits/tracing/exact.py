@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits.graph import ComputationalGraph, EdgeIndices, NodeKind, Slot
 from circuits.tracing.batching import RowBudget, in_batches
 from circuits.tracing.plan import Plan, Site, Visit, put
-from circuits.tracing.runs import Recorder, Run, difference, sender_changes, unembed
+from circuits.tracing.runs import Columns, Recorder, Run, difference, sender_changes, unembed
 from circuits.tracing.tracer import Tracer
 
 Logits = Float[Tensor, "edge pair d_vocab"]
@@ -43,13 +43,16 @@ def patched_logits(
     other: Run,
     edges: EdgeIndices,
     budget: RowBudget,
+    *,
+    columns: Columns | None = None,
 ) -> Iterator[Batch]:
     """Give, batch by batch, the logits of ``current`` when one edge carries the sender's value from ``other``.
 
     Edges whose sender does not differ between the runs come first, with ``None``: they change nothing and are not run.
-    Cost: of one edge into layer ``l``, a forward pass from that layer on.
+    ``columns`` are the tokens of interest. Cost: of one edge into layer ``l``, a forward pass from that layer on, of
+    which the last MLP and the unembedding are of one position only.
     """
-    patcher = _Patcher(tracer, graph, current, difference(other, current))
+    patcher = _Patcher(tracer, graph, current, difference(other, current), columns)
     silent = np.isin(graph.edge_senders[edges], np.flatnonzero(~patcher.differs))
     if silent.any():
         yield edges[silent], None
@@ -73,8 +76,11 @@ def _groups(graph: ComputationalGraph, edges: EdgeIndices) -> Iterator[_Group]:
 class _Patcher:
     """Patches senders' changes into single receivers of a recorded run."""
 
-    def __init__(self, tracer: Tracer, graph: ComputationalGraph, current: Run, change: Run) -> None:
-        self.tracer, self.graph, self.current, self.change = tracer, graph, current, change
+    def __init__(
+        self, tracer: Tracer, graph: ComputationalGraph, current: Run, change: Run, columns: Columns | None
+    ) -> None:
+        self.tracer, self.graph, self.current, self.change, self.columns = tracer, graph, current, change, columns
+        self.last = graph.shape.n_layers - 1
         self.differs = _differing_senders(graph, change)
 
     def logits(self, group: _Group, edges: EdgeIndices) -> Logits:
@@ -95,23 +101,33 @@ class _Patcher:
         last = self.current.stream[-1][:, -1:]
         stream = last + self._changes(self.graph.edge_senders[edges])[:, :, -1:]
         ids = self._repeat(self.current.ids, len(edges))
-        return rearrange(unembed(self.tracer, ids, stream.flatten(0, 1)), "(e b) v -> e b v", e=len(edges))
+        return rearrange(
+            unembed(self.tracer, ids, stream.flatten(0, 1), self.columns), "(e b) v -> e b v", e=len(edges)
+        )
 
     def _into_mlp(self, layer: int, edges: EdgeIndices) -> Logits:
-        read = self.current.middle[layer] + self._changes(self.graph.edge_senders[edges])
-        attention = self._repeat(self.current.attention[layer], len(edges))
-        return self._finish(layer, len(edges), attention, {(layer, Site.MLP_IN): partial(put, read.flatten(0, 1))})
+        positions = self._positions(layer)
+        read = self.current.middle[layer][:, positions] + self._changes(self.graph.edge_senders[edges])[:, :, positions]
+        attention = self._repeat(self.current.attention[layer][:, positions], len(edges))
+        visits: dict[tuple[int, Site], Visit] = {(layer, Site.MLP_IN): partial(put, read.flatten(0, 1))}
+        return self._finish(layer, len(edges), attention, visits)
 
     def _into_attention(self, layer: int, slot: Slot, edges: EdgeIndices) -> Logits:
         """Run the layer's attention once for all senders, then the rest of the network for every edge."""
         senders, place = np.unique(self.graph.edge_senders[edges], return_inverse=True)
-        z = self._patched_heads(layer, slot, senders) - self.current.z[layer]
-        attention = torch.empty(len(edges), *self.current.attention[layer].shape, dtype=z.dtype, device=z.device)
+        positions = self._positions(layer)
+        z = (self._patched_heads(layer, slot, senders) - self.current.z[layer])[:, :, positions]
+        plain = self.current.attention[layer][:, positions]
+        attention = torch.empty(len(edges), *plain.shape, dtype=z.dtype, device=z.device)
         for row, edge in enumerate(edges):
             unit = self.graph.receivers[int(self.graph.edge_receivers[edge])].node.index
             changed = self.tracer.anatomy.head_outputs(layer, z[place[row]], self._heads_reading(slot, unit))
-            attention[row] = self.current.attention[layer] + changed.sum(-2)
+            attention[row] = plain + changed.sum(-2)
         return self._finish(layer, len(edges), attention.flatten(0, 1), {})
+
+    def _positions(self, layer: int) -> slice:
+        """Say at which positions a change of a layer's attention or MLP matters: in the last layer at the last one."""
+        return slice(-1, None) if layer == self.last else slice(None)
 
     def _heads_reading(self, slot: Slot, unit: int) -> list[int]:
         if slot is Slot.Q:
@@ -140,13 +156,26 @@ class _Patcher:
         return rearrange(recorder.values[layer, Site.Z], "(s b) p w -> s b p w", s=len(senders))
 
     def _finish(self, layer: int, edges: int, attention: Tensor, visits: dict[tuple[int, Site], Visit]) -> Logits:
-        """Run from a layer's given attention output to the logits."""
+        """Run from a layer's given attention output to the logits: to the last attention, and then one position."""
+        stream, ids = self._repeat(self.current.stream[layer], edges), self._repeat(self.current.ids, edges)
+        if layer < self.last:
+            recorder = Recorder()
+            kept = {(self.last, site): recorder.at(self.last, site) for site in (Site.STREAM, Site.Z)}
+            stop = (self.last, Site.Z)
+            plan = Plan(start=layer, stop=stop, stream=stream, attention={layer: attention}, visits=visits | kept)
+            self.tracer.run(ids, plan, prefix=self.current.prefix)
+            z, stream = recorder.values[self.last, Site.Z][:, -1:], recorder.values[self.last, Site.STREAM]
+            attention, visits = self.tracer.anatomy.attention_output(self.last, z), {}
         recorder = Recorder()
-        stream = self._repeat(self.current.stream[layer], edges)
         plan = Plan(
-            start=layer, stream=stream, attention={layer: attention}, visits=visits, logits=recorder.keep_logits
+            start=self.last,
+            stream=stream[:, -1:],
+            attention={self.last: attention},
+            visits=visits,
+            logits=recorder.keep_logits,
+            columns=self.columns,
         )
-        self.tracer.run(self._repeat(self.current.ids, edges), plan, prefix=self.current.prefix)
+        self.tracer.run(ids[:, -1:], plan)
         return rearrange(recorder.logits, "(e b) v -> e b v", e=edges)
 
 

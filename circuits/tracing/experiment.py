@@ -21,7 +21,7 @@ from circuits.tracing.exact import patched_logits
 from circuits.tracing.masked import needed_senders, run_masked
 from circuits.tracing.prefix import prefix_of
 from circuits.tracing.protocol import Masks, Progress, no_progress
-from circuits.tracing.runs import Run, difference, record, zero_run
+from circuits.tracing.runs import Columns, Run, difference, record, zero_run
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric
 
@@ -55,20 +55,24 @@ class Options:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs of one token length, recorded: ``base`` is what corrupted edges carry."""
+    """Pairs of one token length, recorded: ``base`` is what corrupted edges carry.
+
+    ``columns`` are the tokens whose logits the metric reads, in ascending order; None where it reads all.
+    """
 
     index: NDArray[np.int64]
     answers: AnswerTokens
     clean: Run
     corrupted: Run
     base: Run
+    columns: Columns | None = None
 
     def part(self, begin: int, end: int) -> "PairBatch":
         """Give the pairs of the batch whose places are ``begin .. end - 1``, counted from there."""
         chosen = slice(*np.searchsorted(self.index, (begin, end)).tolist())
         answers = AnswerTokens(self.answers.answers[chosen], self.answers.wrong_answers[chosen])
         runs = (run.rows(chosen) for run in (self.clean, self.corrupted, self.base))
-        return PairBatch(self.index[chosen] - begin, answers, *runs)
+        return PairBatch(self.index[chosen] - begin, answers, *runs, columns=self.columns)
 
 
 class PatchingExperiment:
@@ -111,7 +115,9 @@ class PatchingExperiment:
         clean = record(self.tracer, clean_ids[:, shared:], prefix)
         corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix)
         base = zero_run(self.tracer, clean) if zero else corrupted
-        return PairBatch(index, AnswerTokens.of(pairs, device), clean, corrupted, base)
+        answers = AnswerTokens.of(pairs, device)
+        columns = answers.tokens if self.metric is Metric.LOGIT_DIFFERENCE and self.tracer.selects_columns else None
+        return PairBatch(index, answers, clean, corrupted, base, columns)
 
     def part(self, begin: int, end: int) -> "PatchingExperiment":
         """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
@@ -145,7 +151,7 @@ class PatchingExperiment:
     def _circuit_values(
         self, batch: PairBatch, change: dict[int, Tensor], masks: NDArray[np.bool_], members: NDArray[np.int64]
     ) -> Float[Tensor, "circuit pair"]:
-        logits = run_masked(self.tracer, self.graph, batch.base, change, masks[members])
+        logits = run_masked(self.tracer, self.graph, batch.base, change, masks[members], batch.columns)
         return self._metric(batch, logits.flatten(0, 1))
 
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> NDArray[np.float64]:
@@ -159,7 +165,9 @@ class PatchingExperiment:
             current, other = (batch.clean, batch.base) if noising else (batch.base, batch.clean)
             plain = self._metric(batch, current.logits)
             budget = self.budget(batch, 0)
-            for members, logits in patched_logits(self.tracer, self.graph, current, other, edges, budget):
+            for members, logits in patched_logits(
+                self.tracer, self.graph, current, other, edges, budget, columns=batch.columns
+            ):
                 if logits is not None:
                     change = plain - self._metric(batch, logits.flatten(0, 1))
                     rows = [place[int(edge)] for edge in members]
@@ -192,10 +200,13 @@ class PatchingExperiment:
         return -1 if self.metric.lower_is_better else 1
 
     def _metric(self, batch: PairBatch, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "repeat pair"]:
-        """Measure logits of ``repeat x pair`` rows."""
+        """Measure logits of ``repeat x pair`` rows, of all tokens or of the batch's columns."""
         repeats = len(logits) // len(batch.index)
         rows = torch.arange(len(batch.index), device=logits.device).repeat(repeats)
-        values = measure(self.metric, logits, batch.answers.rows(rows), batch.clean.logits[rows])
+        if batch.columns is not None and logits.shape[-1] != batch.clean.logits.shape[-1]:
+            values = measure(self.metric, logits, batch.answers.among(batch.columns).rows(rows))
+        else:
+            values = measure(self.metric, logits, batch.answers.rows(rows), batch.clean.logits[rows])
         return values.reshape(repeats, len(batch.index))
 
     def measured(self, batch: PairBatch, logits: Float[Tensor, "row d_vocab"]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from circuits.errors import GuardError
 from circuits.tracing.anatomy import Anatomy
@@ -29,7 +30,10 @@ def first_of(output: object) -> Tensor:
     """Give the tensor that a module hands on, alone or first in a tuple."""
     value: object = cast("tuple[object, ...]", output)[0] if isinstance(output, tuple) else output
     if not isinstance(value, Tensor):
-        raise GuardError(f"a module hands on a {type(value).__name__} where the adapter expects a tensor.")
+        raise GuardError(
+            f"a module hands on a {type(value).__name__} where the adapter expects a tensor, alone or first in a "
+            "tuple. The architecture names the wrong module; see 'Models of your own' in the README."
+        )
     return value
 
 
@@ -52,8 +56,25 @@ def keywords_of(module: nn.Module) -> dict[str, object]:
 
 
 def logits_of(output: object) -> Tensor:
-    """Give the logits in what a model returns: an object with them, a tuple that begins with them, or themselves."""
-    return first_of(getattr(output, "logits", output))
+    """Give the logits in what a model returns: an object with them, a tuple that begins with them, or themselves.
+
+    Shape ``(row, pos, d_vocab)``; raises :class:`GuardError` for any other.
+    """
+    logits = first_of(getattr(output, "logits", output))
+    if logits.ndim != 3:
+        raise GuardError(
+            f"the model returns logits of shape {tuple(logits.shape)}; expected (row, position, token). Let it return "
+            "the logits of every position, or of the last one as a position of its own."
+        )
+    return logits
+
+
+def unembedding_of(module: nn.Module) -> str | None:
+    """Find the path of the linear layer that makes a Hugging Face model's logits; None where it is not a plain one."""
+    layer: Any = cast(Any, module).get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+    if layer is None or cast(Any, type(layer)).forward is not nn.Linear.forward:
+        return None
+    return next(path for path, candidate in cast(Any, module).named_modules() if candidate is layer)
 
 
 def forms_of(anatomy: Anatomy) -> list[dict[str, Form]]:

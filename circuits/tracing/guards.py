@@ -25,7 +25,6 @@ from circuits.tracing.tracer import Tracer
 _TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Relative errors; float64 models still normalise in float32."""
 _POSITIONS = 6
-_WORDS = {Slot.Q: "queries", Slot.K: "keys", Slot.V: "values"}
 _KEY, _QUERY, _AFTER_KEY = slice(0, 1), slice(1, 2), slice(1, None)
 """Positions at which the guards change a key or a query, and those that see the changed key and others."""
 
@@ -96,7 +95,8 @@ def _results(
         "everything live",
         _distance(everything, clean.logits),
         tolerance,
-        "With everything live a run must equal the clean run." + hint,
+        "With everything live a run must equal the clean run. Where the other guards pass, a projection may run twice, "
+        "or the attention may read something besides queries, keys and values." + hint,
     )
     yield GuardResult(
         "restart",
@@ -156,7 +156,7 @@ def _wiring_errors(tracer: Tracer, run: Run) -> Iterator[tuple[str, float]]:
         normed = anatomy.attention_norm(layer, stream)
         for slot, path in anatomy.architecture.slot_modules.items():
             made = anatomy.project(layer, slot, normed)
-            yield f"{_WORDS[slot]} of layer {layer}", _distance(made, run.projections[layer][path])
+            yield f"{slot.word} of layer {layer}", _distance(made, run.projections[layer][path])
         yield f"outputs of m{layer}", _distance(recorder.values[layer, Site.MLP_OUT], run.mlp[layer])
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuits.graph import ComputationalGraph, Slot
 from circuits.tracing.plan import Plan, Site, Visit
-from circuits.tracing.runs import Run, unembed
+from circuits.tracing.runs import Columns, Run, unembed
 from circuits.tracing.tracer import Tracer
 
 Changes = Mapping[int, Float[Tensor, "pair pos d_model"]]
@@ -26,11 +26,16 @@ Changes = Mapping[int, Float[Tensor, "pair pos d_model"]]
 
 
 def run_masked(
-    tracer: Tracer, graph: ComputationalGraph, base: Run, changes: Changes, masks: NDArray[np.bool_]
+    tracer: Tracer,
+    graph: ComputationalGraph,
+    base: Run,
+    changes: Changes,
+    masks: NDArray[np.bool_],
+    columns: Columns | None = None,
 ) -> Float[Tensor, "circuit pair d_vocab"]:
     """Give the logits of circuits: base values but along live edges, beginning where ``changes`` says.
 
-    ``masks`` has one row of booleans per circuit over the graph's edges.
+    ``masks`` has one row of booleans per circuit over the graph's edges; ``columns`` are the tokens of interest.
     """
     needed = needed_senders(graph, np.any(masks, axis=0), tuple(changes), recorded=base.recorded)
     shared = first_difference(graph, masks)
@@ -41,7 +46,8 @@ def run_masked(
     whole = MaskedPass(tracer, graph, base, changes, masks, needed)
     if prefix is not None:
         whole.continue_from(prefix, shared)
-    return whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
+    whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
+    return whole.logits(columns)
 
 
 def needed_senders(
@@ -130,9 +136,8 @@ class MaskedPass:
         limit = 1 + layer * (self.graph.shape.n_heads + 1)
         return int(np.searchsorted(self.needed, limit))
 
-    def run(self, first: int, last: int) -> Float[Tensor, "circuit pair d_vocab"]:
-        """Run the layers ``first .. last - 1``; give the logits when that reaches the end, else nothing of use."""
-        shape = self.graph.shape
+    def run(self, first: int, last: int) -> None:
+        """Run the layers ``first .. last - 1``, as far as a sender there is needed."""
         visits: dict[tuple[int, Site], Visit] = {}
         attention: dict[int, Tensor] = {}
         mlp: dict[int, Tensor] = {}
@@ -157,10 +162,11 @@ class MaskedPass:
             end = (busy[-1], Site.MLP_OUT if busy[-1] not in mlp else Site.Z)
             plan = Plan(start=busy[0], stop=end, stream=blank, attention=attention, mlp=mlp, idle=idle, visits=visits)
             self.tracer.run(self.base.ids.repeat(self.circuits, 1), plan, prefix=self.base.prefix)
-        if last < shape.n_layers:
-            return self.base.logits.unsqueeze(0)
+
+    def logits(self, columns: Columns | None) -> Float[Tensor, "circuit pair d_vocab"]:
+        """Give the logits that follow from all changes."""
         final = self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))
-        logits = unembed(self.tracer, self.base.ids.repeat(self.circuits, 1), final.flatten(0, 2))
+        logits = unembed(self.tracer, self.base.ids.repeat(self.circuits, 1), final.flatten(0, 2), columns)
         return rearrange(logits, "(c b) v -> c b v", c=self.circuits)
 
     def _computed(self, layer: int) -> tuple[list[int], bool]:

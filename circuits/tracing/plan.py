@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Visit = Callable[[Tensor], Tensor | None]
@@ -44,7 +44,8 @@ class Plan:
     ``stream`` is the residual stream entering ``start`` (needed when layers are skipped before it). ``attention`` gives
     values for the site of that name without running what leads to it; ``mlp`` gives values that a layer's MLP puts out
     (before a norm or factor) without running it; ``idle`` layers are passed over altogether. ``visits`` are keyed by
-    layer and site; ``final`` sees the stream as the final norm reads it, ``logits`` those of the last position.
+    layer and site; ``final`` sees the stream as the final norm reads it, ``logits`` those of the last position: of all
+    tokens, or of ``columns`` only, where the model has a plain unembedding.
     """
 
     start: int = 0
@@ -56,3 +57,4 @@ class Plan:
     visits: Mapping[tuple[int, Site], Visit] = field(default_factory=dict[tuple[int, Site], Visit])
     final: Visit | None = None
     logits: Visit | None = None
+    columns: Int[Tensor, " token"] | None = None

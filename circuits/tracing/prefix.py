@@ -34,7 +34,7 @@ class Prefix:
 
         Rows are ``(anything, pair)``. A cache is used up by one pass, which adds to it.
         """
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             copies = rows // len(keys) if layer >= start else 1
             cache.update(keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1), layer)

@@ -158,12 +158,19 @@ def zero_run(tracer: Tracer, like: Run) -> Run:
     return replace(zero, logits=unembed(tracer, like.ids, zero.stream[-1][:, -1:]))
 
 
+Columns = Int[Tensor, " token"]
+"""The tokens whose logits are wanted; None where all are."""
+
+
 def unembed(
-    tracer: Tracer, ids: Int[Tensor, "row pos"], stream: Float[Tensor, "row 1 d_model"]
+    tracer: Tracer,
+    ids: Int[Tensor, "row pos"],
+    stream: Float[Tensor, "row 1 d_model"],
+    columns: Columns | None = None,
 ) -> Float[Tensor, "row d_vocab"]:
     """Apply the model's own final norm and unembedding to final residual streams of one position each."""
     recorder = Recorder()
-    plan = Plan(start=tracer.anatomy.shape.n_layers, stream=stream, logits=recorder.keep_logits)
+    plan = Plan(start=tracer.anatomy.shape.n_layers, stream=stream, logits=recorder.keep_logits, columns=columns)
     tracer.run(ids[:, -1:], plan)
     return recorder.logits
 

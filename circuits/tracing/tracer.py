@@ -11,11 +11,12 @@ from jaxtyping import Int
 from nnsight import NNsight, TransformersModel
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from circuits.errors import GuardError
 from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
+from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unembedding_of, unwrap
 from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.prefix import Prefix, prefix_of
 
@@ -42,6 +43,15 @@ class Tracer:
             _LayerEnvoys(layer, anatomy, forms) for layer, forms in zip(envoys, forms_of(anatomy), strict=True)
         ]
         self._final_norm = _follow(self._model, names.final_norm)
+        path = unembedding_of(module)
+        self._unembedding = (
+            None if path is None else _Unembedding(_follow(self._model, path), module.get_submodule(path))
+        )
+
+    @property
+    def selects_columns(self) -> bool:
+        """Whether logits of some tokens only can be computed."""
+        return self._unembedding is not None
 
     def run(
         self,
@@ -64,10 +74,11 @@ class Tracer:
             with torch.set_grad_enabled(gradients), self._model.trace(ids, **keywords) as trace:
                 self._play(plan, trace, len(ids))
         except OutOfOrderError as error:
-            adapter = self.anatomy.architecture.name
             raise GuardError(
-                f"the model does not reach its modules in the order that the adapter '{adapter}' "
-                f"declares: {error}. A norm or projection is declared wrongly."
+                f"{type(self.anatomy.module).__name__} does not reach its modules in the order that the adapter "
+                f"'{self.anatomy.architecture.name}' declares: query, key and value projections, the output "
+                f"projection, then the norm of the MLP and the MLP ({error}). Correct the paths; a model that computes "
+                "them in another order cannot be measured. See 'Models of your own' in the README."
             ) from error
 
     def _play(self, plan: Plan, trace: Any, rows: int) -> None:
@@ -80,6 +91,8 @@ class Tracer:
                 layer.play(number, plan, trace, rows)
         if plan.final is not None:
             _Place(self._final_norm, "input").visit(plan.final, rows)
+        if plan.columns is not None and self._unembedding is not None:
+            self._unembedding.only(plan.columns)
         if plan.logits is not None:
             plan.logits(logits_of(self._model.output)[:, -1])
 
@@ -119,6 +132,19 @@ class _ParallelRead:
         replacement = visit(self.stream)
         if replacement is not None:
             self.mlp.input = self.norm(replacement)
+
+
+@dataclass(frozen=True)
+class _Unembedding:
+    """The model's last linear layer."""
+
+    envoy: Any
+    module: Any
+
+    def only(self, columns: Tensor) -> None:
+        """Compute the logits of some tokens only."""
+        bias = None if self.module.bias is None else self.module.bias[columns]
+        self.envoy.skip(functional.linear(self.envoy.input, self.module.weight[columns], bias))
 
 
 class _LayerEnvoys:

@@ -212,7 +212,7 @@ OUT_OF_ORDER = {
 @pytest.mark.parametrize("name", OUT_OF_ORDER)
 def test_modules_declared_out_of_order_are_refused_with_the_adapters_name(name: str) -> None:
     with pytest.raises(
-        (GuardError, UnsupportedModelError), match=r"'llama' (declares: .*norm|names|.*proj)|do not fit"
+        (GuardError, UnsupportedModelError), match=r"'llama' declares: query.*norm|cuts the queries from column 47"
     ):
         results_of(tiny_llama(), OUT_OF_ORDER[name])
 
@@ -399,9 +399,13 @@ def test_a_variant_without_an_entry_is_refused_with_those_that_have_one() -> Non
     [
         (
             llama(output="self_attn.out"),
-            r"names 'self_attn.out', which LlamaDecoderLayer does not have; it has self_attn",
+            r"names 'self_attn.out' in LlamaDecoderLayer, but LlamaAttention has no module 'out'; it has q_proj",
         ),
         (llama(heads=5), r"5 heads do not fit the projections of 'llama': the output projection reads 48 numbers"),
+        (llama(heads=0), r"gives 0 as the number of heads; expected at least 1"),
+        (llama(heads="model.layers"), r"gives a ModuleList as the number of heads; expected at least 1"),
+        (llama(residual_scale="multiplier"), r"has the factor 'multiplier'; found None. Correct `residual_scale`"),
+        (llama(layout=concatenated), r"cuts the keys from column \d+ of 'self_attn.k_proj', which has 24 columns"),
         (llama(heads="config.n_head"), r"the number of heads is at 'config.n_head', and 'n_head' is not there"),
         (
             llama(layers="model.layers.0.self_attn"),

@@ -311,9 +311,12 @@ def test_a_wrong_description_is_refused_by_a_guard(mistake: str) -> None:
 WORDS_FOR: dict[str, tuple[dict[str, object], str]] = {
     "a path that is not there": (
         {"output": "mixer.out"},
-        r"the architecture 'mine' names 'mixer\.out', which Step does not have; it has mixer, think, before.*Correct",
+        r"the architecture 'mine' names 'mixer\.out' in Step, but Mixer has no module 'out'; it has ask, keep.*Correct",
     ),
-    "no layers": ({"layers": "blocks"}, r"names 'blocks', which Decoder does not have; it has words, places, steps"),
+    "no layers": (
+        {"layers": "blocks"},
+        r"names 'blocks' in Decoder, but Decoder has no module 'blocks'; it has words, places, steps",
+    ),
     "a number of heads that does not fit": (
         {"heads": 4},
         r"4 heads do not fit the projections of 'mine': the output projection reads 30 numbers, queries, keys and "
