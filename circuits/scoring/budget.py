@@ -46,19 +46,19 @@ class Meter:
         self.spent = 0
 
     @property
-    def timed(self) -> bool:
-        """Whether the clock decides."""
-        return self._budget.seconds is not None
-
-    @property
     def limited(self) -> bool:
         """Whether there is any limit."""
-        return self.timed or self._budget.edges is not None
+        return (self._budget.edges, self._budget.seconds) != (None, None)
+
+    @property
+    def limit(self) -> int | None:
+        """How many measurements there may be in all; None: that is not known."""
+        return None if self._budget.edges is None else self._budget.edges * self._n_pairs
 
     def room(self, waiting: int, pairs: int) -> int:
         """Say how many of the waiting edges may be measured now on ``pairs`` pairs each."""
-        if self._budget.edges is not None:
-            waiting = min(waiting, (self._budget.edges * self._n_pairs - self.spent) // pairs)
+        if self.limit is not None:
+            waiting = min(waiting, (self.limit - self.spent) // pairs)
         if self._budget.seconds is not None:
             elapsed = time.monotonic() - self._begun
             left = self._budget.seconds - elapsed
@@ -71,5 +71,4 @@ class Meter:
         if self._budget.seconds is not None:
             total = max(1, round(self._budget.seconds))
             return min(total, int(time.monotonic() - self._begun)), total
-        limit = planned if self._budget.edges is None else min(planned, self._budget.edges * self._n_pairs)
-        return self.spent, max(limit, self.spent)
+        return self.spent, max(planned if self.limit is None else min(planned, self.limit), self.spent)

@@ -93,9 +93,9 @@ class Measurements:
         if self._ledger is None or not self._ledger.is_file():
             return counts, effects
         try:
-            with np.load(self._ledger, allow_pickle=False) as kept:
+            with self._ledger.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 edges, found, values = kept["edges"], kept["counts"], kept["effects"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return counts, effects
         if values.shape[1:] != effects.shape[1:] or (len(edges) and edges.max() >= len(counts)):
             return counts, effects

@@ -33,7 +33,7 @@ class Race:
 
     def run(self, edges: EdgeIndices) -> None:
         """Let edges enter, in order of importance, and race until all are decided or the budget is spent."""
-        self._measured.measure(edges, self.rounds[0] if self.rounds else self._measured.n_pairs)
+        self._measured.measure(edges, self.first_pairs)
         self._entered[edges[self._measured.counts[edges] > 0]] = True
         self._complete_leaders()
         if len(self.best) < self._top:
@@ -49,6 +49,11 @@ class Race:
             self._out[alive[below]] = True
             going = alive[~below][np.argsort(-bounds[~below], kind="stable")]
             self._measured.measure(going, self._after(place))
+
+    @property
+    def first_pairs(self) -> int:
+        """On how many pairs every edge is measured that enters."""
+        return self.rounds[0] if self.rounds else self._measured.n_pairs
 
     @property
     def undecided(self) -> EdgeIndices:

@@ -34,6 +34,8 @@ from circuits.scoring.race import Race
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 _FIRST_SAMPLE = 64
+_SAMPLE_SHARE = 0.1
+"""The first samples of all strata take no more than this share of a budget."""
 
 
 @dataclass(frozen=True)
@@ -132,27 +134,34 @@ def _strata(ranked: EdgeIndices, first: int, seed: int) -> Iterator[_Stratum]:
 
 def _search(race: Race, measured: Measurements, strata: list[_Stratum]) -> None:
     """Let strata enter the race: whole ones without a limit, growing samples within one."""
-    for number, stratum in enumerate(strata):
-        whole = number == 0 or not measured.meter.limited
-        _enter(race, measured, strata, stratum, len(stratum.edges) if whole else _FIRST_SAMPLE)
+    whole, sample = not measured.meter.limited, _FIRST_SAMPLE
+    if measured.meter.limit is not None:
+        affordable = _SAMPLE_SHARE * measured.meter.limit / (race.first_pairs * len(strata))
+        sample = min(sample, max(1, int(affordable)))
+    first = [each.edges if whole or not each.random else each.edges[:sample] for each in strata]
+    measured.measure(np.concatenate(first), race.first_pairs)  # every stratum, before the race may spend the budget
+    for edges in first:
+        race.run(edges)
+    _look(race, measured, strata)
     while True:
-        unfinished = [stratum for stratum in strata if 0 < stratum.entered < len(stratum.edges)]
+        unfinished = [each for each in strata if 0 < each.entered < len(each.edges)]
         if not unfinished:
             return
         stratum = max(unfinished, key=lambda each: each.rate)
-        if not _enter(race, measured, strata, stratum, stratum.entered):
+        race.run(stratum.edges[stratum.entered : 2 * stratum.entered])
+        if not _look(race, measured, strata):
             return
 
 
-def _enter(race: Race, measured: Measurements, strata: list[_Stratum], stratum: _Stratum, more: int) -> bool:
-    """Let the next edges of a stratum enter; say whether the budget allowed any."""
-    race.run(stratum.edges[stratum.entered : stratum.entered + more])
-    entered = int(np.count_nonzero(measured.counts[stratum.edges]))
-    grown, stratum.entered = entered > stratum.entered, entered
-    stratum.looks += grown
-    for each in strata:  # a higher threshold may have unseated hits
-        each.hits = int(np.isin(race.best, each.edges).sum())
-    return grown
+def _look(race: Race, measured: Measurements, strata: list[_Stratum]) -> bool:
+    """Count what was measured of each stratum, and the hits among it; say whether there is anything new."""
+    new = False
+    for stratum in strata:
+        entered = int(np.count_nonzero(measured.counts[stratum.edges]))
+        if entered > stratum.entered:
+            stratum.entered, stratum.looks, new = entered, stratum.looks + 1, True
+        stratum.hits = int(np.isin(stratum.edges, race.best).sum())  # a higher threshold unseats hits of other strata
+    return new
 
 
 def _record(wanted: TopK, race: Race, measured: Measurements, strata: list[_Stratum], share: float) -> Verification:
