@@ -91,9 +91,9 @@ class Tracer:
                 layer.play(number, plan, trace, rows)
         if plan.final is not None:
             _Place(self._final_norm, "input").visit(plan.final, rows)
-        if plan.columns is not None and self._unembedding is not None:
-            self._unembedding.only(plan.columns)
         if plan.logits is not None:
+            if self._unembedding is not None:
+                self._unembedding.unembed(plan.columns)
             plan.logits(logits_of(self._model.output)[:, -1])
 
 
@@ -141,10 +141,16 @@ class _Unembedding:
     envoy: Any
     module: Any
 
-    def only(self, columns: Tensor) -> None:
-        """Compute the logits of some tokens only."""
-        bias = None if self.module.bias is None else self.module.bias[columns]
-        self.envoy.skip(functional.linear(self.envoy.input, self.module.weight[columns], bias))
+    def unembed(self, columns: Tensor | None) -> None:
+        """Compute the logits of the last position only, of all tokens or of some.
+
+        As one matrix product: of a slice with gaps, torch makes one product per row, several times slower.
+        """
+        weight, bias = self.module.weight, self.module.bias
+        if columns is not None:
+            weight, bias = weight[columns], None if bias is None else bias[columns]
+        last = self.envoy.input[:, -1].contiguous()
+        self.envoy.skip(functional.linear(last, weight, bias).unsqueeze(1))
 
 
 class _LayerEnvoys:
