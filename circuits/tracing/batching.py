@@ -1,5 +1,6 @@
-"""How many rows go through one forward pass: from free memory, halved when that was too many."""
+"""How much memory may be used, and how many rows go through one forward pass: halved when that was too many."""
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -8,29 +9,23 @@ import torch
 
 from circuits.errors import DeviceError
 from circuits.graph import EdgeIndices
+from circuits.tracing.memory import Budget, parse_budget
 
 Result = TypeVar("Result")
 
-_SHARE_OF_FREE_MEMORY = 0.4
-_TOKENS_ON_CPU = 1024
+_SHARE_OF_HOST = 0.5
+"""Of the free memory, unless told otherwise: a host that runs out kills the process instead of raising."""
+_SHARE_OF_DEVICE = 0.8
+_TOKENS_ON_CPU = {"pair_tokens": 512, "pass_tokens": 1024}
 """More tokens per pass than this cost time on a CPU, for fresh memory; measured on a 135M model (512 to 8192)."""
+_TOKENS_ON_DEVICE = {"pair_tokens": 8192, "pass_tokens": 65536}
+"""Enough to fill a device; attention kernels take at most 65535 times as many rows as there are heads."""
 
 
 class RowBudget:
-    """The number of rows per pass, which only ever shrinks.
+    """The number of rows per pass, which only ever shrinks."""
 
-    Args:
-        bytes_per_row: An estimate of the memory one row needs.
-        tokens_per_row: The length of a row.
-        device: Where the rows run.
-        rows: A number given by the user, instead of the estimate.
-    """
-
-    def __init__(self, bytes_per_row: int, tokens_per_row: int, device: torch.device, rows: int | None = None) -> None:
-        if rows is None:
-            rows = int(_SHARE_OF_FREE_MEMORY * free_memory(device) / bytes_per_row)
-            if device.type == "cpu":
-                rows = min(rows, _TOKENS_ON_CPU // tokens_per_row)
+    def __init__(self, rows: int) -> None:
         self.rows = max(1, rows)
 
     def halve(self, tried: int) -> None:
@@ -56,9 +51,19 @@ def in_batches(
             if not is_out_of_memory(error):
                 raise
             budget.halve(len(batch) * rows_per_item if len(batch) > 1 else 1)
+        else:
+            yield batch, result
+            left = left[len(batch) :]
             continue
-        yield batch, result
-        left = left[len(batch) :]
+        # After the handler, whose error keeps the frames of the failed pass, and their tensors, alive.
+        release()
+
+
+def release() -> None:
+    """Give back the memory of a failed pass: errors raised inside a trace are part of reference cycles."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.get_device_module().empty_cache()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -68,8 +73,23 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Give the free memory of a device in bytes (of the host, where a device does not tell)."""
+    """Give the free memory of a device in bytes (of the host, where a device does not tell).
+
+    What torch holds without using it counts as free.
+    """
     module: Any = None if device.type == "cpu" else torch.get_device_module(device)
     if hasattr(module, "mem_get_info"):
-        return int(module.mem_get_info(device)[0])
+        unused = int(module.memory_reserved(device)) - int(module.memory_allocated(device))
+        return int(module.mem_get_info(device)[0]) + unused
     return int(psutil.virtual_memory().available)
+
+
+def budget_of(device: torch.device, memory: str) -> Budget:
+    """Turn what a user said about memory into a budget; see :func:`~circuits.tracing.memory.parse_budget`."""
+    free = free_memory(device)
+    if device.type == "cpu":
+        return Budget(parse_budget(memory, free, default=_SHARE_OF_HOST), **_TOKENS_ON_CPU)
+    limit = parse_budget(memory, free, default=_SHARE_OF_DEVICE)
+    own = hasattr(torch.get_device_module(device), "mem_get_info")
+    host = int(_SHARE_OF_HOST * psutil.virtual_memory().available) if own else 0
+    return Budget(limit, host, **_TOKENS_ON_DEVICE)

@@ -16,24 +16,25 @@ from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices
 from circuits.metrics import AnswerTokens, measure
 from circuits.tracing.attribution import attribute
-from circuits.tracing.batching import RowBudget, in_batches
+from circuits.tracing.batching import RowBudget, budget_of, in_batches
 from circuits.tracing.exact import patched_logits
 from circuits.tracing.masked import needed_senders, run_masked
+from circuits.tracing.memory import AUTO, MemoryPlan, parse_budget, plan_memory
+from circuits.tracing.needs import ModelSizes, Needs, PromptSize
+from circuits.tracing.offload import Kept, kept_on_host
 from circuits.tracing.prefix import prefix_of
 from circuits.tracing.protocol import Masks, Progress, no_progress
 from circuits.tracing.runs import Columns, Run, difference, record, zero_run
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric
 
-_PAIR_TOKENS = 512
-"""Tokens of the pairs recorded together; attribution needs ``n_senders * d_model`` numbers for each."""
-
 
 @dataclass(frozen=True)
 class Options:
     """What is measured: metric, what replaces a corrupted edge, direction; and how.
 
-    ``batch_size`` is the number of rows per pass (None: automatic). Without ``prefix_cache`` the positions that clean
+    ``batch_size`` is the number of rows per pass (None: automatic), ``memory`` what may be used beside the loaded
+    model: ``8GB``, ``50%`` of what is free, or ``auto``. Without ``prefix_cache`` the positions that clean
     and corrupted prompts share are run again each time, which changes nothing but the time.
     """
 
@@ -41,6 +42,7 @@ class Options:
     ablation: Ablation = Ablation.CORRUPTED
     direction: Direction = Direction.NOISING
     batch_size: int | None = None
+    memory: str = AUTO
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
@@ -51,6 +53,7 @@ class Options:
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, got {self.batch_size}.")
+        parse_budget(self.memory, 0, default=1.0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ class PatchingExperiment:
     def __init__(self, tracer: Tracer, graph: ComputationalGraph, pairs: Sequence[TokenPair], options: Options) -> None:
         self.tracer, self.graph, self.options = tracer, graph, options
         self.n_pairs = len(pairs)
-        self.batches = tuple(self._record(pairs))
+        self.plan = self._planned(pairs)
+        recorded = self._record(pairs)
+        self.batches = kept_on_host(recorded, tracer.anatomy.device) if self.plan.offload else Kept(recorded)
         self.clean = self._gather([self._metric(batch, batch.clean.logits) for batch in self.batches])[0]
         self.corrupted = self._gather([self._metric(batch, batch.base.logits) for batch in self.batches])[0]
 
@@ -90,13 +95,24 @@ class PatchingExperiment:
         """The metric."""
         return self.options.metric
 
+    def _planned(self, pairs: Sequence[TokenPair]) -> MemoryPlan:
+        anatomy, runs = self.tracer.anatomy, 3 if self.options.ablation is Ablation.ZERO else 2
+        prompts = [PromptSize(len(pair.clean) - shared, shared) for pair in pairs for shared in (self._shared([pair]),)]
+        budget = budget_of(anatomy.device, self.options.memory)
+        return plan_memory(ModelSizes.of(anatomy), prompts, budget, runs=runs, batch_size=self.options.batch_size)
+
+    def _shared(self, pairs: Sequence[TokenPair]) -> int:
+        """Give how many positions of some pairs are read from the prefix cache."""
+        cached = self.options.prefix_cache and self.tracer.takes_prefix and self.options.ablation is not Ablation.ZERO
+        return min(_first_difference(pair) for pair in pairs) if cached else 0
+
     def _record(self, pairs: Sequence[TokenPair]) -> Iterator[PairBatch]:
         """Record pairs in batches of one token length, so that nothing is ever padded."""
         by_length: dict[int, list[int]] = {}
         for i, pair in enumerate(pairs):
             by_length.setdefault(len(pair.clean), []).append(i)
         for length, members in by_length.items():
-            size = self.options.batch_size or max(1, _PAIR_TOKENS // length)
+            size = self.options.batch_size or self.plan.pairs(length)
             # Pairs that begin to differ at the same position share a batch: no position before it is run again.
             members.sort(key=lambda i: _first_difference(pairs[i]))
             for first in range(0, len(members), size):
@@ -108,10 +124,8 @@ class PatchingExperiment:
         clean_ids, corrupted_ids = (
             torch.tensor([getattr(pair, side) for pair in pairs], device=device) for side in ("clean", "corrupted")
         )
-        zero, prefix, shared = self.options.ablation is Ablation.ZERO, None, 0
-        if self.options.prefix_cache and self.tracer.takes_prefix and not zero:
-            shared = min(_first_difference(pair) for pair in pairs)
-            prefix = prefix_of(self.tracer.anatomy.module, clean_ids[:, :shared]) if shared else None
+        zero, shared = self.options.ablation is Ablation.ZERO, self._shared(pairs)
+        prefix = prefix_of(self.tracer.anatomy.module, clean_ids[:, :shared]) if shared else None
         clean = record(self.tracer, clean_ids[:, shared:], prefix)
         corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix)
         base = zero_run(self.tracer, clean) if zero else corrupted
@@ -122,8 +136,9 @@ class PatchingExperiment:
     def part(self, begin: int, end: int) -> "PatchingExperiment":
         """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
         fewer = copy(self)
-        parts = (batch.part(begin, end) for batch in self.batches)
-        fewer.batches = tuple(batch for batch in parts if len(batch.index))
+        fewer.batches = self.batches.changed(
+            lambda batch: batch.part(begin, end), kept=lambda batch: len(batch.index) > 0
+        )
         fewer.clean, fewer.corrupted = self.clean[begin:end], self.corrupted[begin:end]
         fewer.n_pairs = len(fewer.clean)
         return fewer
@@ -216,20 +231,17 @@ class PatchingExperiment:
     def _gather(self, parts: Sequence[Float[Tensor, "repeat _"]]) -> NDArray[np.float64]:
         """Put the pairs of all batches back into their order."""
         values = np.empty((len(parts[0]), self.n_pairs))
-        for batch, part in zip(self.batches, parts, strict=True):
+        for batch, part in zip(self.batches.at_rest, parts, strict=True):
             values[:, batch.index] = _numpy(part)
         return values
 
     def budget(self, batch: PairBatch, senders: int = 0) -> RowBudget:
-        """Estimate what one row needs: a layer's activations, its logits, and what ``senders`` senders wrote."""
-        config = getattr(self.tracer.anatomy.module, "config", None)
-        length, shape = batch.clean.ids.shape[1], self.graph.shape
-        wide = int(getattr(config, "intermediate_size", None) or 4 * shape.d_model)
-        receivers = 4 * (shape.n_heads + 2 * shape.n_kv_heads) if senders else 12
-        numbers = length * (shape.d_model * (senders + receivers) + 4 * wide + 6 * shape.n_heads * shape.d_head)
-        numbers += shape.n_heads * length**2 + 4 * batch.clean.logits.shape[-1]
-        tracer = self.tracer.anatomy
-        return RowBudget(numbers * max(4, tracer.dtype.itemsize), length, tracer.device, self.options.batch_size)
+        """Give the rows per pass that the plan leaves room for; of circuits, say how many senders are computed."""
+        length = batch.clean.ids.shape[1]
+        needs = Needs(self.plan.sizes, PromptSize(length, batch.clean.length - length))
+        row = needs.circuits(senders) if senders else needs.exact()
+        beside = 0 if senders else len(batch.index) * sum(needs.differences().values())
+        return RowBudget(self.options.batch_size or self.plan.rows(row, length, beside=beside))
 
 
 def _first_difference(pair: TokenPair) -> int:

@@ -1,5 +1,7 @@
 """Rows per pass: from memory, halved when that was too many, and an error when nothing fits."""
 
+import weakref
+
 import numpy as np
 import psutil
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from circuits.errors import DeviceError
 from circuits.tracing import batching
-from circuits.tracing.batching import RowBudget, in_batches, is_out_of_memory
+from circuits.tracing.batching import RowBudget, budget_of, in_batches, is_out_of_memory
 from circuits.tracing.experiment import Options
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Metric
@@ -24,34 +26,45 @@ OUT_OF_MEMORY = (
 
 
 def budget(rows: int) -> RowBudget:
-    return RowBudget(1, 1, CPU, rows)
+    return RowBudget(rows)
 
 
-# ------------------------------------------------------------------------------------------------- the number of rows
+# ------------------------------------------------------------------------------------------------- the memory there is
 
 
-def test_rows_follow_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "free_memory", lambda _: 1_000_000)
-    assert RowBudget(100_000, 1, CPU).rows == 4
-    assert RowBudget(50_000, 1, CPU).rows == 8
-    assert RowBudget(10_000_000, 1, CPU).rows == 1
-
-
-def test_rows_are_capped_by_tokens_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "free_memory", lambda _: 10**12)
-    tokens = batching._TOKENS_ON_CPU
-    assert RowBudget(1, 16, CPU).rows == tokens // 16
-    assert RowBudget(1, 10 * tokens, CPU).rows == 1
-    assert RowBudget(1, 16, torch.device("cuda")).rows == 4 * 10**11
-
-
-def test_a_number_given_by_the_user_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "free_memory", lambda _: 1)
-    assert RowBudget(100, 10**9, CPU, rows=7).rows == 7
+def test_half_of_the_free_memory_of_a_host_is_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "free_memory", lambda _: 10**9)
+    assert budget_of(CPU, "auto").limit == 5 * 10**8
+    assert budget_of(CPU, "30%").limit == 3 * 10**8
+    assert budget_of(CPU, "4 GB").limit == 4 * 10**9
+    assert budget_of(CPU, "auto").host == 0
 
 
 def test_the_free_memory_of_a_cpu_is_that_of_the_host() -> None:
     assert batching.free_memory(CPU) == pytest.approx(psutil.virtual_memory().available, rel=0.3)
+
+
+class Device:
+    """What a device's module says of a device of 80 bytes, of which torch holds 30 and uses 10."""
+
+    memory_reserved = staticmethod(lambda _: 30)
+    memory_allocated = staticmethod(lambda _: 10)
+    mem_get_info = staticmethod(lambda _: (50, 80))
+
+
+def test_memory_that_torch_holds_unused_is_free_and_the_host_takes_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_device_module", lambda _: Device)
+    device = torch.device("cuda")
+    assert batching.free_memory(device) == 70
+    found = budget_of(device, "auto")
+    assert found.limit == 56
+    assert found.host == pytest.approx(0.5 * psutil.virtual_memory().available, rel=0.3)
+    assert found.pass_tokens > budget_of(CPU, "auto").pass_tokens
+
+
+def test_a_device_that_shares_the_hosts_memory_has_nowhere_to_move_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_device_module", lambda _: object())
+    assert budget_of(torch.device("mps"), "auto").host == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ batches
@@ -88,6 +101,25 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(error: Runtime
     assert run.tried[:4] == [20, 10, 5, 2]
     assert max(run.tried[3:]) == 2  # it stays at what fitted
     assert rows.rows == 5
+
+
+def test_memory_of_the_pass_that_failed_is_free_before_the_next_one() -> None:
+    seen = list[weakref.ref[torch.Tensor]]()
+
+    class Failed(torch.OutOfMemoryError):
+        """An error that is part of a reference cycle, as those raised inside a trace are."""
+
+    def run(items: np.ndarray) -> int:
+        if seen:
+            assert seen[0]() is None
+            return len(items)
+        held = torch.ones(5)
+        seen.append(weakref.ref(held))
+        error = Failed("CUDA out of memory.")
+        error.held, error.itself = held, error
+        raise error
+
+    assert [result for _, result in in_batches(np.arange(4), run, budget(4), rows_per_item=1)] == [2, 2]
 
 
 def test_a_single_item_that_does_not_fit_is_an_error_that_says_what_to_do() -> None:

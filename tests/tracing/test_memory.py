@@ -4,8 +4,10 @@ import gc
 
 import numpy as np
 import psutil
+import pytest
+import torch
 
-from circuits.tracing.plan import Plan
+from circuits.tracing.plan import Plan, Site
 from circuits.tracing.runs import Recorder
 from circuits.vocabulary import Direction
 from tests.tracing.subjects import Subject, clean_ids, subject_of
@@ -49,4 +51,23 @@ def test_experiments_that_are_gone_leave_nothing_behind() -> None:
     before = resident()
     for _ in range(12):
         once(subject)
+    assert resident() - before < BOUND
+
+
+def test_traces_that_raise_leave_nothing_behind_either() -> None:
+    subject = subject_of("llama")
+    ids = clean_ids().repeat(16, 2)
+
+    def refuse(value: torch.Tensor) -> None:
+        raise ValueError(f"{tuple(value.shape)}")
+
+    def once() -> None:
+        with pytest.raises(ValueError, match="64, 14, 32"):
+            subject.tracer.run(ids, Plan(visits={(2, Site.MLP_OUT): refuse}))
+
+    for _ in range(40):
+        once()
+    before = resident()
+    for _ in range(200):
+        once()
     assert resident() - before < BOUND
