@@ -159,6 +159,23 @@ class Anatomy:
         z = rearrange(z, "... (h k) -> ... h k", h=self.shape.n_heads)[..., heads, :]
         return torch.einsum("...hk,dhk->...hd", z, by_head)
 
+    def grouped_head_outputs(
+        self,
+        layer: int,
+        slot: Slot,
+        z: Float[Tensor, "sender pair pos heads_times_d_head"],
+        senders: list[int],
+        units: list[int],
+    ) -> Float[Tensor, "edge pair pos d_model"]:
+        """Give, for each edge, the output projection's share of the heads that read one unit of a slot.
+
+        Edge ``i`` has its own ``z[senders[i]]``; a key or value is read by all heads of its group.
+        """
+        groups = self.shape.n_heads if slot is Slot.Q else self.shape.n_kv_heads
+        by_unit = rearrange(self.layers[layer].output.weight, "d (g k) -> g k d", g=groups)[units]
+        chosen = rearrange(z, "s b p (g k) -> s g b p k", g=groups)[senders, units]
+        return torch.bmm(chosen.flatten(1, 2), by_unit).reshape(*chosen.shape[:-1], -1)
+
     def attention_output(
         self, layer: int, z: Float[Tensor, "*any heads_times_d_head"]
     ) -> Float[Tensor, "*any d_model"]:

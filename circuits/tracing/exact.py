@@ -117,23 +117,14 @@ class _Patcher:
         senders, place = np.unique(self.graph.edge_senders[edges], return_inverse=True)
         positions = self._positions(layer)
         z = (self._patched_heads(layer, slot, senders) - self.current.z[layer])[:, :, positions]
-        plain = self.current.attention[layer][:, positions]
-        attention = torch.empty(len(edges), *plain.shape, dtype=z.dtype, device=z.device)
-        for row, edge in enumerate(edges):
-            unit = self.graph.receivers[int(self.graph.edge_receivers[edge])].node.index
-            changed = self.tracer.anatomy.head_outputs(layer, z[place[row]], self._heads_reading(slot, unit))
-            attention[row] = plain + changed.sum(-2)
+        units = [self.graph.receivers[receiver].node.index for receiver in self.graph.edge_receivers[edges].tolist()]
+        changed = self.tracer.anatomy.grouped_head_outputs(layer, slot, z, place.tolist(), units)
+        attention = self.current.attention[layer][:, positions] + changed
         return self._finish(layer, len(edges), attention.flatten(0, 1), {})
 
     def _positions(self, layer: int) -> slice:
         """Say at which positions a change of a layer's attention or MLP matters: in the last layer at the last one."""
         return slice(-1, None) if layer == self.last else slice(None)
-
-    def _heads_reading(self, slot: Slot, unit: int) -> list[int]:
-        if slot is Slot.Q:
-            return [unit]
-        size = self.graph.shape.heads_per_group
-        return list(range(unit * size, (unit + 1) * size))
 
     def _patched_heads(self, layer: int, slot: Slot, senders: EdgeIndices) -> Float[Tensor, "sender pair pos width"]:
         """Give all head outputs of a layer when the slot of *every* head reads each sender's replacement value."""
