@@ -13,7 +13,6 @@ from circuits.graph import ComputationalGraph, EdgeIndices
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class EdgeScores:
     A positive score means that corrupting the edge moves the metric away from clean behaviour (for metrics where lower
     is better the sign is already turned). ``values[e]`` is the mean over prompt pairs in the metric's unit; NaN means
     the edge was not scored. ``sd`` is the standard deviation over the ``n`` pairs, where it is known. ``measured`` says
-    whether all scores are measured effects (``exact``) rather than estimates. Where only some are, ``measured_edges``
-    says which; where edges were scored on different numbers of pairs, ``counts`` says on how many.
+    whether all scores are measured effects (``exact``) rather than estimates; where only some are (``verified``),
+    ``measured_edges`` says which.
     """
 
     graph: ComputationalGraph
@@ -82,11 +81,10 @@ class EdgeScores:
     sd: Floats | None = None
     n: int = 0
     measured_edges: Flags | None = None
-    counts: Counts | None = None
     verification: Verification | None = None
 
     def __post_init__(self) -> None:
-        for name in ("values", "sd", "measured_edges", "counts"):
+        for name in ("values", "sd", "measured_edges"):
             array: NDArray[Any] | None = getattr(self, name)
             if array is not None:
                 if array.shape != (self.graph.n_edges,):
@@ -128,6 +126,5 @@ class EdgeScores:
                 "measured": bool(measured[index]),
             }
             if self.sd is not None:
-                n = self.n if self.counts is None else int(self.counts[index])
-                row |= {"sd": float(self.sd[index]), "n": n}
+                row |= {"sd": float(self.sd[index]), "n": self.n}
             yield row

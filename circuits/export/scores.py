@@ -9,7 +9,7 @@ import numpy as np
 
 from circuits.errors import CircuitsError, FormatError, OutputError, UnknownNameError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices
-from circuits.scores import Counts, EdgeScores, Flags, Floats, Verification
+from circuits.scores import EdgeScores, Flags, Floats, Verification
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
     if "sd" in table.columns:
         sd = np.full(graph.n_edges, np.nan)
         sd[edges] = _numbers(path, table, "sd")
-    n, counts = _counts(path, table, edges, graph)
+    n = int(table["n"].iloc[0]) if "n" in table.columns and len(table) else 0
     measured = table["measured"].to_numpy(dtype=np.bool_)
     which: Flags | None = None
     if len(set(measured.tolist())) > 1:
@@ -78,23 +78,8 @@ def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
         sd=sd,
         n=n,
         measured_edges=which,
-        counts=counts,
         verification=_verification(metadata),
     )
-
-
-def _counts(
-    path: Path, table: "pd.DataFrame", edges: EdgeIndices, graph: ComputationalGraph
-) -> tuple[int, Counts | None]:
-    """Give the number of pairs that scores are over, and that of every edge where they differ."""
-    if "n" not in table.columns or not len(table):
-        return 0, None
-    found = _numbers(path, table, "n").astype(np.int64)
-    if len(set(found.tolist())) == 1:
-        return int(found[0]), None
-    counts = np.zeros(graph.n_edges, dtype=np.int64)
-    counts[edges] = found
-    return int(found.max()), counts
 
 
 def _verification(metadata: dict[str, str]) -> Verification | None:

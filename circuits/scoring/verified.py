@@ -71,6 +71,7 @@ class _Stratum:
     entered: int = 0
     looks: int = 0
     hits: int = 0
+    undecided: int = 0
 
     @property
     def rate(self) -> float:
@@ -83,11 +84,14 @@ class _Stratum:
         return rest * self.hits / self.entered if self.entered else (np.nan if rest else 0.0)
 
     def missed(self, error: float) -> int:
-        """Bound the hits not measured; looking again and again is paid for with ``error / (j (j + 1))`` at look j."""
+        """Bound the hits not measured, taking the undecided for hits, which only raises the bound.
+
+        Looking again and again is paid for with ``error / (j (j + 1))`` at look j.
+        """
         if not self.random or not self.entered:
             return len(self.edges) - self.entered
         level = error / max(1, self.looks * (self.looks + 1))
-        return missed_at_most(len(self.edges), self.entered, self.hits, level)
+        return missed_at_most(len(self.edges), self.entered, self.hits + self.undecided, level)
 
 
 def verify(
@@ -101,9 +105,10 @@ def verify(
 ) -> EdgeScores:
     """Find the edges of largest ``|exact effect|`` among those with an attribution.
 
-    Measured edges get the mean effect over the pairs they were measured on, which for the top k is all of them. Others
-    keep their attribution, cut off below the threshold, so that by ``|score|`` none comes before an edge of the top k;
-    ``measured_edges`` and ``counts`` tell them apart. ``verification`` says what was measured and how sure it is.
+    Edges measured on all pairs, the top k among them, get their exact effect, and ``measured_edges`` says which these
+    are. All others keep their attribution, cut off below the threshold, so that by ``|score|`` none comes before an
+    edge of the top k: attribution over all pairs is a better estimate than a mean over the few pairs that sufficed to
+    tell that an edge is not among them. ``verification`` says what was measured and how sure it is.
     Cost: an attribution; k edges on all pairs; without a budget, all edges on 2 pairs and uncertain ones on more.
     """
     ranked = attribution.ranked(by_magnitude=True)
@@ -161,6 +166,7 @@ def _look(race: Race, measured: Measurements, strata: list[_Stratum]) -> bool:
         if entered > stratum.entered:
             stratum.entered, stratum.looks, new = entered, stratum.looks + 1, True
         stratum.hits = int(np.isin(stratum.edges, race.best).sum())  # a higher threshold unseats hits of other strata
+        stratum.undecided = int(np.isin(stratum.edges, race.undecided).sum())
     return new
 
 
@@ -182,22 +188,20 @@ def _record(wanted: TopK, race: Race, measured: Measurements, strata: list[_Stra
 
 
 def _scores(attribution: EdgeScores, measured: Measurements, race: Race, name: str, record: Verification) -> EdgeScores:
-    counts, cap = measured.counts, np.nextafter(race.threshold, 0)
-    done = np.flatnonzero(counts)
+    exact, cap = race.exact, np.nextafter(race.threshold, 0)
     values = np.clip(attribution.values, -cap, cap) if race.threshold else attribution.values.copy()
-    values[done] = measured.means(done)
+    values[exact] = measured.means(exact)
     spread = np.full(len(values), np.nan) if attribution.sd is None else attribution.sd.copy()
-    for n in np.unique(counts[done]).tolist():
-        edges = done[counts[done] == n]
-        spread[edges] = measured.effects[edges, :n].std(axis=1, ddof=1) if n > 1 else np.nan
+    spread[exact] = measured.effects[exact].std(axis=1, ddof=1) if measured.n_pairs > 1 else np.nan
+    which = np.zeros(len(values), dtype=np.bool_)
+    which[exact] = True
     return EdgeScores(
         attribution.graph,
         values,
         name,
-        measured=len(done) == len(attribution.scored),
+        measured=len(exact) == len(attribution.scored),
         sd=spread,
         n=measured.n_pairs,
-        measured_edges=counts > 0,
-        counts=np.where(counts > 0, counts, measured.n_pairs),
+        measured_edges=which,
         verification=record,
     )

@@ -1,4 +1,4 @@
-"""``--scorer verified`` from the command line: what it finds, says and writes, its budget, and going on after Ctrl-C."""
+"""``--scorer verified`` from the command line: what it finds and says, its budget, going on after Ctrl-C."""
 
 import csv
 from pathlib import Path
@@ -43,8 +43,10 @@ def test_score_says_how_sure_it_is_and_marks_what_was_measured(
         rows = list(csv.DictReader(file))
     assert len(rows) == 190
     assert {row["measured"] for row in rows} == {"True", "False"}
-    assert {row["n"] for row in rows if row["measured"] == "False"} == {"6"}
-    assert {"2", "6"} <= {row["n"] for row in rows if row["measured"] == "True"}
+    sizes = {
+        row["measured"]: [abs(float(r["score"])) for r in rows if r["measured"] == row["measured"]] for row in rows
+    }
+    assert sorted(sizes["True"])[-5] > max(sizes["False"])
 
 
 def test_a_budget_of_time_is_taken(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
