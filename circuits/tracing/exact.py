@@ -114,11 +114,12 @@ class _Patcher:
 
     def _into_attention(self, layer: int, slot: Slot, edges: EdgeIndices) -> Logits:
         """Run the layer's attention once for all senders, then the rest of the network for every edge."""
-        senders, place = np.unique(self.graph.edge_senders[edges], return_inverse=True)
+        senders, inverse = np.unique(self.graph.edge_senders[edges], return_inverse=True)
+        place: list[int] = inverse.tolist()
         positions = self._positions(layer)
         z = (self._patched_heads(layer, slot, senders) - self.current.z[layer])[:, :, positions]
-        units = [self.graph.receivers[receiver].node.index for receiver in self.graph.edge_receivers[edges].tolist()]
-        changed = self.tracer.anatomy.grouped_head_outputs(layer, slot, z, place.tolist(), units)
+        units = [self.graph.receivers[int(receiver)].node.index for receiver in self.graph.edge_receivers[edges]]
+        changed = self.tracer.anatomy.grouped_head_outputs(layer, slot, z, place, units)
         attention = self.current.attention[layer][:, positions] + changed
         return self._finish(layer, len(edges), attention.flatten(0, 1), {})
 

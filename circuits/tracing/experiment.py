@@ -180,15 +180,18 @@ class PatchingExperiment:
             current, other = (batch.clean, batch.base) if noising else (batch.base, batch.clean)
             plain = self._metric(batch, current.logits)
             budget = self.budget(batch, 0)
+            waiting: list[tuple[list[int], Tensor]] = []
             for members, logits in patched_logits(
                 self.tracer, self.graph, current, other, edges, budget, columns=batch.columns
             ):
                 if logits is not None:
+                    # Stays on the device until the pairs are done, so that nothing waits for a transfer.
                     change = plain - self._metric(batch, logits.flatten(0, 1))
-                    rows = [place[int(edge)] for edge in members]
-                    effects[np.array(rows)[:, None], batch.index] = _numpy(change)
+                    waiting.append(([place[int(edge)] for edge in members], change))
                 done += len(members)
                 progress(done, len(edges) * len(self.batches))
+            for rows, change in waiting:
+                effects[np.array(rows)[:, None], batch.index] = _numpy(change)
         return effects[place_of] * self._sign * (1 if noising else -1)
 
     def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
