@@ -245,6 +245,7 @@ def settings_key(model: Model, prompts: PromptSet, settings: DiscoverySettings) 
     """Give what makes two discoveries the same run: model, prompts and settings."""
     chosen = asdict(replace(settings, options=settings.options_for(prompts)))
     del chosen["verify"]["ledger"]
-    del chosen["options"]["batch_size"]  # changes no result, and is what one changes after running out of memory
+    for option in ("batch_size", "memory"):  # change no result, and are what one changes after running out of memory
+        del chosen["options"][option]
     numbers = {"dtype": model.dtype, "attention": model.attention}
     return {"model": model.info.digest, "prompts": prompts.digest, **numbers, **chosen}

@@ -113,8 +113,9 @@ class _Transfers:
         behaviour = replace(load_behaviour(name), metric=metric)
         prompts = behaviour.prompts(model.tokenizer, discovery=0, heldout=self._pairs, seed=circuit.method.seed)
         self._progress(f"recording the prompts of {circuit.behaviour.name}", 0, 0)
+        ablation = Ablation.parse(circuit.method.ablation)
         return model.experiment(
-            prompts.heldout, Options(metric, Ablation.parse(circuit.method.ablation), batch_size=self._rows)
+            prompts.heldout, Options(metric, ablation, batch_size=self._rows, memory=self._machine.limit)
         )
 
 

@@ -91,6 +91,14 @@ class Machine:
     batch_size: Annotated[
         str, typer.Option(metavar="auto|N", help="Rows in one forward pass.", rich_help_panel="Model")
     ] = "auto"
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|SIZE|SHARE",
+            help="Memory to use beside the model: 8GB, or 50% of what is free.",
+            rich_help_panel="Model",
+        ),
+    ] = "auto"
 
     def load(self, progress: Told, *, default: str = DEFAULT_MODEL) -> "Model":
         """Load the model that was asked for."""
@@ -121,6 +129,14 @@ class Machine:
         if not self.batch_size.isdecimal() or int(self.batch_size) < 1:
             raise UsageError(f"--batch-size is auto or a number from 1 up, got '{self.batch_size}'.")
         return int(self.batch_size)
+
+    @property
+    def limit(self) -> str:
+        """How much memory may be used, checked."""
+        from circuits.tracing.memory import parse_budget
+
+        parse_budget(self.memory, 0, default=1.0)
+        return self.memory
 
 
 @dataclass(frozen=True)
@@ -159,11 +175,11 @@ class Measurement:
     ) -> "Options":
         """Say what is measured; names and numbers are checked before anything long begins."""
         chosen = Ablation.parse(self.ablation or ablation or Ablation.CORRUPTED)
-        towards, rows = Direction.parse(direction), machine.rows
+        towards, rows, memory = Direction.parse(direction), machine.rows, machine.limit
 
         from circuits.tracing.experiment import Options
 
-        return Options(behaviour.metric, chosen, towards, rows)
+        return Options(behaviour.metric, chosen, towards, rows, memory)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ def score(
     seed = measurement.seed or 0
     with output.progress() as progress:
         begun = recorded(machine, chosen, options, progress, pairs=measurement.pairs, seed=seed)
+        if machine.memory != "auto":
+            output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)
         told = Settings(indices, steps, seed, searched, lambda done, total: progress(f"scoring ({name})", done, total))
         scores = score_edges(begun.experiment, name, told)

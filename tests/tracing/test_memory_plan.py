@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from circuits.errors import DeviceError, UsageError
@@ -46,7 +45,8 @@ def experiment(subject: Subject) -> PatchingExperiment:
 def needs_of(made: PatchingExperiment) -> Needs:
     batch = made.batches[0]
     length = batch.clean.ids.shape[1]
-    return Needs(ModelSizes.of(made.tracer.anatomy), PromptSize(length, batch.clean.length - length))
+    sizes = replace(ModelSizes.of(made.tracer.anatomy), slack=0)
+    return Needs(sizes, PromptSize(length, batch.clean.length - length))
 
 
 def test_the_formula_is_within_a_factor_of_two_of_measured_peaks() -> None:
@@ -226,4 +226,11 @@ def test_half_of_what_is_free_is_the_budget_of_an_experiment(monkeypatch: pytest
 def test_sizes_are_read_from_the_model() -> None:
     sizes = ModelSizes.of(subject_of("llama").tracer.anatomy)
     assert (sizes.mlp, sizes.vocabulary, sizes.itemsize, sizes.scores) == (40, 320, 4, False)
-    assert torch.float32.itemsize == sizes.itemsize
+
+
+def test_what_an_allocator_cannot_reuse_is_a_term_of_its_own() -> None:
+    prompt = PromptSize(16)
+    plain, slack = Needs(LARGE, prompt).exact(), Needs(replace(LARGE, slack=0.5), prompt).exact()
+    assert slack["allocator"] == total(plain) // 2
+    assert total(slack) == total(plain) + slack["allocator"]
+    assert ModelSizes.of(subject_of("llama").tracer.anatomy).slack > 0
