@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Cost, Figures, Meter, number, peak_megabytes, plain_forward, report
+from measuring import Cost, Figures, Meter, number, peak_megabytes, plain_forward, report, tell
 from numpy.typing import NDArray
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -165,6 +165,7 @@ def circuits_of(scores: NDArray[np.float64], count: int, size: int) -> NDArray[n
 
 def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Measure all rows for one model."""
+    tell(f"{name}: attribution")
     subject = load(name, quick=chosen.quick)
     meter = Meter(subject.forward(), chosen.repeats)
     experiment = subject.model.experiment(subject.pairs)
@@ -177,17 +178,20 @@ def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
         "eap": meter.multiple(lambda: attributions([1.0])),
         "eap-ig": meter.multiple(lambda: attributions(MIDPOINTS)),
     }
+    tell(f"{name}: circuits")
     scores = experiment.attributions([1.0])[0]
     best = np.zeros((1, len(scores)), dtype=np.bool_)
     best[0, np.argsort(-np.abs(scores))[:200]] = True
     many = circuits_of(scores, 10, 200)
     costs["circuit"] = meter.multiple(lambda: experiment.circuits(best))
     costs["circuits"] = meter.multiple(lambda: experiment.circuits(many), 10)
+    tell(f"{name}: exact edges, {2 * chosen.strata} blocks of {chosen.block}, twice")
     edges = sweep(meter, experiment, chosen.strata, chosen.block)
     costs["edge"] = edges.cost
     half = len(subject.pairs) // 2
     fewer = Meter(subject.forward(half))
     part = sweep(fewer, experiment.part(0, half), chosen.strata, chosen.block)
+    tell(f"{name}: memory")
     return {
         "model": name,
         "pairs": len(subject.pairs),

@@ -158,6 +158,11 @@ def report(name: str, folder: Path, results: dict[str, Any], *figures: Figures) 
     print(f"written: {folder / name}.json and .md")
 
 
+def tell(text: str) -> None:
+    """Say on stderr what is being measured."""
+    Console(stderr=True, highlight=False).print(f"{text} ...", style="dim")
+
+
 def number(value: float) -> str:
     """Write a multiple with about three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.1 else f"{value:.3f}"
