@@ -13,6 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuits.ablation.generation import AblatedModel, ablated
+    from circuits.ablation.intervention import Intervention
+    from circuits.ablation.measuring import AblationReport, measure_ablation
     from circuits.behaviours import load_behaviour
     from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
     from circuits.builder import build_graph
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from circuits.tracing.sites import patch_sites
 
 _HOMES = {
+    "AblatedModel": "circuits.ablation.generation",
+    "AblationReport": "circuits.ablation.measuring",
     "Architecture": "circuits.tracing.architecture",
     "Behaviour": "circuits.behaviours.behaviour",
     "Circuit": "circuits.circuit",
@@ -41,6 +46,7 @@ _HOMES = {
     "DiscoverySettings": "circuits.discovery",
     "Edge": "circuits.graph",
     "EdgeScores": "circuits.scores",
+    "Intervention": "circuits.ablation.intervention",
     "Model": "circuits.model",
     "ModelShape": "circuits.graph",
     "Node": "circuits.graph",
@@ -48,6 +54,7 @@ _HOMES = {
     "Path": "circuits.tracing.paths",
     "PromptSet": "circuits.behaviours.behaviour",
     "TokenPair": "circuits.behaviours.behaviour",
+    "ablated": "circuits.ablation.generation",
     "build_graph": "circuits.builder",
     "compare": "circuits.comparison",
     "discover": "circuits.discovery",
@@ -55,12 +62,15 @@ _HOMES = {
     "evaluate": "circuits.evaluation",
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
+    "measure_ablation": "circuits.ablation.measuring",
     "patch_sites": "circuits.tracing.sites",
     "path_effects": "circuits.tracing.paths",
     "score": "circuits.scoring",
 }
 
 __all__ = [
+    "AblatedModel",
+    "AblationReport",
     "Architecture",
     "Behaviour",
     "Circuit",
@@ -71,6 +81,7 @@ __all__ = [
     "DiscoverySettings",
     "Edge",
     "EdgeScores",
+    "Intervention",
     "Model",
     "ModelShape",
     "Node",
@@ -78,6 +89,7 @@ __all__ = [
     "Path",
     "PromptSet",
     "TokenPair",
+    "ablated",
     "build_graph",
     "compare",
     "discover",
@@ -85,6 +97,7 @@ __all__ = [
     "evaluate",
     "load_behaviour",
     "load_model",
+    "measure_ablation",
     "patch_sites",
     "path_effects",
     "score",

@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import networkx as nx
 import numpy as np
@@ -16,6 +16,11 @@ from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
 from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Provenance
 from circuits.scores import Floats
+
+if TYPE_CHECKING:
+    from circuits.ablation.generation import AblatedModel
+    from circuits.ablation.intervention import Intervention
+    from circuits.model import Model
 
 FORMAT = "circuits/circuit"
 VERSION = 1
@@ -123,6 +128,15 @@ class Circuit:
         from circuits.export.draw import draw
 
         draw(self, path, title=title)
+
+    def ablated(self, model: "Model", intervention: "Intervention | None" = None) -> "AblatedModel":
+        """Give a model whose heads and MLPs of this circuit are ablated (or scaled, or steered) while it generates.
+
+        Nothing is changed on ``model``. See :func:`circuits.ablated`, which offers more.
+        """
+        from circuits.ablation.generation import ablated
+
+        return ablated(model, self, intervention)
 
     def _repr_svg_(self) -> str | None:
         """Show the diagram in a notebook; without Graphviz the notebook falls back to text."""

@@ -85,3 +85,29 @@ class Site(Choice):
     ATTN = "attn"
     MLP = "mlp"
     HEAD = "head"
+
+
+class NodeAblation(Choice):
+    """What the output of an ablated node is replaced by, or scaled towards."""
+
+    MEAN = "mean"
+    """Its mean over the tokens of reference prompts."""
+    ZERO = "zero"
+
+    @classmethod
+    def kind(cls) -> str:
+        """Say what the members are."""
+        return "ablation of nodes"
+
+
+class NodeChoice(Choice):
+    """Which nodes of a circuit are acted on."""
+
+    ALL = "all"
+    HEADS = "heads"
+    MLPS = "mlps"
+
+    @classmethod
+    def kind(cls) -> str:
+        """Say what the members are."""
+        return "value of --nodes"

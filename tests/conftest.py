@@ -11,7 +11,10 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook(["circuits.metrics", "circuits.tracing"], f"{checked.__module__}.{checked.__name__}")
+install_import_hook(
+    ["circuits.metrics", "circuits.tracing", "circuits.ablation"],
+    f"{checked.__module__}.{checked.__name__}",
+)
 
 
 def pytest_configure() -> None:

@@ -35,6 +35,7 @@ ROWS = (
     ("tracing",),
     ("model",),
     ("scoring", "pruning", "evaluation"),
+    ("ablation",),
     ("journal",),
     ("discovery",),
     ("cli",),
@@ -42,8 +43,9 @@ ROWS = (
 )
 """A module imports its own unit and units of earlier rows (and neighbours in its row, but never in a circle)."""
 
-SHORTCUTS = (("circuit", "export"), ("comparison", "export"))
-"""Values that draw themselves (``circuit.draw("x.svg")``): their methods, and only they, may import export."""
+SHORTCUTS = (("circuit", "export"), ("comparison", "export"), ("circuit", "ablation"), ("circuit", "model"))
+"""Values that draw themselves (``circuit.draw("x.svg")``) or act on a model (``circuit.ablated(model)``): their
+methods, and only they, may import what does it."""
 
 LIGHT = (
     "errors",

@@ -6,6 +6,8 @@ import sys
 import circuits
 
 PROMISED = [
+    "AblatedModel",
+    "AblationReport",
     "Architecture",
     "Behaviour",
     "Circuit",
@@ -16,6 +18,7 @@ PROMISED = [
     "DiscoverySettings",
     "Edge",
     "EdgeScores",
+    "Intervention",
     "Model",
     "ModelShape",
     "Node",
@@ -23,6 +26,7 @@ PROMISED = [
     "Path",
     "PromptSet",
     "TokenPair",
+    "ablated",
     "build_graph",
     "compare",
     "discover",
@@ -30,6 +34,7 @@ PROMISED = [
     "evaluate",
     "load_behaviour",
     "load_model",
+    "measure_ablation",
     "patch_sites",
     "path_effects",
     "score",

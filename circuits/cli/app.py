@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from circuits.cli.ablate import ablate
 from circuits.cli.check import check
 from circuits.cli.compare import compare
 from circuits.cli.discover import discover
@@ -72,7 +73,20 @@ def options(
     del version
 
 
-for _command in (discover, score, evaluate, patch, path, compare, draw, export, check, models, behaviours):
+for _command in (
+    discover,
+    score,
+    evaluate,
+    patch,
+    path,
+    compare,
+    ablate,
+    draw,
+    export,
+    check,
+    models,
+    behaviours,
+):
     app.command()(_command)
 
 

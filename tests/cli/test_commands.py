@@ -22,6 +22,7 @@ COMMANDS = (
     "patch",
     "path",
     "compare",
+    "ablate",
     "draw",
     "export",
     "check",

@@ -1,0 +1,113 @@
+"""Means, shares and perplexities over prompts, each with an interval, and their change on the same prompts."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuits.scores import Floats
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval over prompts."""
+
+    value: float
+    low: float
+    high: float
+
+    def describe(self) -> str:
+        """Give it as text."""
+        return f"{_number(self.value)} [{_number(self.low)}, {_number(self.high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}" if abs(value) < 1000 else f"{value:.3g}"  # -0.0 becomes 0.0
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What was measured of the model as it is, ablated, and with each random ablation.
+
+    ``change`` is after minus before (of perplexity: after over before) on the same resampled prompts. Intervals are of
+    the percentile bootstrap over prompts; those of shares are Wilson's, since resampling 16 of 16 tells no spread.
+    ``random`` has one value per random ablation.
+    """
+
+    name: str
+    unit: str
+    n: int
+    before: Estimate
+    after: Estimate
+    change: Estimate
+    random: tuple[float, ...]
+
+    @property
+    def beyond_random(self) -> bool | None:
+        """Whether the change is larger than that of every random ablation; None without any."""
+        if not self.random:
+            return None
+        size = abs(self.after.value - self.before.value)
+        return all(size > abs(value - self.before.value) for value in self.random)
+
+    def describe_random(self) -> str:
+        """Give the median and the range of the random ablations as text."""
+        if not self.random:
+            return "not measured"
+        return f"{_number(float(np.median(self.random)))} [{_number(min(self.random))}, {_number(max(self.random))}]"
+
+
+def mean_quantity(name: str, unit: str, before: Floats, after: Floats, random: list[Floats], *, seed: int) -> Quantity:
+    """Compare means of one value per prompt."""
+    picks = _picks(len(before), seed)
+    change = _bootstrap((after - before).mean(), (after - before)[picks].mean(1))
+    first, second = (_bootstrap(values.mean(), values[picks].mean(1)) for values in (before, after))
+    return Quantity(name, unit, len(before), first, second, change, tuple(float(values.mean()) for values in random))
+
+
+def share_quantity(
+    name: str, before: NDArray[np.bool_], after: NDArray[np.bool_], random: list[NDArray[np.bool_]], *, seed: int
+) -> Quantity:
+    """Compare shares of prompts."""
+    moved = after.astype(np.float64) - before.astype(np.float64)
+    change = _bootstrap(moved.mean(), moved[_picks(len(before), seed)].mean(1))
+    first, second = (wilson(int(values.sum()), len(values)) for values in (before, after))
+    return Quantity(name, "share", len(before), first, second, change, tuple(float(values.mean()) for values in random))
+
+
+def perplexity_quantity(
+    name: str, before: list[Floats], after: list[Floats], random: list[list[Floats]], *, seed: int
+) -> Quantity:
+    """Compare perplexities ``exp(mean loss per token)``, from losses per token of every sentence."""
+    picks, counts = _picks(len(before), seed), np.array([len(losses) for losses in before])
+
+    def estimate(losses: Floats) -> Estimate:
+        resampled = np.exp(losses[picks].sum(1) / counts[picks].sum(1))
+        return _bootstrap(np.exp(losses.sum() / counts.sum()), resampled)
+
+    totals = [np.array([losses.sum() for losses in each]) for each in (before, after)]
+    ratio = estimate(totals[1] - totals[0])
+    others = tuple(float(np.exp(sum(losses.sum() for losses in each) / counts.sum())) for each in random)
+    return Quantity(name, "perplexity", len(before), estimate(totals[0]), estimate(totals[1]), ratio, others)
+
+
+def wilson(count: int, n: int) -> Estimate:
+    """Give a share with Wilson's score interval (Wilson 1927), which has a width at 0 and 1 too."""
+    z, share = 1.959964, count / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _picks(n: int, seed: int) -> NDArray[np.int64]:
+    """Draw the same resamples for the same number of prompts, so that before and after are compared on the same."""
+    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+
+
+def _bootstrap(value: np.floating, resampled: Floats) -> Estimate:
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(value), float(low), float(high))

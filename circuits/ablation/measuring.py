@@ -1,0 +1,263 @@
+"""What acting on a circuit changes: measured before and after, beside random ablations of the same size.
+
+On held-out pairs: the metric; the log-odds of the answers on either side; which answers the model begins to give on
+either side (of refusal: the refusal rate on harmful and the over-refusal on harmless requests); and the perplexity on
+neutral sentences, which tells whether the model was broken in general. Of every answer the first few tokens are
+generated, and kept with their class.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from circuits.ablation.controls import control_nodes
+from circuits.ablation.estimates import Quantity, mean_quantity, perplexity_quantity, share_quantity
+from circuits.ablation.generation import AblatedModel, ablated
+from circuits.ablation.intervention import Intervention, Reference, reference_of
+from circuits.ablation.openings import Opening, Openings
+from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.tokens import Tokens, prompt_tokens
+from circuits.errors import UsageError
+from circuits.graph import Node
+from circuits.metrics import AnswerTokens, measure
+from circuits.model import Model
+from circuits.scores import Floats
+from circuits.vocabulary import Metric
+
+DRAWS, NEW_TOKENS = 5, 5
+BROKEN = 2.0
+"""A perplexity this many times that of the model as it is means that more than one behaviour was lost."""
+StageProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How the model as it is and the ablated one begin their answers to one prompt."""
+
+    side: str
+    prompt: str
+    before: str
+    before_class: str
+    after: str
+    after_class: str
+
+
+@dataclass(frozen=True)
+class AblationReport:
+    """What changed. ``overlap`` is the mean share of the acted-on nodes that the random ablations act on as well."""
+
+    nodes: tuple[Node, ...]
+    intervention: Intervention
+    refusals: bool
+    quantities: tuple[Quantity, ...]
+    openings: tuple[Answered, ...]
+    draws: int
+    overlap: float
+
+    def quantity(self, name: str) -> Quantity:
+        """Find a quantity by its name."""
+        return next(quantity for quantity in self.quantities if quantity.name == name)
+
+    def describe(self) -> str:
+        """Say in sentences what the numbers do and do not support."""
+        first = self.quantity(rate_names(refusals=self.refusals)[0])
+        moved = first.change.low > 0 or first.change.high < 0
+        sentences = [
+            f"'{first.name}' went from {first.before.value:.2f} to {first.after.value:.2f}, a change of "
+            f"{first.change.describe()}" + ("." if moved else ", which chance may explain.")
+        ]
+        if first.beyond_random is not None:
+            verdict = (
+                "all changed it less" if first.beyond_random else "not all changed it less, so size alone may do it"
+            )
+            sentences.append(
+                f"Of {self.draws} random ablations of as many other heads and MLPs of the same depth {verdict}: they "
+                f"left {first.describe_random()}."
+            )
+        if self.overlap > 0:
+            sentences.append(
+                f"The random ablations share {self.overlap:.0%} of the nodes acted on: the model has too few others of "
+                "the same depth."
+            )
+        perplexity = next((quantity for quantity in self.quantities if quantity.unit == "perplexity"), None)
+        if perplexity is not None and perplexity.change.value > BROKEN:
+            sentences.append(
+                f"The perplexity on neutral text is {perplexity.change.value:.3g} times as high: the model is broken "
+                "in general, so this does not show that the nodes serve this behaviour in particular. Act on fewer "
+                "nodes, or with a scale nearer to 1."
+            )
+        return " ".join(sentences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give everything as plain JSON values."""
+        return {
+            "nodes": [str(node) for node in self.nodes],
+            "intervention": asdict(self.intervention),
+            "quantities": [asdict(quantity) for quantity in self.quantities],
+            "openings": [asdict(answered) for answered in self.openings],
+            "random_draws": self.draws,
+            "random_overlap": self.overlap,
+        }
+
+
+def rate_names(*, refusals: bool) -> tuple[str, str, str]:
+    """Name the shares of openings: answers on either side, and wrong answers on the clean side."""
+    if refusals:
+        return "refusal rate, harmful prompts", "over-refusal, harmless prompts", "complies, harmful prompts"
+    return "opens with an answer, clean", "opens with an answer, corrupted", "opens with a wrong answer, clean"
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """What every version of the model is run on."""
+
+    pairs: tuple[TokenPair, ...]
+    texts: tuple[Tokens, ...]
+    metric: Metric
+    new_tokens: int
+    openings: Openings
+
+    def side(self, name: str) -> list[Tokens]:
+        return [getattr(pair, name) for pair in self.pairs]
+
+
+class _Outcome:
+    """What one version of the model does on the prompts."""
+
+    def __init__(self, model: AblatedModel, prompts: _Prompts, plain: "_Outcome | None" = None) -> None:
+        self._prompts = prompts
+        answers = AnswerTokens.of(prompts.pairs, model.model.tracer.anatomy.device)
+        self.tokens: dict[str, list[Tokens]] = {}
+        self.odds: dict[str, Floats] = {}
+        for side in ("clean", "corrupted"):
+            self.tokens[side], logits = model.continuations(prompts.side(side), prompts.new_tokens)
+            if answers.answers.numel():
+                self.odds[side] = _numpy(measure(Metric.LOG_ODDS, logits, answers))
+            if side == "clean":
+                self.logits = logits
+                kept = logits if plain is None else plain.logits
+                self.metric = _numpy(measure(prompts.metric, logits, answers, kept))
+        self.losses = [_numpy(losses) for losses in model.losses(prompts.texts)]
+
+    @cached_property
+    def kinds(self) -> dict[str, list[Opening]]:
+        """The class of every answer's opening, by side."""
+        kind = self._prompts.openings.kind
+        return {
+            side: [kind(tokens, pair) for tokens, pair in zip(found, self._prompts.pairs, strict=True)]
+            for side, found in self.tokens.items()
+        }
+
+    def share(self, side: str, opening: Opening) -> NDArray[np.bool_]:
+        """Tell for every prompt of a side whether its answer has an opening of a class."""
+        return np.array([kind is opening for kind in self.kinds[side]])
+
+
+def measure_ablation(
+    model: Model,
+    nodes: Sequence[Node],
+    pairs: Sequence[TokenPair],
+    intervention: Intervention | None = None,
+    *,
+    reference: Reference | Sequence[TokenPair] = (),
+    metric: Metric = Metric.LOGIT_DIFFERENCE,
+    draws: int = DRAWS,
+    new_tokens: int = NEW_TOKENS,
+    seed: int = 0,
+    progress: StageProgress = lambda _stage, _done, _total: None,
+) -> AblationReport:
+    """Measure what acting on nodes changes, on pairs that the reference prompts are not among.
+
+    ``draws`` random ablations act on as many other heads and MLPs of the same depth, in the same way. Cost: for the
+    model as it is, ablated, and each random ablation, ``new_tokens`` forward passes of both sides of the pairs and one
+    of the neutral sentences.
+    """
+    if not nodes or not pairs or draws < 0:
+        raise UsageError(
+            f"expected nodes to act on, pairs and a number of draws from 0 up; got {len(nodes)} nodes, {len(pairs)} "
+            f"pairs and {draws} draws."
+        )
+    intervention = intervention or Intervention()
+    if not isinstance(reference, Reference):
+        reference = reference_of(model.tracer, reference) if intervention.needs_reference else Reference({}, {})
+    generator = np.random.default_rng(seed)
+    controls = [control_nodes(model.graph, nodes, generator) for _ in range(draws)]
+    prompts = _Prompts(tuple(pairs), neutral_texts(model), metric, new_tokens, Openings.of(model.tokenizer, pairs))
+    outcomes: list[_Outcome] = []
+    for done, chosen in enumerate([(), tuple(nodes), *controls]):
+        progress("generating: as it is, ablated, random ablations", done, draws + 2)
+        version = ablated(model, chosen, intervention, reference=reference)
+        outcomes.append(_Outcome(version, prompts, outcomes[0] if outcomes else None))
+    taken = frozenset(nodes)
+    shared = [len(taken.intersection(chosen)) / len(taken) for chosen in controls]
+    return AblationReport(
+        nodes=tuple(nodes),
+        intervention=intervention,
+        refusals=prompts.openings.refusals,
+        quantities=_quantities(prompts, outcomes, seed),
+        openings=_answered(prompts, *outcomes[:2]),
+        draws=draws,
+        overlap=float(np.mean(shared)) if shared else 0.0,
+    )
+
+
+def _quantities(prompts: _Prompts, outcomes: list[_Outcome], seed: int) -> tuple[Quantity, ...]:
+    before, after, *random = outcomes
+    metric, refusals = prompts.metric, prompts.openings.refusals
+    words = rate_names(refusals=refusals)
+    wanted = (("clean", Opening.ANSWER), ("corrupted", Opening.ANSWER), ("clean", Opening.WRONG_ANSWER))
+    found = [
+        share_quantity(
+            word, before.share(*which), after.share(*which), [each.share(*which) for each in random], seed=seed
+        )
+        for word, which in zip(words, wanted, strict=True)
+    ]
+    values = [each.metric for each in outcomes]
+    name = f"{metric}, {'harmful' if refusals else 'clean'} prompts"
+    found.append(mean_quantity(name, metric.unit, values[0], values[1], values[2:], seed=seed))
+    if metric in (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE):
+        above = [value > 0 for value in values]
+        found.append(share_quantity("answer above wrong answer", above[0], above[1], above[2:], seed=seed))
+    for side, word in (("clean", "harmful"), ("corrupted", "harmless")):
+        if side in before.odds and not (metric is Metric.LOG_ODDS and side == "clean"):
+            odds = [each.odds[side] for each in outcomes]
+            name = f"{'refusal ' if refusals else ''}log-odds, {word if refusals else side} prompts"
+            found.append(mean_quantity(name, "nats", odds[0], odds[1], odds[2:], seed=seed))
+    if prompts.texts:
+        losses = [each.losses for each in outcomes]
+        found.append(perplexity_quantity("perplexity, neutral text", losses[0], losses[1], losses[2:], seed=seed))
+    return tuple(found)
+
+
+def _answered(prompts: _Prompts, before: _Outcome, after: _Outcome) -> tuple[Answered, ...]:
+    text = prompts.openings.text
+    return tuple(
+        Answered(
+            side=side,
+            prompt=getattr(pair, f"{side}_text"),
+            before=text(before.tokens[side][i]),
+            before_class=before.kinds[side][i],
+            after=text(after.tokens[side][i]),
+            after_class=after.kinds[side][i],
+        )
+        for side in ("clean", "corrupted")
+        for i, pair in enumerate(prompts.pairs)
+    )
+
+
+def neutral_texts(model: Model) -> tuple[Tokens, ...]:
+    """Tokenize the neutral sentences that ship with the package; none for a model without tokenizer."""
+    if model.tokenizer is None:
+        return ()
+    sentences = files("circuits.ablation").joinpath("data/neutral.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(prompt_tokens(model.tokenizer, sentence, rendered=False) for sentence in sentences if sentence)
+
+
+def _numpy(values: torch.Tensor) -> Floats:
+    return values.detach().to("cpu", torch.float64).numpy()
