@@ -92,12 +92,26 @@ class NodeAblation(Choice):
 
     MEAN = "mean"
     """Its mean over the tokens of reference prompts."""
+    LAST_MEAN = "last-mean"
+    """Its mean over the last tokens of reference prompts, where the answer is decided."""
     ZERO = "zero"
 
     @classmethod
     def kind(cls) -> str:
         """Say what the members are."""
         return "ablation of nodes"
+
+
+class ActedOn(Choice):
+    """Which parts of a circuit are ablated."""
+
+    NODES = "nodes"
+    EDGES = "edges"
+
+    @classmethod
+    def kind(cls) -> str:
+        """Say what the members are."""
+        return "value of --what"
 
 
 class NodeChoice(Choice):

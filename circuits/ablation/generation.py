@@ -13,12 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.ablation.intervention import Intervention, Place, Reference, batches, reference_of, visits_of
+from circuits.ablation.nodes import acting_nodes
 from circuits.behaviours import BUILT_IN
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Prompt, Tokens, prompt_text, prompt_tokens
 from circuits.circuit import Circuit
 from circuits.errors import PromptError, UsageError
-from circuits.graph import Node, NodeKind
+from circuits.graph import Node
 from circuits.model import Model
 from circuits.tracing.plan import Plan, Visit
 from circuits.tracing.runs import Recorder, unembed
@@ -103,16 +104,6 @@ class AblatedModel:
         return [found[member] for member in range(len(texts))]
 
 
-def acting_nodes(circuit: Circuit, which: NodeChoice = NodeChoice.ALL) -> tuple[Node, ...]:
-    """Give the heads and MLPs of a circuit, in graph order: the nodes that put something out."""
-    kinds = {
-        NodeChoice.ALL: (NodeKind.HEAD, NodeKind.MLP),
-        NodeChoice.HEADS: (NodeKind.HEAD,),
-        NodeChoice.MLPS: (NodeKind.MLP,),
-    }[which]
-    return tuple(node for node in circuit.nodes if node.kind in kinds)
-
-
 def ablated(
     model: Model,
     circuit: Circuit | Sequence[Node],
@@ -141,8 +132,6 @@ def ablated(
             f"the circuit is of {circuit.model.id} with {circuit.model.shape.describe()}, but {model.info.id} has "
             f"{model.info.shape.describe()}; use the circuit's own model."
         )
-    if isinstance(circuit, Circuit) and not nodes:
-        raise UsageError(f"the circuit has no nodes of the kind '{which}' to act on; choose another kind.")
     for node in nodes:
         model.graph.require_node(node)
     if not intervention.needs_reference:

@@ -1,9 +1,9 @@
 """What is done to the output of nodes while a model runs: replaced by a constant, scaled, pushed along a direction.
 
 With ``v`` what a node puts out at one token (a head's ``z``, before the output projection; what an MLP adds to the
-stream), ``r`` what it is replaced by (zero, or its mean over reference prompts) and ``d`` its steering direction, the
-node puts out ``r + scale (v - r) + steer d`` instead, at every token that is read or generated. A scale of 0 is
-ablation, 1 leaves ``v``, a negative one turns it around. Whatever comes after is recomputed.
+stream), ``r`` what it is replaced by (zero, or its mean over all or over the last tokens of reference prompts) and
+``d`` its steering direction, the node puts out ``r + scale (v - r) + steer d`` instead, at every token that is read or
+generated. A scale of 0 is ablation, 1 leaves ``v``, a negative one turns it around. Whatever comes after is recomputed.
 
 The first token is spared unless asked for: attention looks back only, so what a node puts out there depends on
 that token alone and can tell nothing about the prompt; but models use it as a place to attend to when there is
@@ -43,17 +43,22 @@ class Intervention:
     first_token: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ablation", NodeAblation.parse(self.ablation))
         if not math.isfinite(self.scale) or not math.isfinite(self.steer):
             raise UsageError(f"scale and steer are finite numbers, got {self.scale} and {self.steer}.")
 
     @property
     def needs_reference(self) -> bool:
         """Whether reference prompts are needed."""
-        return self.steer != 0 or (self.scale != 1 and self.ablation is NodeAblation.MEAN)
+        return self.steer != 0 or (self.scale != 1 and self.ablation is not NodeAblation.ZERO)
 
     def describe(self) -> str:
         """Say what is done, in words."""
-        towards = "mean over the reference prompts" if self.ablation is NodeAblation.MEAN else "zero"
+        towards = {
+            NodeAblation.MEAN: "mean over the tokens of the corrupted prompts",
+            NodeAblation.LAST_MEAN: "mean over the last tokens of the corrupted prompts",
+            NodeAblation.ZERO: "zero",
+        }[self.ablation]
         parts: list[str] = []
         if self.scale == 0:
             parts.append(f"replaced by {towards}")
@@ -68,12 +73,14 @@ class Intervention:
 class Reference:
     """What nodes put out on reference prompts, for every place.
 
-    ``mean`` is over the tokens of the corrupted prompts, without the first one and without padding (there is none);
+    ``mean`` is over the tokens of the corrupted prompts, without the first one and without padding (there is none),
+    ``last_mean`` over their last tokens;
     ``direction`` is the mean at the last token of the clean prompts minus that of the corrupted prompts: of refusal,
     harmful minus harmless.
     """
 
     mean: Mapping[Place, Float[Tensor, " width"]]
+    last_mean: Mapping[Place, Float[Tensor, " width"]]
     direction: Mapping[Place, Float[Tensor, " width"]]
 
 
@@ -83,8 +90,9 @@ def reference_of(tracer: Tracer, pairs: Sequence[TokenPair]) -> Reference:
         raise UsageError("means and directions are taken over reference prompts; expected at least one pair.")
     clean, corrupted = (_Sums(tracer, [getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted"))
     mean = {place: total / max(1, corrupted.tokens) for place, total in corrupted.all.items()}
-    direction = {place: (clean.last[place] - corrupted.last[place]) / len(pairs) for place in clean.last}
-    return Reference(mean, direction)
+    last_mean = {place: total / len(pairs) for place, total in corrupted.last.items()}
+    direction = {place: clean.last[place] / len(pairs) - last for place, last in last_mean.items()}
+    return Reference(mean, last_mean, direction)
 
 
 class _Sums:
@@ -168,8 +176,9 @@ def _change(
 ) -> Visit:
     constant = torch.zeros(len(columns), dtype=torch.float64 if anatomy.device.type != "mps" else torch.float32)
     constant = constant.to(anatomy.device)
-    if reference is not None and intervention.ablation is NodeAblation.MEAN:
-        constant = constant + (1 - intervention.scale) * reference.mean[place]
+    if reference is not None and intervention.ablation is not NodeAblation.ZERO and intervention.scale != 1:
+        means = reference.mean if intervention.ablation is NodeAblation.MEAN else reference.last_mean
+        constant = constant + (1 - intervention.scale) * means[place]
     if reference is not None and intervention.steer:
         constant = constant + intervention.steer * reference.direction[place]
     return _Change(columns, constant, intervention.scale, 0 if intervention.first_token else 1)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from circuits.ablation.controls import control_nodes
 from circuits.ablation.estimates import Quantity, mean_quantity, perplexity_quantity, share_quantity
 from circuits.ablation.generation import AblatedModel, ablated
 from circuits.ablation.intervention import Intervention, Reference, reference_of
+from circuits.ablation.nodes import control_nodes
 from circuits.ablation.openings import Opening, Openings
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens, prompt_tokens
@@ -109,8 +109,12 @@ class AblationReport:
 def rate_names(*, refusals: bool) -> tuple[str, str, str]:
     """Name the shares of openings: answers on either side, and wrong answers on the clean side."""
     if refusals:
-        return "refusal rate, harmful prompts", "over-refusal, harmless prompts", "complies, harmful prompts"
-    return "opens with an answer, clean", "opens with an answer, corrupted", "opens with a wrong answer, clean"
+        return "refusal rate on harmful prompts", "over-refusal on harmless prompts", "compliance on harmful prompts"
+    return (
+        "opens with an answer on clean prompts",
+        "opens with an answer on corrupted prompts",
+        "opens with a wrong answer on clean prompts",
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def measure_ablation(
         )
     intervention = intervention or Intervention()
     if not isinstance(reference, Reference):
-        reference = reference_of(model.tracer, reference) if intervention.needs_reference else Reference({}, {})
+        reference = reference_of(model.tracer, reference) if intervention.needs_reference else Reference({}, {}, {})
     generator = np.random.default_rng(seed)
     controls = [control_nodes(model.graph, nodes, generator) for _ in range(draws)]
     prompts = _Prompts(tuple(pairs), neutral_texts(model), metric, new_tokens, Openings.of(model.tokenizer, pairs))
@@ -219,7 +223,7 @@ def _quantities(prompts: _Prompts, outcomes: list[_Outcome], seed: int) -> tuple
         for word, which in zip(words, wanted, strict=True)
     ]
     values = [each.metric for each in outcomes]
-    name = f"{metric}, {'harmful' if refusals else 'clean'} prompts"
+    name = f"{metric} on {'harmful' if refusals else 'clean'} prompts"
     found.append(mean_quantity(name, metric.unit, values[0], values[1], values[2:], seed=seed))
     if metric in (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE):
         above = [value > 0 for value in values]
@@ -227,11 +231,11 @@ def _quantities(prompts: _Prompts, outcomes: list[_Outcome], seed: int) -> tuple
     for side, word in (("clean", "harmful"), ("corrupted", "harmless")):
         if side in before.odds and not (metric is Metric.LOG_ODDS and side == "clean"):
             odds = [each.odds[side] for each in outcomes]
-            name = f"{'refusal ' if refusals else ''}log-odds, {word if refusals else side} prompts"
+            name = f"{'refusal ' if refusals else ''}log-odds on {word if refusals else side} prompts"
             found.append(mean_quantity(name, "nats", odds[0], odds[1], odds[2:], seed=seed))
     if prompts.texts:
         losses = [each.losses for each in outcomes]
-        found.append(perplexity_quantity("perplexity, neutral text", losses[0], losses[1], losses[2:], seed=seed))
+        found.append(perplexity_quantity("perplexity on neutral text", losses[0], losses[1], losses[2:], seed=seed))
     return tuple(found)
 
 

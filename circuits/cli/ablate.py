@@ -1,29 +1,31 @@
-"""``circuits ablate``: act on a circuit's nodes while the model generates, and measure what that changes."""
+"""``circuits ablate``: act on a circuit while the model generates, and measure what that changes."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 
+from circuits.ablation.nodes import acting_nodes
 from circuits.behaviours import load_behaviour
-from circuits.behaviours.behaviour import Behaviour
+from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.circuit import Circuit
 from circuits.cli.options import CircuitArgument, Machine, Voice, command
-from circuits.cli.output import Output, finite
+from circuits.cli.output import Told, finite
 from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, require_same_model
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
-from circuits.graph import Node, NodeKind
-from circuits.vocabulary import Metric, NodeAblation, NodeChoice
+from circuits.graph import NodeKind
+from circuits.vocabulary import Ablation, ActedOn, Metric, NodeAblation, NodeChoice
 
 if TYPE_CHECKING:
-    from circuits.ablation.intervention import Intervention
+    from circuits.ablation.edges import EdgeAblationReport
+    from circuits.ablation.estimates import Quantity
     from circuits.ablation.measuring import AblationReport
+    from circuits.model import Model
 
 HELDOUT, REFERENCE = 32, 32
 SHOWN = 6
@@ -41,14 +43,19 @@ def ablate(
             "--prompts", "-p", help="A behaviour or prompt file to measure on (default: the circuit's own behaviour)."
         ),
     ] = None,
-    ablation: Annotated[
+    what: Annotated[
         str,
+        typer.Option(metavar="|".join(ActedOn), help="The circuit's nodes, or its edges (first token of pairs only)."),
+    ] = ActedOn.NODES,
+    ablation: Annotated[
+        str | None,
         typer.Option(
             metavar="|".join(NodeAblation),
-            help="What a node's output is replaced by: its mean over the tokens of the corrupted (harmless) discovery "
-            "prompts, or zero.",
+            help="What a node's output is replaced by: its mean over the tokens (default) or the last tokens of the "
+            "corrupted (harmless) discovery prompts, or zero. Of edges: corrupted.",
+            show_default=False,
         ),
-    ] = NodeAblation.MEAN,
+    ] = None,
     scale: Annotated[
         float | None,
         typer.Option(
@@ -67,7 +74,8 @@ def ablate(
         str, typer.Option(metavar="|".join(NodeChoice), help="Which nodes of the circuit.")
     ] = NodeChoice.ALL,
     strongest: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only nodes of the N edges with the largest |score|.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only the N edges with the largest |score|, and their nodes."),
     ] = None,
     first_token: Annotated[
         bool, typer.Option("--first-token", help="Act at the first token too, which is spared otherwise.")
@@ -104,119 +112,147 @@ def ablate(
     A node that puts out v (a head before the output projection; what an MLP adds) puts out r + scale * (v - r) +
     steer * d instead, at every token that is read or generated but the first: r is its mean over reference prompts, or
     zero; d the difference of means of clean (harmful) and corrupted (harmless) prompts. Everything after it is
-    recomputed. Edges are not ablated one by one: outside a pair of prompts there is no corrupted value for them to
-    carry; see evaluate (necessity) for what is left of a behaviour without them.
+    recomputed.
+
+    Edges (--what edges) carry corrupted values instead. Such values exist for pairs of prompts and not for what is
+    generated, so edges are ablated at the first token of the answer only.
 
     Measured on held-out pairs: how answers begin (the refusal rate on harmful and over-refusal on harmless requests),
     the metric, log-odds, and perplexity on neutral sentences. At most 8 tokens are generated. Intervals are 95 %.
     """
     output = voice.output()
-    act = NodeAblation.parse(ablation), _scale(scale, steer), steer, first_token
+    target = ActedOn.parse(what)
+    kind = _ablation(target, ablation, scale=scale, steer=steer, nodes=nodes, first_token=first_token)
     which = NodeChoice.parse(nodes)
     found = Circuit.load(circuit)
     chosen = _behaviour(found, prompts, metric)
-    acted_on = _nodes(found.strongest(strongest) if strongest else found, which)
+    part = found.strongest(strongest) if strongest else found
+    acted_on = acting_nodes(part, which) if target is ActedOn.NODES else ()
     file = prepared_file(out, (".json",)) if out else None
 
+    from circuits.ablation.edges import measure_edge_ablation
     from circuits.ablation.intervention import Intervention
     from circuits.ablation.measuring import measure_ablation
     from circuits.export.files import write
 
-    intervention = Intervention(*act)
+    # Steering alone leaves the nodes' own values.
+    intervention = Intervention(kind, (1.0 if steer else 0.0) if scale is None else scale, steer, first_token)
     with output.progress() as progress:
-        model = machine.load(progress, default=found.model.id)
+        model, drawn = _prepared(found, chosen, machine, progress, pairs=pairs, seed=seed)
         require_same_model(found, model, output)
-        seed = found.method.seed if seed is None else seed
-        drawn = chosen.prompts(model.tokenizer, discovery=REFERENCE, heldout=pairs, seed=seed)
-        progress("recording the reference prompts", 0, 0)
-        report = measure_ablation(
-            model,
-            acted_on,
-            drawn.heldout,
-            intervention,
-            reference=drawn.discovery,
-            metric=drawn.metric,
-            draws=random,
-            new_tokens=tokens,
-            seed=seed,
-            progress=partial(progress),
+        common: dict[str, Any] = {
+            "metric": drawn.metric,
+            "draws": random,
+            "seed": found.method.seed if seed is None else seed,
+            "progress": progress,
+        }
+        if target is ActedOn.EDGES:
+            report = measure_edge_ablation(model, part.edges, drawn.heldout, **common)
+        else:
+            report = measure_ablation(
+                model, acted_on, drawn.heldout, intervention, reference=drawn.discovery, new_tokens=tokens, **common
+            )
+    document = _document(report, circuit, model.info.id, target, drawn) | {"seed": common["seed"]}
+    if file is not None:
+        write(file, _text(document))
+    title = f"{found.behaviour.name} circuit in {model.info.id}, on {chosen.name}"
+    rows = [("written to", str(file))] if file else []
+    output.show(facts(title, [*_done(report), *rows]), *_tables(report), report.describe())
+    output.finish(document | {"file": str(file) if file else None})
+
+
+def _ablation(
+    target: ActedOn, given: str | None, *, scale: float | None, steer: float, nodes: str, first_token: bool
+) -> NodeAblation:
+    """Check that what was asked for can be done to nodes, or to edges."""
+    if target is ActedOn.NODES:
+        if given == Ablation.CORRUPTED:
+            raise UsageError(
+                "corrupted values exist for pairs of prompts, not for text that is generated; use --ablation mean, or "
+                "--what edges, which measures the first token of pairs."
+            )
+        return NodeAblation.parse(given or NodeAblation.MEAN)
+    if given not in (None, Ablation.CORRUPTED):
+        raise UsageError(
+            f"edges carry corrupted values, at the first token of pairs only; expected --ablation corrupted, got "
+            f"'{given}'. Use --what nodes for other ablations."
         )
-    document = {
+    if scale is not None or steer or first_token or nodes != NodeChoice.ALL:
+        raise UsageError("--scale, --steer, --nodes and --first-token act on nodes; leave them out, or --what edges.")
+    return NodeAblation.MEAN
+
+
+def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:
+    behaviour = load_behaviour(circuit_behaviour_name(found, prompts, "--prompts"))
+    chosen = metric or (found.behaviour.metric if behaviour.name == found.behaviour.name else None)
+    return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
+
+
+def _prepared(
+    found: Circuit, chosen: Behaviour, machine: Machine, progress: Told, *, pairs: int, seed: int | None
+) -> tuple["Model", PromptSet]:
+    model = machine.load(progress, default=found.model.id)
+    seed = found.method.seed if seed is None else seed
+    drawn = chosen.prompts(model.tokenizer, discovery=REFERENCE, heldout=pairs, seed=seed)
+    progress("recording the reference prompts", 0, 0)
+    return model, drawn
+
+
+def _document(
+    report: "AblationReport | EdgeAblationReport", circuit: Path, model: str, target: ActedOn, drawn: PromptSet
+) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "version": VERSION,
-        "model": model.info.id,
+        "model": model,
         "circuit": str(circuit),
+        "what": target,
         "behaviour": drawn.behaviour,
         "metric": drawn.metric,
         "pairs": drawn.n_heldout,
         "reference_pairs": drawn.n_discovery,
         "prompts_digest": drawn.digest,
-        "seed": seed,
         "summary": report.describe(),
         **report.to_dict(),
     }
-    if file is not None:
-        write(file, _text(document))
-    _show(output, report, intervention, f"{found.behaviour.name} circuit in {model.info.id}, on {chosen.name}", file)
-    output.finish(document | {"file": str(file) if file else None})
 
 
-def _scale(given: float | None, steer: float) -> float:
-    """Give what was asked for; steering alone leaves the nodes' own values."""
-    if given is not None:
-        return given
-    return 1.0 if steer else 0.0
-
-
-def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:
-    behaviour = load_behaviour(circuit_behaviour_name(found, prompts, "--prompts"))
-    own = found.behaviour.metric if prompts is None else None
-    chosen = metric or own
-    return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
-
-
-def _nodes(circuit: Circuit, which: NodeChoice) -> tuple[Node, ...]:
-    kinds = {NodeChoice.HEADS: (NodeKind.HEAD,), NodeChoice.MLPS: (NodeKind.MLP,)}
-    wanted = kinds.get(which, (NodeKind.HEAD, NodeKind.MLP))
-    found = tuple(node for node in circuit.nodes if node.kind in wanted)
-    if not found:
-        what = "heads or MLPs" if which is NodeChoice.ALL else str(which)
-        raise UsageError(f"there are no {what} among the circuit's nodes to act on; choose others with --nodes.")
-    return found
-
-
-def _text(document: Mapping[str, Any]) -> str:
+def _text(document: dict[str, Any]) -> str:
     import json
 
-    return json.dumps(finite(dict(document)), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(document), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _show(
-    output: Output, report: "AblationReport", intervention: "Intervention", title: str, file: Path | None
-) -> None:
+def _done(report: "AblationReport | EdgeAblationReport") -> list[tuple[str, str]]:
+    from circuits.ablation.edges import EdgeAblationReport
+
+    if isinstance(report, EdgeAblationReport):
+        return [
+            ("acted on", f"{len(report.edges)} edges, which carry corrupted values; first token of the answer only"),
+            ("random", f"{report.draws} circuits with as many edges and the same wiring on other nodes"),
+        ]
     heads = sum(node.kind is NodeKind.HEAD for node in report.nodes)
-    rows = [
+    return [
         ("acted on", f"{heads} heads and {len(report.nodes) - heads} MLPs of the circuit"),
-        ("done", intervention.describe()),
+        ("done", report.intervention.describe()),
         ("random", f"{report.draws} ablations of as many heads and MLPs of the same depth"),
     ]
-    if file is not None:
-        rows.append(("written to", str(file)))
-    output.show(facts(title, rows), _quantities(report), _openings(report), report.describe())
 
 
-def _quantities(report: "AblationReport") -> Group:
+def _tables(report: "AblationReport | EdgeAblationReport") -> list[RenderableType]:
+    from circuits.ablation.measuring import AblationReport
+
+    quantities = _quantities(report.quantities)
+    return [quantities, _openings(report)] if isinstance(report, AblationReport) else [quantities]
+
+
+def _quantities(quantities: "Sequence[Quantity]") -> Group:
     rows = [
-        [quantity.name, str(quantity.n), quantity.before.describe(), quantity.after.describe(), random]
-        for quantity in report.quantities
-        for random in (quantity.describe_random(),)
+        [each.name, str(each.n), each.before.describe(), each.after.describe(), each.describe_random()]
+        for each in quantities
     ]
-    return table(
-        "before and after, with 95 % intervals; random: median [smallest, largest]",
-        ["", "n", "before", "after", "random"],
-        rows,
-        numbers=(1, 2, 3, 4),
-    )
+    title = "before and after, with 95 % intervals; random: median [smallest, largest]"
+    return table(title, ["", "n", "before", "after", "random"], rows, numbers=(1, 2, 3, 4))
 
 
 def _openings(report: "AblationReport") -> Group:

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 import circuits
-from circuits.ablation.generation import AblatedModel, ablated, acting_nodes, end_tokens
+from circuits.ablation.generation import AblatedModel, ablated, end_tokens
 from circuits.ablation.intervention import Intervention, reference_of
+from circuits.ablation.nodes import acting_nodes
 from circuits.behaviours.tokens import Message
 from circuits.errors import PromptError, UnknownNameError, UsageError
 from circuits.graph import Node, NodeKind
@@ -89,11 +90,12 @@ def test_with_all_nodes_ablated_predictions_come_from_the_embedding_alone(family
     assert (own_logits(model) - expected).abs().max() > 1
 
 
-def test_means_scale_and_direction_are_applied_as_plain_hooks_apply_them() -> None:
+@pytest.mark.parametrize("kind", NodeAblation)
+def test_means_scale_and_direction_are_applied_as_plain_hooks_apply_them(kind: NodeAblation) -> None:
     model = tiny_model("llama")
     head, mlp = Node(NodeKind.HEAD, 1, 3), Node(NodeKind.MLP, 0)
     scale, steer = -0.5, 1.5
-    acting = ablated(model, (head, mlp), Intervention(NodeAblation.MEAN, scale, steer), reference=PAIRS)
+    acting = ablated(model, (head, mlp), Intervention(kind, scale, steer), reference=PAIRS)
     layers = model.tracer.anatomy.module.model.layers
     seen: dict[str, Tensor] = {}
 
@@ -110,8 +112,9 @@ def test_means_scale_and_direction_are_applied_as_plain_hooks_apply_them() -> No
     mine = torch.arange(48) // 12 == 3
 
     def changed(name: str, value: Tensor) -> Tensor:
-        mean = seen[f"{name} corrupted"][:, 1:].mean((0, 1))
-        direction = (seen[f"{name} clean"][:, -1] - seen[f"{name} corrupted"][:, -1]).mean(0)
+        there = seen[f"{name} corrupted"]
+        mean = {"mean": there[:, 1:].mean((0, 1)), "last-mean": there[:, -1].mean(0), "zero": torch.tensor(0.0)}[kind]
+        direction = (seen[f"{name} clean"][:, -1] - there[:, -1]).mean(0)
         new = mean + scale * (value - mean) + steer * direction
         new[:, 0] = value[:, 0]
         return torch.where(mine, new, value) if name == "z" else new
@@ -227,7 +230,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
         circuit.ablated(model)
     with pytest.raises(UsageError, match="use the circuit's own model"):
         circuit.ablated(other, ZERO)
-    with pytest.raises(UsageError, match="no nodes of the kind 'mlps'"):
+    with pytest.raises(UsageError, match="no mlps among the circuit's nodes"):
         ablated(model, circuit, ZERO, which=NodeChoice.MLPS)
     with pytest.raises(UnknownNameError, match=r"no node 'a9\.h0'"):
         ablated(model, [Node(NodeKind.HEAD, 9, 0)], ZERO)
@@ -237,6 +240,11 @@ def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
         ablated(model, circuit, Intervention(), reference=[])
     with pytest.raises(UsageError, match="finite numbers, got nan"):
         Intervention(scale=float("nan"))
+    with pytest.raises(UnknownNameError, match=r"no ablation of nodes 'zeros'\. Closest: 'zero'"):
+        Intervention("zeros")
+    assert Intervention("zero") == ZERO
+    with pytest.raises(UnknownNameError, match="Closest: 'heads'"):
+        acting_nodes(circuit, "head")
     with pytest.raises(PromptError, match="prompt is empty"):
         ablated(model, (), ZERO).generate("")
 

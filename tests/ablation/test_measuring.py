@@ -20,7 +20,7 @@ from tests.tiny import tiny_qwen2
 
 ZERO = Intervention(NodeAblation.ZERO)
 PAIRS = pairs_of()
-RATE, METRIC = "opens with an answer, clean", "logit-difference, clean prompts"
+RATE, METRIC = "opens with an answer on clean prompts", "logit-difference on clean prompts"
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def test_the_answers_are_those_of_the_models_own_runs(planted: AblationReport) -
     expected = measure(Metric.LOGIT_DIFFERENCE, without.logits(clean), answers).mean().item()
     assert planted.quantity(METRIC).after.value == pytest.approx(expected, rel=1e-4)
     odds = measure(Metric.LOG_ODDS, without.logits(corrupted), answers).mean().item()
-    assert planted.quantity("log-odds, corrupted prompts").after.value == pytest.approx(odds, rel=1e-4)
+    assert planted.quantity("log-odds on corrupted prompts").after.value == pytest.approx(odds, rel=1e-4)
     share = float((without.logits(corrupted).argmax(-1) == ANSWER).double().mean())
-    assert planted.quantity("opens with an answer, corrupted").after.value == share
+    assert planted.quantity("opens with an answer on corrupted prompts").after.value == share
     first = planted.openings[0]
     assert (first.side, first.prompt, first.before_class, first.after_class) == (
         "clean",
@@ -91,7 +91,7 @@ def test_perplexity_is_of_the_neutral_sentences_that_are_shipped(planted: Ablati
         ]
     tokens = np.array([len(text) - 1 for text in texts])
     mean = float(np.sum(tokens * np.array([loss.item() for loss in losses])) / tokens.sum())
-    quantity = planted.quantity("perplexity, neutral text")
+    quantity = planted.quantity("perplexity on neutral text")
     assert quantity.n == 20
     assert quantity.before.value == pytest.approx(np.exp(mean), rel=1e-3)
     assert quantity.change.value == pytest.approx(quantity.after.value / quantity.before.value)
@@ -101,7 +101,7 @@ def test_a_model_broken_in_general_is_said_to_be() -> None:
     model = tiny_model()
     nodes = tuple(node for node in model.graph.senders if node.kind is not NodeKind.INPUT)
     found = measure_ablation(model, nodes, PAIRS, Intervention(NodeAblation.ZERO, scale=3.0), new_tokens=1, draws=1)
-    ratio = found.quantity("perplexity, neutral text").change.value
+    ratio = found.quantity("perplexity on neutral text").change.value
     assert ("the model is broken in general" in found.describe()) is (ratio > 2)
     assert found.overlap == 1.0
     assert "share 100% of the nodes acted on" in found.describe()
@@ -120,8 +120,8 @@ def test_refusals_are_called_refusals() -> None:
     pairs = pairs_of(answers=sorry[:1])
     found = measure_ablation(planted_model(), (PLANTED,), pairs, ZERO, draws=0, new_tokens=1)
     names = {quantity.name for quantity in found.quantities}
-    assert {"refusal rate, harmful prompts", "over-refusal, harmless prompts"} <= names
-    assert "refusal log-odds, harmless prompts" in names
+    assert {"refusal rate on harmful prompts", "over-refusal on harmless prompts"} <= names
+    assert "refusal log-odds on harmless prompts" in names
     assert found.quantities[0].beyond_random is None
     assert "random" not in found.describe()
 
@@ -129,7 +129,7 @@ def test_refusals_are_called_refusals() -> None:
 def test_the_metric_kl_compares_with_the_model_as_it_is() -> None:
     found = measure_ablation(
         planted_model(), (PLANTED,), PAIRS, ZERO, metric=Metric.KL, draws=1, new_tokens=1
-    ).quantity("kl, clean prompts")
+    ).quantity("kl on clean prompts")
     assert found.before.value == pytest.approx(0, abs=1e-6)
     assert found.after.value > 1
 

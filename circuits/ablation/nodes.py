@@ -1,13 +1,30 @@
-"""Random ablations to hold an ablation against: as many heads and MLPs of the same depth, but others."""
+"""Which nodes are acted on: those of a circuit, and as many others of the same depth to hold them against."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from circuits.circuit import Circuit
+from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, Node, NodeKind
+from circuits.vocabulary import NodeChoice
 
 BANDS = 3
 """Early, middle and late layers."""
+
+
+def acting_nodes(circuit: Circuit, which: NodeChoice = NodeChoice.ALL) -> tuple[Node, ...]:
+    """Give the heads and MLPs of a circuit, in graph order: the nodes that put something out.
+
+    Raises :class:`UsageError` where there are none.
+    """
+    kinds = {NodeChoice.HEADS: (NodeKind.HEAD,), NodeChoice.MLPS: (NodeKind.MLP,)}
+    wanted = kinds.get(NodeChoice.parse(which), (NodeKind.HEAD, NodeKind.MLP))
+    found = tuple(node for node in circuit.nodes if node.kind in wanted)
+    if not found:
+        what = "heads or MLPs" if which == NodeChoice.ALL else str(which)
+        raise UsageError(f"there are no {what} among the circuit's nodes to act on; choose others with --nodes.")
+    return found
 
 
 def control_nodes(

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from circuits.ablation.controls import control_nodes
+from circuits.ablation.nodes import control_nodes
 from circuits.builder import build_graph
 from circuits.graph import ModelShape, Node, NodeKind
 

@@ -1,0 +1,79 @@
+"""Ablating a circuit's edges, where that is exact: at the first token of the answer, with corrupted values.
+
+An edge carries what its sender writes to one receiver alone. While a text is generated there is no other value for it
+to carry; for a pair of prompts of one length there is, the sender's value on the corrupted prompt. So the circuit's
+edges carry corrupted values, all others clean ones, everything downstream is recomputed, and only the first token of
+the answer is predicted. The control is random circuits with as many edges and the same wiring on other nodes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from circuits.ablation.estimates import Quantity, mean_quantity, share_quantity
+from circuits.behaviours.pairs import TokenPair
+from circuits.evaluation.random_circuits import transplanted
+from circuits.graph import EdgeIndices
+from circuits.model import Model
+from circuits.tracing.experiment import Options
+from circuits.vocabulary import Metric
+
+
+@dataclass(frozen=True)
+class EdgeAblationReport:
+    """What ablating edges changes at the first token of the answer."""
+
+    edges: EdgeIndices
+    quantities: tuple[Quantity, ...]
+    draws: int
+
+    def describe(self) -> str:
+        """Say in a sentence what the first quantity does and does not support."""
+        first = self.quantities[0]
+        text = (
+            f"'{first.name}' went from {first.before.value:.2f} to {first.after.value:.2f}, a change of "
+            f"{first.change.describe()}"
+        )
+        if first.beyond_random is None:
+            return f"{text}."
+        verdict = "larger than" if first.beyond_random else "not larger than"
+        return f"{text}, {verdict} with each of {self.draws} random circuits of the same size and wiring."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give everything but the edges as plain JSON values."""
+        return {
+            "edges": len(self.edges),
+            "quantities": [asdict(quantity) for quantity in self.quantities],
+            "random_draws": self.draws,
+        }
+
+
+def measure_edge_ablation(
+    model: Model,
+    edges: EdgeIndices,
+    pairs: Sequence[TokenPair],
+    *,
+    metric: Metric = Metric.LOGIT_DIFFERENCE,
+    draws: int = 5,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> EdgeAblationReport:
+    """Measure clean prompts with the edges corrupted. Cost: about three forward passes of the pairs per circuit."""
+    mask = np.zeros(model.graph.n_edges, dtype=np.bool_)
+    mask[edges] = True
+    generator = np.random.default_rng(seed)
+    ablated = [~mask] + [~transplanted(model.graph, edges, generator) for _ in range(draws)]
+    quantities: list[Quantity] = []
+    for wanted in dict.fromkeys((metric, Metric.LOG_ODDS)):
+        experiment = model.experiment(pairs, Options(wanted))
+        values = experiment.circuits(
+            ablated, progress=lambda done, total: progress("ablating edges, and random ones", done, total)
+        )
+        before, after, random = experiment.clean, values[0], list(values[1:])
+        quantities.append(mean_quantity(f"{wanted} on clean prompts", wanted.unit, before, after, random, seed=seed))
+        if wanted in (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE):
+            others = [value > 0 for value in random]
+            quantities.append(share_quantity("answer above wrong answer", before > 0, after > 0, others, seed=seed))
+    return EdgeAblationReport(edges, tuple(quantities), draws)
