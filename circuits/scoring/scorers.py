@@ -1,7 +1,7 @@
 """The scorers: each turns an experiment into one number per edge."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -76,10 +76,9 @@ def _gradient(experiment: Experiment, settings: Settings, name: ScorerName, poin
 
 
 def _verified(experiment: Experiment, settings: Settings) -> EdgeScores:
-    quiet = replace(settings, progress=no_progress)
     return verify(
         experiment,
-        _eap_ig(experiment, quiet),
+        _eap_ig(experiment, settings),
         settings.top,
         name=ScorerName.VERIFIED,
         seed=settings.seed,

@@ -254,10 +254,11 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(tmp_path: P
 
 
 @pytest.mark.parametrize("budget", [None, 60])
-def test_progress_only_grows_and_ends_at_its_end(budget: int | None) -> None:
+def test_after_the_attribution_progress_only_grows_and_ends_at_its_end(budget: int | None) -> None:
     calls: list[tuple[int, int]] = []
     experiment, top = table(6), TopK(K, Budget(edges=budget))
     score(experiment, ScorerName.VERIFIED, Settings(top=top, progress=lambda *call: calls.append(call)))
+    assert calls.pop(0) == (5, 5)
     done = [call[0] for call in calls]
     assert len(calls) > 4
     assert done == sorted(done)
