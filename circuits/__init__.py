@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from circuits.errors import CircuitsError
     from circuits.evaluation import evaluate
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
+    from circuits.heads import HeadRoles, head_roles
     from circuits.model import Model, load_model
     from circuits.scores import EdgeScores
     from circuits.scoring import score
@@ -46,6 +47,7 @@ _HOMES = {
     "DiscoverySettings": "circuits.discovery",
     "Edge": "circuits.graph",
     "EdgeScores": "circuits.scores",
+    "HeadRoles": "circuits.heads",
     "Intervention": "circuits.ablation.intervention",
     "Model": "circuits.model",
     "ModelShape": "circuits.graph",
@@ -60,6 +62,7 @@ _HOMES = {
     "discover": "circuits.discovery",
     "each_slot": "circuits.tracing.architecture",
     "evaluate": "circuits.evaluation",
+    "head_roles": "circuits.heads",
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
     "measure_ablation": "circuits.ablation.measuring",
@@ -81,6 +84,7 @@ __all__ = [
     "DiscoverySettings",
     "Edge",
     "EdgeScores",
+    "HeadRoles",
     "Intervention",
     "Model",
     "ModelShape",
@@ -95,6 +99,7 @@ __all__ = [
     "discover",
     "each_slot",
     "evaluate",
+    "head_roles",
     "load_behaviour",
     "load_model",
     "measure_ablation",

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["circuits.metrics", "circuits.tracing", "circuits.ablation"],
+    ["circuits.metrics", "circuits.tracing", "circuits.heads", "circuits.ablation"],
     f"{checked.__module__}.{checked.__name__}",
 )
 

@@ -34,7 +34,7 @@ ROWS = (
     ("models",),
     ("tracing",),
     ("model",),
-    ("scoring", "pruning", "evaluation"),
+    ("scoring", "pruning", "evaluation", "heads"),
     ("ablation",),
     ("journal",),
     ("discovery",),

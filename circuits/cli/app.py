@@ -15,6 +15,7 @@ from circuits.cli.compare import compare
 from circuits.cli.discover import discover
 from circuits.cli.draw import draw, export
 from circuits.cli.evaluate import evaluate
+from circuits.cli.heads import heads
 from circuits.cli.listings import behaviours, models
 from circuits.cli.options import DEBUG
 from circuits.cli.output import error
@@ -81,6 +82,7 @@ for _command in (
     path,
     compare,
     ablate,
+    heads,
     draw,
     export,
     check,

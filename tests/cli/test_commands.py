@@ -23,6 +23,7 @@ COMMANDS = (
     "path",
     "compare",
     "ablate",
+    "heads",
     "draw",
     "export",
     "check",

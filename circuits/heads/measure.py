@@ -1,0 +1,182 @@
+"""Measure what every head of a circuit does: :func:`head_roles` is the table of contents."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuits.behaviours.pairs import TokenPair
+from circuits.circuit import Circuit
+from circuits.errors import PromptError, UsageError
+from circuits.graph import Edge, Node, NodeKind, Receiver
+from circuits.heads.evidence import Copying, DirectEffect, HeadEvidence, HeadRoles
+from circuits.heads.labels import Thresholds, labels_of
+from circuits.heads.prompted import Prompted, weights_of
+from circuits.heads.sequences import repeated_sequences, sequence_scores
+from circuits.heads.writing import Copier
+from circuits.model import Model
+from circuits.tracing.experiment import Options, PatchingExperiment
+from circuits.tracing.protocol import Progress, no_progress
+from circuits.tracing.runs import record
+from circuits.vocabulary import Ablation, Direction, Metric
+
+EDGES, COPIED = 3, 64
+"""How many edges of each direction are kept, and on how many tokens copying is tried at most."""
+
+
+@torch.no_grad()
+def head_roles(
+    model: Model,
+    circuit: Circuit,
+    prompts: Sequence[TokenPair],
+    *,
+    options: Options | None = None,
+    thresholds: Thresholds | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> HeadRoles:
+    """Measure the evidence on every head of a circuit: attention, output, copying, random sequences, edges.
+
+    Args:
+        model: The model that the circuit is of.
+        circuit: Its heads are those that send or whose query receives.
+        prompts: Pairs of the circuit's behaviour, best held-out ones: ``behaviour.prompts(...).heldout``.
+        options: What the direct effect is measured by (default: the circuit's metric, ablation and direction).
+        thresholds: What evidence a label needs.
+        seed: Draws the random sequences.
+        progress: Is told about the steps.
+
+    Cost: eight forward passes of the prompts, and for every head the unembedding of one position of each prompt and of
+    128 tokens. Raises :class:`UsageError` for a circuit without heads or of another shape, :class:`PromptError` without
+    prompts, and :class:`GuardError` where attention cannot be told from what heads put out.
+    """
+    heads = _heads(circuit, model, prompts)
+    steps = _Steps(progress, len(heads) + 4)
+    experiment = model.experiment(prompts, options or _options(circuit))
+    steps.done()
+    sequences = repeated_sequences(model.tracer.anatomy, model.tokenizer, prompts[0].clean[0], seed=seed)
+    on_sequences = weights_of(model, heads, record(model.tracer, sequences), checked=True)
+    scores = sequence_scores(torch.as_tensor(on_sequences))
+    steps.done()
+    prompted = Prompted(model, heads, prompts, circuit.behaviour.name)
+    steps.done()
+    direct = _direct(experiment, heads)
+    steps.done()
+    limits, found = thresholds or Thresholds(), list[HeadEvidence]()
+    copiers = _copiers(model, sequences, prompts)
+    for place, head in enumerate(heads):
+        evidence = HeadEvidence(
+            node=head,
+            from_last=prompted.averages.from_last(place),
+            from_changed=prompted.averages.from_changed(place),
+            on_average=prompted.averages.on_average(place),
+            direct=direct[place],
+            writes=prompted.written(place),
+            copying=_copying(copiers, head),
+            sequences=scores[place],
+            incoming=_strongest(circuit, head, incoming=True),
+            outgoing=_strongest(circuit, head, incoming=False),
+        )
+        found.append(replace(evidence, labels=labels_of(evidence, limits)))
+        steps.done()
+    return HeadRoles(
+        model=model.info.id,
+        behaviour=circuit.behaviour.name,
+        metric=experiment.metric,
+        unit=experiment.metric.unit,
+        n_pairs=len(prompts),
+        n_sequences=len(sequences),
+        sequence_length=sequences.shape[1],
+        thresholds=limits.as_dict(),
+        heads=tuple(found),
+    )
+
+
+class _Steps:
+    """Counts steps for a progress report."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._count = progress, total, 0
+
+    def done(self) -> None:
+        self._count += 1
+        self._progress(self._count, self._total)
+
+
+def _heads(circuit: Circuit, model: Model, prompts: Sequence[TokenPair]) -> list[Node]:
+    if circuit.model.shape != model.info.shape:
+        raise UsageError(
+            f"the circuit is of a model with {circuit.model.shape.describe()}, but {model.info.id} has "
+            f"{model.info.shape.describe()}; give the circuit's own model."
+        )
+    heads = [node for node in circuit.nodes if node.kind is NodeKind.HEAD]
+    if not heads:
+        raise UsageError(f"the circuit has no attention heads, only {', '.join(map(str, circuit.nodes)) or 'nothing'}.")
+    if not prompts:
+        raise PromptError("there are no prompt pairs to measure heads on; give at least one, better 16 or more.")
+    return heads
+
+
+def _options(circuit: Circuit) -> Options:
+    return Options(
+        Metric.parse(circuit.behaviour.metric),
+        Ablation.parse(circuit.method.ablation),
+        Direction.parse(circuit.method.direction),
+    )
+
+
+@dataclass(frozen=True)
+class _Copiers:
+    random: Copier
+    answers: Copier | None
+
+
+def _copiers(model: Model, sequences: Tensor, prompts: Sequence[TokenPair]) -> _Copiers:
+    """Try random tokens, and every answer and wrong answer, up to 64 of each."""
+    first, period = prompts[0].clean[0], (sequences.shape[1] - 1) // 2
+    drawn: list[int] = cast(Any, sequences[:, 1 : period + 1].flatten()).tolist()
+    random = list(dict.fromkeys(drawn))[:COPIED]
+    answers = list(dict.fromkeys(token for pair in prompts for token in (*pair.answers, *pair.wrong_answers)))[:COPIED]
+    return _Copiers(_copier(model, first, random), _copier(model, first, answers) if answers else None)
+
+
+def _copier(model: Model, first: int, tokens: list[int]) -> Copier:
+    """Put tokens behind a first one, in rows as short as a prompt may be."""
+    return Copier(model.tracer, torch.tensor([[first, token] for token in tokens], device=model.tracer.anatomy.device))
+
+
+def _copying(copiers: _Copiers, head: Node) -> Copying:
+    random = [float(found.double().mean()) for found in copiers.random.copied(head)]
+    answers = [math.nan] * 2
+    if copiers.answers is not None:
+        answers = [float(found.double().mean()) for found in copiers.answers.copied(head)]
+    return Copying(random[0], answers[0], random[1], answers[1])
+
+
+def _direct(experiment: PatchingExperiment, heads: list[Node]) -> list[DirectEffect]:
+    """Measure the edge from every head to the logits, whether or not it is in the circuit."""
+    logits = Receiver(Node(NodeKind.LOGITS))
+    edges = np.array([experiment.graph.index(Edge(head, logits)) for head in heads], dtype=np.int64)
+    gap = float((experiment.clean - experiment.corrupted).mean())
+    gap = -gap if experiment.metric.lower_is_better else gap
+    found: list[DirectEffect] = []
+    for values in experiment.edge_effects(edges):
+        mean, n = float(values.mean()), len(values)
+        reach = 1.96 * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+        found.append(DirectEffect(mean, mean - reach, mean + reach, mean / gap if gap else math.nan))
+    return found
+
+
+def _strongest(circuit: Circuit, head: Node, *, incoming: bool) -> tuple[tuple[str, float], ...]:
+    """Give a head's strongest edges in the circuit; into shared keys and values they are those of its group."""
+    group = Node(NodeKind.KV, head.layer, head.index // circuit.model.shape.heads_per_group)
+    mine = [
+        (str(edge), float(score))
+        for edge, score in zip(circuit.edge_list, circuit.scores, strict=True)
+        if (edge.receiver.node in (head, group) if incoming else edge.sender == head)
+    ]
+    return tuple(sorted(mine, key=lambda edge: -abs(edge[1]) if math.isfinite(edge[1]) else 0.0)[:EDGES])
