@@ -203,7 +203,7 @@ def test_results_do_not_depend_on_the_memory_that_may_be_used() -> None:
     edges = subject.some_edges(19)
     masks = np.random.default_rng(0).random((5, subject.graph.n_edges)) < 0.7
     ample = PatchingExperiment(subject.tracer, subject.graph, pairs, Options())
-    scarce = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(memory="0.6MB"))
+    scarce = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(memory="0.8MB"))
     assert len(scarce.batches) > len(ample.batches)
     assert scarce.budget(scarce.batches[0]).rows < ample.budget(ample.batches[0]).rows
     np.testing.assert_allclose(scarce.edge_effects(edges), ample.edge_effects(edges), atol=2e-5)
