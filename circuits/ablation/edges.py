@@ -20,6 +20,8 @@ from circuits.model import Model
 from circuits.tracing.experiment import Options
 from circuits.vocabulary import Metric
 
+HALF = 0.5
+
 
 @dataclass(frozen=True)
 class EdgeAblationReport:
@@ -36,10 +38,14 @@ class EdgeAblationReport:
             f"'{first.name}' went from {first.before.value:.2f} to {first.after.value:.2f}, a change of "
             f"{first.change.describe()}"
         )
-        if first.beyond_random is None:
+        if first.beyond_random is None or first.after.value == first.before.value:
             return f"{text}."
-        verdict = "larger than" if first.beyond_random else "not larger than"
-        return f"{text}, {verdict} with each of {self.draws} random circuits of the same size and wiring."
+        share = (float(np.median(first.random)) - first.before.value) / (first.after.value - first.before.value)
+        verdict = ", so most of it is not particular to this circuit" if share > HALF else ""
+        return (
+            f"{text}. {self.draws} random circuits of the same size and wiring on other nodes make {share:.0%} of this "
+            f"change (median){verdict}."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything but the edges as plain JSON values."""

@@ -66,20 +66,8 @@ class AblationReport:
 
     def describe(self) -> str:
         """Say in sentences what the numbers do and do not support."""
-        first = self.quantity(rate_names(refusals=self.refusals)[0])
-        moved = first.change.low > 0 or first.change.high < 0
-        sentences = [
-            f"'{first.name}' went from {first.before.value:.2f} to {first.after.value:.2f}, a change of "
-            f"{first.change.describe()}" + ("." if moved else ", which chance may explain.")
-        ]
-        if first.beyond_random is not None:
-            verdict = (
-                "all changed it less" if first.beyond_random else "not all changed it less, so size alone may do it"
-            )
-            sentences.append(
-                f"Of {self.draws} random ablations of as many other heads and MLPs of the same depth {verdict}: they "
-                f"left {first.describe_random()}."
-            )
+        names = rate_names(refusals=self.refusals)[: 2 if self.refusals else 1]
+        sentences = [sentence for name in names for sentence in self._changed(self.quantity(name))]
         if self.overlap > 0:
             sentences.append(
                 f"The random ablations share {self.overlap:.0%} of the nodes acted on: the model has too few others of "
@@ -93,6 +81,22 @@ class AblationReport:
                 "nodes, or with a scale nearer to 1."
             )
         return " ".join(sentences)
+
+    def _changed(self, quantity: Quantity) -> list[str]:
+        moved = quantity.change.low > 0 or quantity.change.high < 0
+        sentences = [
+            f"'{quantity.name}' went from {quantity.before.value:.2f} to {quantity.after.value:.2f}, a change of "
+            f"{quantity.change.describe()}" + ("." if moved else ", which chance may explain.")
+        ]
+        if quantity.beyond_random is not None:
+            verdict = (
+                "all changed it less" if quantity.beyond_random else "not all changed it less, so size alone may do it"
+            )
+            sentences.append(
+                f"Of {self.draws} random ablations of as many other heads and MLPs of the same depth {verdict}: they "
+                f"left {quantity.describe_random()}."
+            )
+        return sentences
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain JSON values."""

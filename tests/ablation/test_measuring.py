@@ -124,6 +124,7 @@ def test_refusals_are_called_refusals() -> None:
     assert "refusal log-odds on harmless prompts" in names
     assert found.quantities[0].beyond_random is None
     assert "random" not in found.describe()
+    assert "'over-refusal on harmless prompts' went from" in found.describe()
 
 
 def test_the_metric_kl_compares_with_the_model_as_it_is() -> None:
