@@ -46,11 +46,14 @@ def attribute(
     run: Run,
     change: Run,
     loss: Loss,
+    *,
+    tile: int | None = None,
 ) -> Float[Tensor, "pair edge"]:
     """Give every edge's attribution for each pair, with gradients of ``loss`` at the run with this input embedding.
 
-    ``change`` holds the senders' clean minus corrupted values. Cost: one forward and one backward pass, a product of
-    the size of a third of a forward pass, and ``n_senders * pos * d_model`` numbers per pair of memory.
+    ``change`` holds the senders' clean minus corrupted values, of which ``tile`` senders (None: all) are expanded to
+    ``pos * d_model`` numbers per pair at a time. Cost: one forward and one backward pass, and for every tile a product
+    of the size of a third of a forward pass.
     """
     taps = _tapped_run(tracer, run, embedding)
     sources = [*taps.projections.values(), *taps.mlp.values(), *taps.final]
@@ -58,26 +61,48 @@ def attribute(
     by_projection = {key: next(gradients) for key in taps.projections}
     by_mlp = {layer: next(gradients) for layer in taps.mlp}
     at_final = next(gradients)
-    changes = _changes(tracer.anatomy, graph, change, taps).flatten(2).float()
-    blocks: list[Tensor] = []
-    for layer in range(graph.shape.n_layers):
-        pulled = _pull_back(tracer, layer, taps.stream[layer], by_projection)
-        first = layer * (graph.shape.n_heads + 2 * graph.shape.n_kv_heads + 1)
-        blocks.append(_products(changes, pulled, graph.fan_in[first]))
-        blocks.append(_products(changes, by_mlp[layer].unsqueeze(1), graph.fan_in[first + pulled.shape[1]]))
-    blocks.append(_products(changes, at_final.unsqueeze(1), graph.fan_in[-1]))
-    return torch.cat([block.flatten(1) for block in blocks], dim=1)
+    scores = torch.empty(len(run.ids), graph.n_edges, device=embedding.device)
+    receivers = graph.shape.n_heads + 2 * graph.shape.n_kv_heads
+    size = tile or len(graph.senders)
+    for begin in range(0, len(graph.senders), size):
+        senders = range(begin, min(begin + size, len(graph.senders)))
+        changes = _changes(tracer.anatomy, change, taps, senders).flatten(2).float()
+        for layer in range(graph.shape.n_layers):
+            first = layer * (receivers + 1)
+            if graph.fan_in[first] > begin:
+                pulled = _pull_back(tracer, layer, taps.stream[layer], by_projection)
+                _fill(scores, graph, first, _products(changes, pulled, graph.fan_in[first] - begin), begin)
+            mlp = first + receivers
+            if graph.fan_in[mlp] > begin:
+                read = by_mlp[layer].unsqueeze(1)
+                _fill(scores, graph, mlp, _products(changes, read, graph.fan_in[mlp] - begin), begin)
+        _fill(scores, graph, len(graph.receivers) - 1, _products(changes, at_final.unsqueeze(1), size), begin)
+    return scores
 
 
-def _changes(
-    anatomy: Anatomy, graph: ComputationalGraph, change: Run, taps: _Taps
-) -> Float[Tensor, "pair sender pos d_model"]:
-    """Give what every sender's change does to the stream, to first order where a norm follows the heads' sum."""
-    changes = sender_values(anatomy, change, range(len(graph.senders)))
+def _fill(
+    scores: Float[Tensor, "pair edge"],
+    graph: ComputationalGraph,
+    first: int,
+    products: Float[Tensor, "pair receiver sender"],
+    begin: int,
+) -> None:
+    """Write the scores of a tile of senders, from ``begin`` on, into receivers of one fan-in, from ``first`` on."""
+    receivers, fan_in, offset = products.shape[1], graph.fan_in[first], int(graph.offsets[first])
+    block = scores[:, offset : offset + receivers * fan_in].view(-1, receivers, fan_in)
+    block[:, :, begin : begin + products.shape[2]] = products
+
+
+def _changes(anatomy: Anatomy, change: Run, taps: _Taps, senders: range) -> Float[Tensor, "pair sender pos d_model"]:
+    """Give what some senders' changes do to the stream, to first order where a norm follows the heads' sum."""
+    changes = sender_values(anatomy, change, senders)
     for layer, attention in taps.attention.items():
-        first = 1 + layer * (graph.shape.n_heads + 1)
-        heads = changes[:, first : first + graph.shape.n_heads]
-        heads[:] = _pushed_forward(partial(anatomy.written, layer), attention, heads.transpose(0, 1)).transpose(0, 1)
+        first = 1 + layer * (anatomy.shape.n_heads + 1)
+        own = [sender - senders.start for sender in range(first, first + anatomy.shape.n_heads) if sender in senders]
+        if own:
+            heads = changes[:, own[0] : own[-1] + 1]
+            made = _pushed_forward(partial(anatomy.written, layer), attention, heads.transpose(0, 1))
+            heads[:] = made.transpose(0, 1)
     return changes
 
 
@@ -94,11 +119,12 @@ def _pushed_forward(
 
 
 def _products(
-    changes: Float[Tensor, "pair sender pos_times_d_model"],
+    changes: Float[Tensor, "pair _ pos_times_d_model"],
     gradients: Float[Tensor, "pair receiver pos d_model"],
-    fan_in: int,
-) -> Float[Tensor, "pair receiver fan_in"]:
-    return gradients.flatten(2).float() @ changes[:, :fan_in].mT
+    count: int,
+) -> Float[Tensor, "pair receiver sender"]:
+    """Multiply the changes of the first ``count`` senders, or of as many as there are, with gradients."""
+    return gradients.flatten(2).float() @ changes[:, :count].mT
 
 
 def _pull_back(

@@ -211,7 +211,8 @@ class PatchingExperiment:
             point = 1 - point
         change = difference(batch.clean, batch.base)
         embedding = batch.base.stream[0] + point * change.stream[0]
-        return attribute(self.tracer, self.graph, embedding, batch.clean, change, partial(self._metric, batch))
+        loss, tile = partial(self._metric, batch), self.plan.attribution_tile
+        return attribute(self.tracer, self.graph, embedding, batch.clean, change, loss, tile=tile)
 
     @property
     def _sign(self) -> int:

@@ -1,5 +1,6 @@
 """The only module that knows nnsight: carries out a :class:`~circuits.tracing.plan.Plan` in one trace."""
 
+import gc
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ class Tracer:
                 f"projection, then the norm of the MLP and the MLP ({error}). Correct the paths; a model that computes "
                 "them in another order cannot be measured. See 'Models of your own' in the README."
             ) from error
+        finally:
+            if plan.stop is not None:
+                # A stop is an exception, which nnsight makes part of a reference cycle with the frames' tensors.
+                gc.collect(1)
 
     def _play(self, plan: Plan, trace: Any, rows: int) -> None:
         for number, layer in enumerate(self._layers):

@@ -4,7 +4,7 @@ The reference (``tests.reference``) shares nothing with the adapters: it takes a
 function is called, and measures the rest.
 """
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from circuits.graph import NodeKind
+from circuits.metrics import AnswerTokens, measure
+from circuits.tracing.attribution import attribute
 from circuits.tracing.guards import _isolation_error, check
 from circuits.tracing.paths import Path, path_effects
-from circuits.tracing.runs import record
+from circuits.tracing.runs import difference, record
 from circuits.tracing.sites import patch_sites
 from circuits.vocabulary import Ablation, Direction, Metric, Site
 from tests.reference import gradients, hooks
@@ -228,3 +230,18 @@ def test_positions_that_prompts_share_can_be_left_out_of_every_run(family: str) 
     np.testing.assert_allclose(short.edge_effects(edges), full.edge_effects(edges), atol=1e-9)
     np.testing.assert_allclose(short.attributions([0.5, 1.0]), full.attributions([0.5, 1.0]), atol=1e-6)
     assert np.abs(full.edge_effects(edges)).max() > 0.01
+
+
+@families
+@pytest.mark.parametrize("tile", [1, 3, 7])
+def test_attribution_in_tiles_of_senders_equals_attribution_of_all_at_once(family: str, tile: int) -> None:
+    subject = double(family)
+    batch = subject.experiment().batches[0]
+    change = difference(batch.clean, batch.base)
+    loss = partial(measure, Metric.LOGIT_DIFFERENCE, answers=AnswerTokens.of(PAIRS))
+    whole, tiled = (
+        attribute(subject.tracer, subject.graph, batch.clean.stream[0], batch.clean, change, loss, tile=size)
+        for size in (None, tile)
+    )
+    torch.testing.assert_close(tiled, whole, atol=1e-6, rtol=1e-5)
+    assert whole.abs().max() > 0.01
