@@ -249,18 +249,16 @@ def test_a_weak_behaviour_is_warned_about_but_measured(tiny_folder: Path, tmp_pa
 
 
 def test_an_unsupported_architecture(tmp_path: Path, prompts: Path) -> None:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     from tests.tiny import tiny_tokenizer
 
-    config = GPTNeoXConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=320
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "neox")
-    tiny_tokenizer().save_pretrained(tmp_path / "neox")
-    message = refused(FAILED, "score", prompts, "--model", tmp_path / "neox")
-    assert "models of type 'gpt_neox' have no adapter yet" in message
-    assert "Supported types: llama, mistral, qwen2, gpt2" in message
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=320, add_cross_attention=True)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "crossed")
+    tiny_tokenizer().save_pretrained(tmp_path / "crossed")
+    message = refused(FAILED, "score", prompts, "--model", tmp_path / "crossed")
+    assert "'gpt2' has add_cross_attention=True, for which there is no adapter" in message
+    assert "expected add_cross_attention=False" in message
 
 
 def test_cuda_asked_for_and_absent(
