@@ -256,7 +256,7 @@ def test_an_unsupported_architecture(tmp_path: Path, prompts: Path) -> None:
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=320, add_cross_attention=True)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "crossed")
     tiny_tokenizer().save_pretrained(tmp_path / "crossed")
-    message = refused(FAILED, "score", prompts, "--model", tmp_path / "crossed")
+    message = refused(FAILED, "score", prompts, "--model", tmp_path / "crossed", "--out", tmp_path / "scores.csv")
     assert "'gpt2' has add_cross_attention=True, for which there is no adapter" in message
     assert "expected add_cross_attention=False" in message
 
