@@ -5,7 +5,8 @@
 ``gpt2-random`` is GPT-2 small with random weights and 16 pairs of 16 random tokens that share the first; otherwise the
 pairs are 16 of ``ioi``. A plain forward pass is the model's own, of the 16 clean prompts, logits at all positions; it
 is repeated before and after everything that is measured. Attribution includes the clean and the corrupted run; edges
-and circuits use runs recorded once, whose cost is a row of its own.
+and circuits use runs recorded once, whose cost is a row of its own. Memory is the most that a process of its own had
+resident, the model and all libraries included, over that of a process that runs the model forward and backward once.
 
 Exact edges are measured in blocks of neighbours in the order of a full sweep (by layer and slot of the receiver, then
 by sender): two random blocks from every one of ``--strata`` equal parts of that order. Their mean is that of all edges,
@@ -213,12 +214,13 @@ def peak_of(what: str, name: str, chosen: argparse.Namespace) -> float:
 
 
 def do(what: str, subject: Subject) -> None:
-    """Do what is measured for its memory; the plain backward pass gives gradients of all weights, as training does."""
+    """Do what is measured for its memory; the plain backward pass gives gradients of the embeddings, not of weights."""
     if what == "eap":
         subject.model.experiment(subject.pairs).attributions([1.0])
         return
-    module = subject.model.tracer.anatomy.module.requires_grad_(True)
-    module(subject.ids, use_cache=False).logits[:, -1].logsumexp(-1).sum().backward()
+    module = subject.model.tracer.anatomy.module
+    embeddings = module.get_input_embeddings()(subject.ids).detach().requires_grad_(True)
+    module(inputs_embeds=embeddings, use_cache=False).logits[:, -1].logsumexp(-1).sum().backward()
 
 
 def rows_of(result: dict[str, Any]) -> list[tuple[str, ...]]:
