@@ -12,14 +12,14 @@ from circuits.ablation.nodes import acting_nodes
 from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.circuit import Circuit
+from circuits.cli.acting import Acting
 from circuits.cli.options import CircuitArgument, Machine, Voice, command
 from circuits.cli.output import Told, finite
 from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, require_same_model
 from circuits.cli.tables import facts, table
-from circuits.errors import UsageError
 from circuits.graph import NodeKind
-from circuits.vocabulary import Ablation, ActedOn, Metric, NodeAblation, NodeChoice
+from circuits.vocabulary import ActedOn, Metric
 
 if TYPE_CHECKING:
     from circuits.ablation.edges import EdgeAblationReport
@@ -43,43 +43,6 @@ def ablate(
             "--prompts", "-p", help="A behaviour or prompt file to measure on (default: the circuit's own behaviour)."
         ),
     ] = None,
-    what: Annotated[
-        str,
-        typer.Option(metavar="|".join(ActedOn), help="The circuit's nodes, or its edges (first token of pairs only)."),
-    ] = ActedOn.NODES,
-    ablation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(NodeAblation),
-            help="What a node's output is replaced by: its mean over the tokens (default) or the last tokens of the "
-            "corrupted (harmless) discovery prompts, or zero. Of edges: corrupted.",
-            show_default=False,
-        ),
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            help="How much of a node's own output is left: 0 none (default), 1 all of it, below 0 turned around.",
-            show_default=False,
-        ),
-    ] = None,
-    steer: Annotated[
-        float,
-        typer.Option(
-            help="Add this many times a node's difference of means, clean (harmful) minus corrupted (harmless) at the "
-            "last token. Alone, it leaves the node's own output (--scale 1).",
-        ),
-    ] = 0.0,
-    nodes: Annotated[
-        str, typer.Option(metavar="|".join(NodeChoice), help="Which nodes of the circuit.")
-    ] = NodeChoice.ALL,
-    strongest: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Only the N edges with the largest |score|, and their nodes."),
-    ] = None,
-    first_token: Annotated[
-        bool, typer.Option("--first-token", help="Act at the first token too, which is spared otherwise.")
-    ] = False,
     pairs: Annotated[
         int, typer.Option(min=4, help="How many held-out prompt pairs.", rich_help_panel="Measurement")
     ] = HELDOUT,
@@ -104,6 +67,7 @@ def ablate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write all of it as JSON.", rich_help_panel="Output")
     ] = None,
+    acting: Acting,
     machine: Machine,
     voice: Voice,
 ) -> None:
@@ -121,22 +85,18 @@ def ablate(
     the metric, log-odds, and perplexity on neutral sentences. At most 8 tokens are generated. Intervals are 95 %.
     """
     output = voice.output()
-    target = ActedOn.parse(what)
-    kind = _ablation(target, ablation, scale=scale, steer=steer, nodes=nodes, first_token=first_token)
-    which = NodeChoice.parse(nodes)
+    acting.check()
     found = Circuit.load(circuit)
     chosen = _behaviour(found, prompts, metric)
-    part = found.strongest(strongest) if strongest else found
-    acted_on = acting_nodes(part, which) if target is ActedOn.NODES else ()
+    part = acting.part(found)
+    acted_on = acting_nodes(part, acting.which) if acting.target is ActedOn.NODES else ()
     file = prepared_file(out, (".json",)) if out else None
 
     from circuits.ablation.edges import measure_edge_ablation
-    from circuits.ablation.intervention import Intervention
     from circuits.ablation.measuring import measure_ablation
     from circuits.export.files import write
 
-    # Steering alone leaves the nodes' own values.
-    intervention = Intervention(kind, (1.0 if steer else 0.0) if scale is None else scale, steer, first_token)
+    intervention = acting.intervention if acting.target is ActedOn.NODES else None
     with output.progress() as progress:
         model, drawn = _prepared(found, chosen, machine, progress, pairs=pairs, seed=seed)
         require_same_model(found, model, output)
@@ -146,40 +106,25 @@ def ablate(
             "seed": found.method.seed if seed is None else seed,
             "progress": progress,
         }
-        if target is ActedOn.EDGES:
+        if intervention is None:
             report = measure_edge_ablation(model, part.edges, drawn.heldout, **common)
         else:
             report = measure_ablation(
-                model, acted_on, drawn.heldout, intervention, reference=drawn.discovery, new_tokens=tokens, **common
+                model,
+                acted_on,
+                drawn.heldout,
+                intervention,
+                reference=drawn.discovery,
+                new_tokens=tokens,
+                **common,
             )
-    document = _document(report, circuit, model.info.id, target, drawn) | {"seed": common["seed"]}
+    document = _document(report, circuit, model.info.id, acting.target, drawn) | {"seed": common["seed"]}
     if file is not None:
         write(file, _text(document))
     title = f"{found.behaviour.name} circuit in {model.info.id}, on {chosen.name}"
     rows = [("written to", str(file))] if file else []
     output.show(facts(title, [*_done(report), *rows]), *_tables(report), report.describe())
     output.finish(document | {"file": str(file) if file else None})
-
-
-def _ablation(
-    target: ActedOn, given: str | None, *, scale: float | None, steer: float, nodes: str, first_token: bool
-) -> NodeAblation:
-    """Check that what was asked for can be done to nodes, or to edges."""
-    if target is ActedOn.NODES:
-        if given == Ablation.CORRUPTED:
-            raise UsageError(
-                "corrupted values exist for pairs of prompts, not for text that is generated; use --ablation mean, or "
-                "--what edges, which measures the first token of pairs."
-            )
-        return NodeAblation.parse(given or NodeAblation.MEAN)
-    if given not in (None, Ablation.CORRUPTED):
-        raise UsageError(
-            f"edges carry corrupted values, at the first token of pairs only; expected --ablation corrupted, got "
-            f"'{given}'. Use --what nodes for other ablations."
-        )
-    if scale is not None or steer or first_token or nodes != NodeChoice.ALL:
-        raise UsageError("--scale, --steer, --nodes and --first-token act on nodes; leave them out, or --what edges.")
-    return NodeAblation.MEAN
 
 
 def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:
