@@ -133,6 +133,16 @@ def test_the_mean_over_all_edges_is_estimated_from_blocks_within_its_error(load:
     assert found.error < cost.mean() / 10 / 10
 
 
+def test_circuits_measured_at_once_have_a_live_path_and_differ(load: Any) -> None:
+    model = circuits.load_model(tiny_llama().eval())
+    drawn = load("core_operations").random_pairs(4, 8, 320)
+    experiment = model.experiment(drawn)
+    masks = load("core_operations").circuits_of(experiment.attributions([1.0])[0], 5, 60)
+    assert (masks.sum(axis=1) == 60).all()
+    assert len(np.unique(masks, axis=0)) == 5
+    assert (np.abs(experiment.circuits(masks) - experiment.corrupted).max(axis=1) > 1e-3).all()
+
+
 def test_exponents_are_those_of_power_laws(load: Any) -> None:
     assert load("scaling").exponent((2, 4, 8), [3.0, 12.0, 48.0]) == pytest.approx(2)
 

@@ -156,11 +156,13 @@ def sweep(meter: Meter, experiment: Any, strata: int, block: int) -> Sweep:
 
 
 def circuits_of(scores: NDArray[np.float64], count: int, size: int) -> NDArray[np.bool_]:
-    """Draw circuits from the half as many edges again that score highest."""
-    best, generator = np.argsort(-np.abs(scores))[: size * 3 // 2], np.random.default_rng(0)
+    """Draw circuits that share the edges with the highest scores: half their size; the rest is drawn from the next."""
+    ranked, generator = np.argsort(-np.abs(scores)), np.random.default_rng(0)
     masks = np.zeros((count, len(scores)), dtype=np.bool_)
+    masks[:, ranked[: size // 2]] = True
+    others = ranked[size // 2 : size // 2 + size]
     for mask in masks:
-        mask[generator.choice(best, min(size, len(best)), replace=False)] = True
+        mask[generator.choice(others, min(size - size // 2, len(others)), replace=False)] = True
     return masks
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from core_operations import circuits_of, random_pairs
 from measuring import Figures, median, plain_forward, report, stopwatch, tell
-from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import circuits
@@ -98,17 +97,22 @@ def draw(values: dict[str, tuple[int, ...]], found: dict[str, list[Times]], path
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(values), figsize=(3 * len(values), 3.2), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(values), figsize=(3 * len(values), 3.6), sharey=True, layout="constrained")
     for axis, (size, at) in zip(axes, values.items(), strict=True):
-        for operation in (name for name, varied in USED.items() if size in varied):
-            times: NDArray[np.float64] = np.array([each[operation] for each in found[size]])
-            label = f"{operation} ({exponent(at, times.tolist()):.1f})"
-            axis.plot(at, times, marker="o", label=label)
+        for place, operation in enumerate(USED):
+            if size not in USED[operation]:
+                continue
+            times = [each[operation] for each in found[size]]
+            axis.plot(at, times, marker="o", color=f"C{place}", label=operation)
+            axis.annotate(f" {exponent(at, times):.1f}", (at[-1], times[-1]), color=f"C{place}", va="center")
         axis.set(xscale="log", yscale="log", xlabel=size, xticks=at, xticklabels=at)
+        axis.margins(x=0.2)
         axis.minorticks_off()
-        axis.legend(fontsize=7, title="operation (exponent)", title_fontsize=7)
     axes[0].set_ylabel("processor time (s)")
+    title = "growth of each operation; numbers are exponents"
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(USED), title=title)
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def main() -> None:
