@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
@@ -296,6 +296,25 @@ def test_an_engine_that_drops_an_edge_fires_everything_live_alone(monkeypatch: p
     assert failed(results) == ["everything live"]
     with pytest.raises(GuardError, match=r"'everything live'.*With everything live a run must equal the clean run"):
         require(results, "tiny")
+
+
+class CachesBadly(LlamaForCausalLM):
+    """Gives logits that are 1 % too large where it goes on from cached keys and values."""
+
+    def forward(self, input_ids: Tensor, past_key_values: DynamicCache | None = None, **options: object) -> object:
+        continues = past_key_values is not None and past_key_values.get_seq_length() > 0
+        output = super().forward(input_ids, past_key_values=past_key_values, **options)
+        output.logits = output.logits * (1.01 if continues else 1.0)
+        return output
+
+
+def test_a_model_that_goes_on_wrongly_from_cached_positions_runs_all_of_them() -> None:
+    assert Tracer(Anatomy(tiny_llama()), TOKENIZER).takes_prefix
+    module = tiny_llama()
+    module.__class__ = CachesBadly
+    tracer = Tracer(Anatomy(module))
+    assert not tracer.takes_prefix
+    assert failed(check(tracer, build_graph(tracer.anatomy.shape), TOKENIZER)) == []
 
 
 # ------------------------------------------------------------------------------------------------------------- costs
