@@ -6,7 +6,8 @@ from pathlib import Path
 from circuits.circuit import Circuit
 from circuits.comparison import CircuitDiff
 from circuits.errors import UnknownNameError
-from circuits.export.dot import circuit_dot, difference_dot
+from circuits.export.difference import difference_dot
+from circuits.export.dot import circuit_dot
 from circuits.export.files import write
 from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mib_json
 from circuits.export.mermaid import circuit_mermaid

@@ -13,7 +13,8 @@ import pytest
 
 from circuits.circuit import Circuit
 from circuits.comparison import compare
-from circuits.export.dot import circuit_dot, difference_dot
+from circuits.export.difference import difference_dot
+from circuits.export.dot import circuit_dot
 from circuits.export.layout import MAX_LABELLED
 from circuits.export.markup import number, short_number
 from circuits.export.palette import BLUE, GREEN, GREY, MEMBER_COLOURS, VERMILLION

@@ -29,7 +29,8 @@ STARTS = {
 SCRIPT = """
 import sys
 from circuits.comparison import compare
-from circuits.export.dot import circuit_dot, difference_dot
+from circuits.export.difference import difference_dot
+from circuits.export.dot import circuit_dot
 from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mib_json
 from circuits.export.mermaid import circuit_mermaid
 from tests.export.example_circuits import random_circuit
