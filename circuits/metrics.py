@@ -3,8 +3,10 @@
 Notation: ``A`` the answers and ``W`` the wrong answers of a prompt, ``l`` its logits, ``p = softmax(l)``.
 
 - logit difference: ``logsumexp(l[A]) - logsumexp(l[W])``, which is ``log p(A) - log p(W)``
+- mean logit difference: ``mean(l[A]) - mean(l[W])``
 - log-odds: ``log p(A) - log(1 - p(A))``, in float64 with 1e-8 added to both
 - probability difference: ``p(A) - p(W)``
+- log probability: ``log p(A)``
 - KL: ``KL(p_clean || p)``, lower is better
 """
 
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.behaviours.behaviour import TokenPair
@@ -88,6 +90,18 @@ def logit_difference(logits: Logits, answers: AnswerTokens, clean_logits: Logits
     return _logsumexp(logits, answers.answers) - _logsumexp(logits, answers.wrong_answers)
 
 
+def mean_logit_difference(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Mean logit of the answers minus mean logit of the wrong answers."""
+    del clean_logits
+    return _mean(logits, answers.answers) - _mean(logits, answers.wrong_answers)
+
+
+def log_probability(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Log of the answers' total probability; 0 at most."""
+    del clean_logits
+    return _logsumexp(logits, answers.answers) - logits.logsumexp(-1)
+
+
 def log_odds(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
     """Log of the answers' total probability over that of everything else; between -18.4 and 18.4."""
     del clean_logits
@@ -115,8 +129,10 @@ def kl(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None
 
 METRICS: Mapping[Metric, Callable[[Logits, AnswerTokens, Logits | None], Rows]] = {
     Metric.LOGIT_DIFFERENCE: logit_difference,
+    Metric.MEAN_LOGIT_DIFFERENCE: mean_logit_difference,
     Metric.LOG_ODDS: log_odds,
     Metric.PROBABILITY_DIFFERENCE: probability_difference,
+    Metric.LOG_PROBABILITY: log_probability,
     Metric.KL: kl,
 }
 
@@ -127,8 +143,19 @@ def _wide(logits: Logits) -> Logits:
 
 def _logsumexp(logits: Logits, ids: Int[Tensor, "row k"]) -> Rows:
     """Log of the summed exponentials of the logits of each row's own tokens."""
+    chosen, present = _chosen(logits, ids)
+    return chosen.masked_fill(~present, -torch.inf).logsumexp(-1)
+
+
+def _mean(logits: Logits, ids: Int[Tensor, "row k"]) -> Rows:
+    """Mean of the logits of each row's own tokens."""
+    chosen, present = _chosen(logits, ids)
+    return chosen.masked_fill(~present, 0.0).sum(-1) / present.sum(-1)
+
+
+def _chosen(logits: Logits, ids: Int[Tensor, "row k"]) -> tuple[Float[Tensor, "row k"], Bool[Tensor, "row k"]]:
+    """Give the logits of each row's own tokens, and where there are any."""
     present = ids != PADDING
     if not bool(present.any(-1).all()):
         raise UsageError("a pair has no answer or no wrong answer, which this metric needs; choose another metric.")
-    chosen = logits.gather(-1, ids.clamp(min=0))
-    return chosen.masked_fill(~present, -torch.inf).logsumexp(-1)
+    return logits.gather(-1, ids.clamp(min=0)), present

@@ -28,10 +28,14 @@ class Metric(Choice):
 
     LOGIT_DIFFERENCE = "logit-difference"
     """Log of the answers' total probability over that of the wrong answers; one token each: the logits' difference."""
+    MEAN_LOGIT_DIFFERENCE = "mean-logit-difference"
+    """Mean logit of the answers minus mean logit of the wrong answers."""
     LOG_ODDS = "log-odds"
     """log p - log(1 - p) with p the total probability of the answers."""
     PROBABILITY_DIFFERENCE = "probability-difference"
     """Total probability of the answers minus that of the wrong answers."""
+    LOG_PROBABILITY = "log-probability"
+    """Log of the answers' total probability."""
     KL = "kl"
     """Kullback-Leibler divergence from the clean run's next-token distribution, in nats; lower is better."""
 
@@ -39,6 +43,16 @@ class Metric(Choice):
     def lower_is_better(self) -> bool:
         """Whether clean behaviour is the small end of the scale."""
         return self is Metric.KL
+
+    @property
+    def compares(self) -> bool:
+        """Whether answers are compared with wrong answers: above 0 the model prefers the answers."""
+        return self in (Metric.LOGIT_DIFFERENCE, Metric.MEAN_LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE)
+
+    @property
+    def signed(self) -> bool:
+        """Whether above 0 the answers are more likely than what they are compared with."""
+        return self.compares or self is Metric.LOG_ODDS
 
     @property
     def unit(self) -> str:

@@ -10,7 +10,7 @@ from circuits.metrics import METRICS, AnswerTokens, measure
 from circuits.vocabulary import Metric
 
 QUARTERS = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log() + 3.0  # probabilities 1/2, 1/4, 1/8, 1/8
-WITH_WRONG = (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE)
+WITH_WRONG = (Metric.LOGIT_DIFFERENCE, Metric.MEAN_LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE)
 
 
 def answers(*rows):
@@ -23,6 +23,11 @@ def answers(*rows):
         (Metric.LOGIT_DIFFERENCE, (0,), (1,), math.log(2)),
         (Metric.LOGIT_DIFFERENCE, (0, 1), (2, 3), math.log(3)),
         (Metric.LOGIT_DIFFERENCE, (2,), (0, 1), -math.log(6)),
+        (Metric.MEAN_LOGIT_DIFFERENCE, (0,), (1,), math.log(2)),
+        (Metric.MEAN_LOGIT_DIFFERENCE, (0, 1), (2, 3), 1.5 * math.log(2)),
+        (Metric.MEAN_LOGIT_DIFFERENCE, (2,), (0, 1, 3), -math.log(2)),
+        (Metric.LOG_PROBABILITY, (1,), (), -math.log(4)),
+        (Metric.LOG_PROBABILITY, (0, 1), (), math.log(3 / 4)),
         (Metric.LOG_ODDS, (0,), (), 0.0),
         (Metric.LOG_ODDS, (0, 1), (), math.log(3)),
         (Metric.LOG_ODDS, (3,), (), -math.log(7)),
@@ -56,6 +61,12 @@ def test_answers_of_different_number_do_not_disturb_one_another():
     logits = torch.cat([QUARTERS, QUARTERS])
     together = measure(Metric.LOGIT_DIFFERENCE, logits, answers(((0,), (1, 2, 3)), ((0, 1, 2), (3,))))
     assert_close(together, torch.tensor([0.0, math.log(7)]))
+
+
+def test_the_mean_difference_of_unequal_numbers_of_answers_is_not_disturbed_by_its_padding():
+    logits = torch.tensor([[6.0, 1.0, 3.0, 50.0], [6.0, 1.0, 3.0, 50.0]])
+    together = measure(Metric.MEAN_LOGIT_DIFFERENCE, logits, answers(((0,), (1, 2)), ((0, 1, 2), (3,))))
+    assert together.tolist() == [4.0, pytest.approx(10 / 3 - 50)]
 
 
 def test_log_odds_stay_finite_at_both_ends():

@@ -79,7 +79,7 @@ def measure_edge_ablation(
         )
         before, after, random = experiment.clean, values[0], list(values[1:])
         quantities.append(mean_quantity(f"{wanted} on clean prompts", wanted.unit, before, after, random, seed=seed))
-        if wanted in (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE):
+        if wanted.compares:
             others = [value > 0 for value in random]
             quantities.append(share_quantity("answer above wrong answer", before > 0, after > 0, others, seed=seed))
     return EdgeAblationReport(edges, tuple(quantities), draws)

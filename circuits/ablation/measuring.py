@@ -229,7 +229,7 @@ def _quantities(prompts: _Prompts, outcomes: list[_Outcome], seed: int) -> tuple
     values = [each.metric for each in outcomes]
     name = f"{metric} on {'harmful' if refusals else 'clean'} prompts"
     found.append(mean_quantity(name, metric.unit, values[0], values[1], values[2:], seed=seed))
-    if metric in (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE):
+    if metric.compares:
         above = [value > 0 for value in values]
         found.append(share_quantity("answer above wrong answer", above[0], above[1], above[2:], seed=seed))
     for side, word in (("clean", "harmful"), ("corrupted", "harmless")):

@@ -18,8 +18,6 @@ Values = NDArray[np.float64]
 
 SHOWN_PROBLEMS = 3
 """How many unusable pairs one error message describes."""
-NEEDS_WRONG_ANSWERS = (Metric.LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE)
-"""Metrics that compare answers with wrong answers; above 0 the model prefers the answers."""
 
 
 def check_pairs(
@@ -118,7 +116,7 @@ def _ids_of_vocabulary(tokenizer: Tokenizer, ids: Tokens) -> Tokens:
 def _check_answers(tokenizer: Tokenizer, answers: Tokens, wrong_answers: Tokens, metric: Metric) -> None:
     if not answers and metric is not Metric.KL:
         raise PromptError(f"there is no answer; the metric {metric} needs at least one (only kl needs none).")
-    if not wrong_answers and metric in NEEDS_WRONG_ANSWERS:
+    if not wrong_answers and metric.compares:
         raise PromptError(
             f"there is no wrong answer; the metric {metric} compares answers with wrong answers: add one, or "
             f"choose the metric {Metric.LOG_ODDS} or {Metric.KL}."
@@ -159,7 +157,7 @@ def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: st
         raise BehaviourNotShownError(
             f"{where}. {numbers}; the gap of {mean:.2f} ± {half:.2f} (95 %) is not above 0. {advice}"
         )
-    if metric in NEEDS_WRONG_ANSWERS and clean.mean() <= 0:
+    if metric.compares and clean.mean() <= 0:
         raise BehaviourNotShownError(
             f"{where}. {numbers}; below 0 the model prefers the wrong answers even on the clean prompts. {advice}"
         )
@@ -188,13 +186,13 @@ def _warnings(clean: Values, gap: Values, metric: Metric) -> tuple[str, ...]:
             f"the gap is small against its spread over pairs (mean {gap.mean():.2f}, standard deviation "
             f"{gap.std(ddof=1):.2f}); use more pairs for stable scores."
         )
-    if metric in NEEDS_WRONG_ANSWERS and gap.mean() < 0.1 * clean.mean():
+    if metric.compares and gap.mean() < 0.1 * clean.mean():
         warnings.append(
             f"the corrupted prompts keep {1 - gap.mean() / clean.mean():.0%} of the clean {metric}; a circuit can only "
             "explain the rest."
         )
     accuracy = float(np.mean(clean > 0))
-    if metric in NEEDS_WRONG_ANSWERS and accuracy < 0.9:
+    if metric.compares and accuracy < 0.9:
         warnings.append(f"the model prefers the answer on only {accuracy:.0%} of the clean prompts.")
     if metric is Metric.LOG_ODDS and clean.mean() < 0:
         warnings.append(

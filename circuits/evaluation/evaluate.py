@@ -32,7 +32,7 @@ def evaluate(
     points, cpr, cmd = (), None, None
     if ranked is not None:
         points, cpr, cmd = curve(experiment, ranked, progress=progress)
-    signed = not experiment.metric.lower_is_better
+    signed = experiment.metric.signed
     return Evaluation(
         n=experiment.n_pairs,
         metric_clean=float(experiment.clean.mean()),
