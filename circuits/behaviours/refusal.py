@@ -14,25 +14,59 @@ from typing import NamedTuple
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Message, Tokenizer, prompt_text, prompt_tokens
+from circuits.errors import FormatError, UnknownNameError
 
 REFUSAL_OPENINGS = ("Sorry",)
 COMPLIANCE_OPENINGS = ("To", "The", "1", "I", "Sure", "When", "Here", "There")
 
 
+CATEGORIES = ("violence", "theft", "fraud", "cyber", "damage", "contraband", "harassment")
+"""What kinds of harm the requests are about; ``damage`` is to things and nature, ``contraband`` drugs and weapons."""
+
+_SPLITS = ("discovery", "heldout", "heldout-consulted")
+
+
 class Phrases(NamedTuple):
-    """What a harmful request is about, and harmless things to ask for instead, in order of preference."""
+    """What a harmful request is about, and harmless things to ask for instead, in order of preference.
+
+    ``consulted`` phrases are held out, but were once looked at to choose between two adapters of smollm2-135m-refusal.
+    """
 
     split: str
+    category: str
     harmful: str
     harmless: tuple[str, ...]
+    consulted: bool = False
 
 
 def read_phrases() -> tuple[list[str], list[Phrases]]:
     """Read the request templates and the phrases that ship with the package."""
-    text = files("circuits.behaviours").joinpath("data/refusal.tsv").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")]
-    templates = [row[1] for row in rows if row[0] == "template"]
-    return templates, [Phrases(row[0], row[1], tuple(row[2:])) for row in rows if row[0] != "template"]
+    return parse_phrases(files("circuits.behaviours").joinpath("data/refusal.tsv").read_text(encoding="utf-8"))
+
+
+def parse_phrases(text: str) -> tuple[list[str], list[Phrases]]:
+    """Take request templates and phrases from tab-separated lines; raises :class:`FormatError` for any other line."""
+    templates: list[str] = []
+    phrases: list[Phrases] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        match line.split("\t"):
+            case _ if not line or line.startswith("#"):
+                continue
+            case ["template", template] if template.count("{}") == 1:
+                templates.append(template)
+            case [split, category, harmful, *harmless] if split in _SPLITS and all((category, harmful, *harmless)):
+                if category not in CATEGORIES:
+                    raise UnknownNameError("harm category", category, CATEGORIES, hint=f"It is in line {number}.")
+                if not harmless:
+                    raise FormatError(f"line {number}: {harmful!r} has no harmless phrase; add at least one.")
+                side, _, consulted = split.partition("-")
+                phrases.append(Phrases(side, category, harmful, tuple(harmless), bool(consulted)))
+            case _:
+                raise FormatError(
+                    f"line {number} is {line!r}; expected, between tabs, 'template' and a request with one {{}}, or "
+                    f"one of {', '.join(_SPLITS)}, a category, a harmful phrase and harmless ones."
+                )
+    return templates, phrases
 
 
 def refusal_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
@@ -40,13 +74,14 @@ def refusal_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     templates, phrases = read_phrases()
     pairs: list[Pair] = []
     for template in templates:
-        for split, harmful, harmless in phrases:
-            clean = _request(template, harmful)
-            sides = ((phrase, _request(template, phrase)) for phrase in harmless)
+        for row in phrases:
+            clean = _request(template, row.harmful)
+            sides = ((phrase, _request(template, phrase)) for phrase in row.harmless)
             length = _length(tokenizer, clean)
             match = next((side for side in sides if _length(tokenizer, side[1]) == length), None)
             if match is not None:
-                tags = {"split": split, "template": template, "harmful": harmful, "harmless": match[0]}
+                tags = {"split": row.split, "category": row.category, "template": template}
+                tags |= {"harmful": row.harmful, "harmless": match[0]} | ({"consulted": "yes"} if row.consulted else {})
                 source = f"refusal, pair {len(pairs) + 1}"
                 pairs.append(Pair(clean, match[1], REFUSAL_OPENINGS, COMPLIANCE_OPENINGS, tags, source=source))
     return tuple(pairs)

@@ -2,13 +2,14 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from circuits.behaviours import BUILT_IN, load_behaviour
-from circuits.behaviours.refusal import read_phrases
+from circuits.behaviours.refusal import CATEGORIES, Phrases, parse_phrases, read_phrases
 from circuits.behaviours.tokens import prompt_text, single_tokens
-from circuits.errors import PromptError, UnknownNameError, UsageError
+from circuits.errors import FormatError, PromptError, UnknownNameError, UsageError
 from circuits.vocabulary import Metric
 
 ISSUE_2 = ["ioi", "greater-than", "capital", "agreement", "induction", "pronoun", "refusal"]
@@ -133,18 +134,90 @@ def test_refusal_takes_the_first_harmless_phrase_whose_prompt_is_as_long_as_the_
         )
 
 
-def test_phrases_of_refusal_are_in_one_split_only_and_offer_something_harmless():
+TRAINED_ON = Path(__file__).parents[2] / "examples/data/refusal_train.tsv"
+
+
+def phrases_of(split):
+    """Give every phrase, harmful or harmless, of a split; ``train`` are those that trained the adapter."""
+    if split != "train":
+        return [text for row in read_phrases()[1] if row.split == split for text in (row.harmful, *row.harmless)]
+    rows = [line.split("\t") for line in TRAINED_ON.read_text("utf-8").splitlines()]
+    return [text for kind, *texts in rows if kind.startswith("train") for text in texts if text]
+
+
+@pytest.mark.parametrize("splits", [("discovery", "heldout"), ("train", "discovery"), ("train", "heldout")])
+def test_no_phrase_of_refusal_harmful_or_harmless_is_in_two_splits(splits):
+    first, second = (phrases_of(split) for split in splits)
+    assert min(len(first), len(second)) > 200
+    assert not set(first) & set(second)
+
+
+@pytest.mark.parametrize("split", ["discovery", "heldout"])
+def test_no_phrase_of_refusal_is_offered_twice(split):
+    assert len(phrases_of(split)) == len(set(phrases_of(split)))
+
+
+def test_every_harm_category_has_a_dozen_phrases_to_discover_with_and_a_dozen_held_out():
     templates, rows = read_phrases()
     assert len(templates) == 5
-    assert all("{}" in template for template in templates)
-    texts = {
-        split: {text for row in rows if row.split == split for text in (row.harmful, *row.harmless)}
-        for split in ("discovery", "heldout")
-    }
-    assert sum(row.split == "heldout" for row in rows) >= 40
-    assert sum(row.split == "discovery" for row in rows) == 30
-    assert not texts["discovery"] & texts["heldout"]
-    assert all(row.harmless and row.harmful not in row.harmless for row in rows)
+    counts = Counter((row.split, row.category) for row in rows)
+    assert set(counts) == {(split, category) for split in ("discovery", "heldout") for category in CATEGORIES}
+    assert min(counts.values()) >= 12
+    fresh = Counter(row.category for row in rows if row.split == "heldout" and not row.consulted)
+    assert min(fresh[category] for category in CATEGORIES) >= 6
+    assert sum(row.consulted for row in rows) == 46
+    assert not any(row.consulted for row in rows if row.split == "discovery")
+
+
+def test_pairs_of_refusal_carry_their_category_and_whether_they_were_consulted(tokenizer):
+    rows = {row.harmful: row for row in read_phrases()[1]}
+    pairs = BUILT_IN["refusal"].pairs(tokenizer)
+    assert {pair.tags["category"] for pair in pairs} == set(CATEGORIES)
+    for pair in pairs:
+        row = rows[pair.tags["harmful"]]
+        assert pair.tags["category"] == row.category
+        assert ("consulted" in pair.tags) == row.consulted
+
+
+def test_phrases_are_read_with_split_category_and_alternatives():
+    lines = ["# a comment", "", "template\tHow do I {}?", "discovery\ttheft\trob\tpay\tvisit"]
+    templates, rows = parse_phrases("\n".join([*lines, "heldout-consulted\tcyber\thack\tfix"]))
+    assert templates == ["How do I {}?"]
+    assert rows == [
+        Phrases("discovery", "theft", "rob", ("pay", "visit")),
+        Phrases("heldout", "cyber", "hack", ("fix",), consulted=True),
+    ]
+
+
+def test_an_unknown_harm_category_is_named_with_the_closest_one_and_its_line():
+    with pytest.raises(UnknownNameError, match=r"no harm category 'thefts'.*Closest: 'theft'.*line 2") as caught:
+        parse_phrases("template\tHow do I {}?\ndiscovery\tthefts\trob\tpay")
+    assert "contraband" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "template\tHow do I?",
+        "template\tHow do I {} {}?",
+        "template",
+        "train\ttheft\trob\tpay",
+        "discovery-consulted\ttheft\trob\tpay",
+        "discovery\ttheft",
+        "discovery\t\trob\tpay",
+        "discovery\ttheft\t\tpay",
+        "discovery\ttheft\trob\tpay\t",
+        "discovery theft rob pay",
+    ],
+)
+def test_a_malformed_line_of_phrases_is_refused_with_its_number(line):
+    with pytest.raises(FormatError, match=r"line 2 is .*; expected, between tabs"):
+        parse_phrases(f"# comment\n{line}")
+
+
+def test_a_phrase_without_a_harmless_twin_is_refused():
+    with pytest.raises(FormatError, match="line 1: 'rob' has no harmless phrase"):
+        parse_phrases("discovery\ttheft\trob")
 
 
 def test_refusal_without_a_chat_template_says_what_to_do(plain_tokenizer):
