@@ -202,6 +202,7 @@ def _circuit(
             n_discovery=prompts.n_discovery,
             n_heldout=prompts.n_heldout,
             digest=prompts.digest,
+            variant=prompts.variant,
         ),
         method=Method(
             scorer=settings.scorer.value,

@@ -28,6 +28,31 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What is changed about a behaviour's own prompts and answers.
+
+    ``system`` is the system message of every chat, ``prefill`` how the answer begins already; None: the behaviour's
+    own. ``answers`` and ``wrong_answers``, where there are any, take the place of the behaviour's.
+    """
+
+    system: str | None = None
+    prefill: str | None = None
+    answers: tuple[str, ...] = ()
+    wrong_answers: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Say in a few words what is changed; empty where nothing is."""
+        parts = [f"{name} {text!r}" for name in ("system", "prefill") if (text := getattr(self, name)) is not None]
+        for name, texts in (("answers", self.answers), ("wrong answers", self.wrong_answers)):
+            parts += [f"{name} {', '.join(map(repr, texts))}"] if texts else []
+        return "; ".join(parts)
+
+
+UNCHANGED = Variant()
+"""A behaviour as it is."""
+
+
+@dataclass(frozen=True)
 class BehaviourInfo:
     """Which behaviour, on how many prompt pairs, by which metric."""
 
@@ -37,6 +62,7 @@ class BehaviourInfo:
     n_discovery: int = 0
     n_heldout: int = 0
     digest: str = ""
+    variant: Variant = UNCHANGED
 
 
 @dataclass(frozen=True)

@@ -127,3 +127,9 @@ def test_kl_without_clean_logits_is_refused():
 def test_rows_that_do_not_fit_together_are_refused():
     with pytest.raises(UsageError, match="2 rows of logits need 2 rows of answers, got 1"):
         measure(Metric.LOGIT_DIFFERENCE, QUARTERS.expand(2, -1), answers(((0,), (1,))))
+
+
+def test_metrics_say_whether_zero_divides_right_from_wrong():
+    compared = {Metric.LOGIT_DIFFERENCE, Metric.MEAN_LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE}
+    assert {metric for metric in Metric if metric.compares} == compared
+    assert {metric for metric in Metric if metric.signed} == compared | {Metric.LOG_ODDS}

@@ -6,6 +6,7 @@
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from circuits.behaviours.agreement import AGREEMENT
@@ -21,6 +22,7 @@ from circuits.behaviours.pronoun import PRONOUN
 from circuits.behaviours.refusal import REFUSAL
 from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.errors import UnknownNameError
+from circuits.records import BehaviourInfo
 
 __all__ = [
     "BUILT_IN",
@@ -40,12 +42,21 @@ BUILT_IN: dict[str, Behaviour] = {
 """The behaviours that come with the package, by name."""
 
 
-def load_behaviour(name_or_path: str | Path) -> Behaviour:
+def load_behaviour(name_or_path: str | Path, *, recorded: BehaviourInfo | None = None) -> Behaviour:
     """Give a built-in behaviour by its name, or read one from a prompt file.
 
-    A text with a folder separator or a suffix is a path. Raises :class:`UnknownNameError` for an unknown name or file
-    format and :class:`FormatError` for a file that is missing, empty or malformed.
+    A text with a folder separator or a suffix is a path. ``recorded`` is what a circuit says of its behaviour
+    (``circuit.behaviour``): if that is this one, it is given with the circuit's system message, beginning of the answer
+    and openings. Raises :class:`UnknownNameError` for an unknown name or file format and :class:`FormatError` for a
+    file that is missing, empty or malformed.
     """
+    behaviour = _loaded(name_or_path)
+    if recorded is None or recorded.name != behaviour.name:
+        return behaviour
+    return replace(behaviour, variant=recorded.variant)
+
+
+def _loaded(name_or_path: str | Path) -> Behaviour:
     if isinstance(name_or_path, str) and name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]
     path = Path(name_or_path)

@@ -4,13 +4,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from circuits.behaviours.lint import check_pairs
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.split import MINIMUM, draw, split_pairs
 from circuits.behaviours.tokens import Message, Tokenizer
+from circuits.behaviours.variants import varied
 from circuits.errors import PromptError, UsageError
+from circuits.records import UNCHANGED, Variant
 from circuits.vocabulary import Metric
 
 __all__ = ["Behaviour", "Message", "Pair", "PromptSet", "TokenPair", "Tokenizer"]
@@ -20,7 +23,8 @@ __all__ = ["Behaviour", "Message", "Pair", "PromptSet", "TokenPair", "Tokenizer"
 class PromptSet:
     """The pairs of a behaviour that one model is measured on; no clean prompt is in both parts.
 
-    ``digest`` is a SHA-256 over all tokens and answers of both parts, in order.
+    ``digest`` is a SHA-256 over all tokens and answers of both parts, in order; ``variant`` says what is not as the
+    behaviour has it by itself.
     """
 
     behaviour: str
@@ -28,6 +32,7 @@ class PromptSet:
     discovery: tuple[TokenPair, ...]
     heldout: tuple[TokenPair, ...]
     digest: str
+    variant: Variant = UNCHANGED
 
     @property
     def n_discovery(self) -> int:
@@ -46,7 +51,8 @@ class Behaviour:
 
     ``pairs`` gives all pairs for a tokenizer, always the same ones. ``one_length`` cuts them to the most common token
     length and leaves out those that this tokenizer cannot use (built-in behaviours); otherwise an unusable pair is an
-    error. Use ``dataclasses.replace(behaviour, metric=...)`` for another metric.
+    error. Use ``dataclasses.replace(behaviour, metric=...)`` for another metric, and :meth:`varied` for a system
+    prompt, the beginning of the answer or other answers.
     """
 
     name: str
@@ -54,6 +60,37 @@ class Behaviour:
     pairs: Callable[[Tokenizer], Sequence[Pair]]
     metric: Metric = Metric.LOGIT_DIFFERENCE
     one_length: bool = False
+    variant: Variant = UNCHANGED
+
+    def varied(
+        self,
+        *,
+        system: str | None = None,
+        prefill: str | None = None,
+        answers: Sequence[str] = (),
+        wrong_answers: Sequence[str] = (),
+    ) -> Self:
+        """Give the behaviour with something changed about its prompts or answers; what is not given stays as it is.
+
+        Args:
+            system: The system message of every chat, in place of the one it has, if any; may be empty.
+            prefill: How the assistant's answer begins already; what is measured comes after it.
+            answers: First tokens of answers, in place of the behaviour's own.
+            wrong_answers: The same of wrong answers.
+
+        Raises :class:`UsageError` for an empty prefill; prompts that are plain text, not chats, are refused when pairs
+        are made.
+        """
+        if prefill is not None and not prefill.strip():
+            raise UsageError(f"the answer cannot begin with {prefill!r}; expected some text, or leave it out.")
+        own = self.variant
+        variant = Variant(
+            system=own.system if system is None else system,
+            prefill=own.prefill if prefill is None else prefill,
+            answers=tuple(answers) or own.answers,
+            wrong_answers=tuple(wrong_answers) or own.wrong_answers,
+        )
+        return replace(self, variant=variant)
 
     def prompts(
         self, tokenizer: Tokenizer | None, *, discovery: int = 32, heldout: int = 64, seed: int = 0
@@ -72,7 +109,7 @@ class Behaviour:
                 f"{self.name} has {len(drawn[0])} discovery and {len(drawn[1])} held-out pairs with this tokenizer; "
                 f"at least {MINIMUM} of each, with different clean prompts, are needed: add pairs, or another model."
             )
-        return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest_of(drawn[0], drawn[1]))
+        return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest_of(drawn[0], drawn[1]), self.variant)
 
     def checked(self, tokenizer: Tokenizer | None) -> list[TokenPair]:
         """Give every usable pair as tokens.
@@ -92,6 +129,7 @@ class Behaviour:
                 f"{self.name} has no pairs with this tokenizer: it splits the words the prompts are made of; write a "
                 "prompt file with words that are single tokens."
             )
+        candidates = [varied(pair, self.variant) for pair in candidates]
         pairs = check_pairs(candidates, tokenizer, self.metric, leave_out_unusable=self.one_length)
         if not self.one_length:
             return pairs

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from circuits.errors import PromptError
 
 Tokens = tuple[int, ...]
+SYSTEM, ASSISTANT = "system", "assistant"
+"""Roles of chat messages that are treated in a way of their own."""
 
 
 class Tokenizer(Protocol):
@@ -34,9 +36,7 @@ class Tokenizer(Protocol):
         """Turn token ids into text."""
         ...
 
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> Any:
+    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, **options: bool) -> Any:
         """Render chat messages as text."""
         ...
 
@@ -56,7 +56,8 @@ Prompt = str | tuple[Message, ...]
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
     """Give the text the model reads: the prompt itself, or its messages rendered up to where the answer starts.
 
-    Raises :class:`PromptError` for messages when the tokenizer has no chat template.
+    Where the last message is the assistant's, it is the beginning of the answer, which the model goes on with. Raises
+    :class:`PromptError` for messages when the tokenizer has no chat template, or one that cannot render them.
     """
     if isinstance(prompt, str):
         return prompt
@@ -68,14 +69,30 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
     from jinja2 import TemplateError  # read by those with chat prompts only
 
     messages = [asdict(message) for message in prompt]
+    begun = prompt[-1].content if prompt[-1].role == ASSISTANT else None
+    how = "add_generation_prompt" if begun is None else "continue_final_message"
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **{how: True}))
     except TemplateError as error:
         roles = ", ".join(message.role for message in prompt)
         raise PromptError(
             f"the tokenizer's chat template refuses messages of the roles {roles} ({error}); write the messages as the "
             "model expects them, for example with the system message at the start of the user's."
         ) from error
+    except ValueError as error:
+        if begun is None:
+            raise
+        raise _not_continued(begun, "does not write it as it is") from error
+    if begun is not None and not text.endswith(begun):
+        raise _not_continued(begun, "changes its end (spaces there are often cut)")
+    return text
+
+
+def _not_continued(begun: str, why: str) -> PromptError:
+    return PromptError(
+        f"the answer cannot begin with {begun!r}: the tokenizer's chat template {why}; expected a template that keeps "
+        "the assistant's last message. Change the beginning, or use plain text prompts that hold it."
+    )
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str, *, rendered: bool) -> Tokens:
