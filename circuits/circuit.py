@@ -1,5 +1,6 @@
 """A circuit at rest: edges, scores, how it was found, how well it works; JSON in and out; its networkx view."""
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -74,6 +75,12 @@ class Circuit:
         """The nodes at the ends of the edges, in graph order."""
         used = {node for edge in self.edge_list for node in (edge.sender, edge.receiver.node)}
         return tuple(node for node in self.graph.nodes if node in used)
+
+    @cached_property
+    def digest(self) -> str:
+        """A SHA-256 over the model's weights, the prompts and the edges: what was measured about it belongs to these."""
+        known = [self.model.id, self.model.digest, self.behaviour.name, self.behaviour.digest]
+        return hashlib.sha256("\n".join([*known, *map(str, self.edge_list)]).encode()).hexdigest()
 
     def mask(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """One boolean per edge of the whole graph: is it in the circuit?"""

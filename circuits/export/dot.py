@@ -5,6 +5,7 @@ width the size of the score. Every edge carries its stored score in its tooltip.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,21 +20,24 @@ from circuits.export.palette import (
     NODE_FILLS,
     SLOT_COLOURS,
 )
-from circuits.graph import NodeKind, Slot
+from circuits.graph import Node, NodeKind, Slot
 
-AT_MOST = 200
-"""How many edges are drawn: the strongest. More cannot be told apart."""
+AT_MOST, ON_PAGE = 200, 2000
+"""How many edges are drawn, the strongest: more cannot be told apart. A page can hide the weak ones, so it has more."""
 SIGN = "A positive score means that corrupting the edge moves the metric away from clean behaviour."
 
 
-def circuit_dot(circuit: Circuit, *, title: str | None = None) -> str:
+def circuit_dot(
+    circuit: Circuit, *, title: str | None = None, notes: Mapping[Node, str] | None = None, page: bool = False
+) -> str:
     """Give the DOT text of a circuit's diagram, layers from bottom to top.
 
     Up to 30 edges carry their score as a label; all have it in their tooltip, with six significant digits as in
     ``circuit.json``. Of more than 200 edges the strongest are drawn, and the legend says so. Deterministic: the same
-    circuit gives the same bytes. ``title`` replaces the first line of the legend.
+    circuit gives the same bytes. ``title`` replaces the first line of the legend; ``notes`` (what is known of heads) go
+    into nodes' tooltips. For a ``page``, which has a legend of its own, up to 2,000 edges are drawn, without legend.
     """
-    drawn = circuit.strongest(AT_MOST)
+    drawn = circuit.strongest(ON_PAGE if page else AT_MOST)
     lines = [
         Line(
             edge=edge,
@@ -49,7 +53,8 @@ def circuit_dot(circuit: Circuit, *, title: str | None = None) -> str:
     ]
     heading = title if title is not None else f"{circuit.behaviour.name} in {circuit.model.id}"
     facts = [*_facts(circuit), *omitted(len(drawn), len(circuit))]
-    return layered_dot(drawn, lines, legend(heading, facts, _circuit_keys(drawn), _notes(drawn)))
+    below = "" if page else legend(heading, facts, circuit_keys(drawn), circuit_notes(drawn))
+    return layered_dot(drawn, lines, below, notes=notes)
 
 
 def omitted(drawn: int, total: int) -> list[str]:
@@ -91,7 +96,8 @@ def _facts(circuit: Circuit) -> list[str]:
     ]
 
 
-def _notes(circuit: Circuit) -> list[str]:
+def circuit_notes(circuit: Circuit) -> list[str]:
+    """Say what widths and signs mean."""
     sizes = np.abs(circuit.scores[np.isfinite(circuit.scores)])
     width = "Width: size of the score"
     if len(sizes):
@@ -115,7 +121,8 @@ def node_keys(circuit: Circuit) -> list[Key]:
     return keys
 
 
-def _circuit_keys(circuit: Circuit) -> list[list[Key]]:
+def circuit_keys(circuit: Circuit) -> list[list[Key]]:
+    """Give the samples of nodes, slots and signs for the legend."""
     slots = [
         Key("line", SLOT_COLOURS[Slot.Q], "into query"),
         Key("line", SLOT_COLOURS[Slot.K], "into key"),

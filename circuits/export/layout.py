@@ -3,6 +3,9 @@
 A layer takes up to three rows: the key/value groups, the heads that read them, the MLP that reads the heads. Rows are
 held in order by an invisible column of layer numbers on the left. Everything is written in graph order, so the same
 circuit always gives the same text.
+
+In an SVG every element can be found again: nodes have the id ``node:a3.h5``, edges ``edge:a3.h5->m4``, the arrows from
+groups to their heads ``group:a3.kv1->a3.h4``, and classes name kind and colour, so that a page can restyle them.
 """
 
 from collections import Counter
@@ -11,12 +14,17 @@ from dataclasses import dataclass
 
 from circuits.circuit import Circuit
 from circuits.export.markup import dot_string
-from circuits.export.palette import INK, LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_ARROWS
+from circuits.export.palette import COLOUR_NAMES, INK, LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_ARROWS
 from circuits.graph import Edge, Node, NodeKind
 
 FONT = "Helvetica,Arial,sans-serif"
 MAX_LABELLED = 30
 """Up to this many edges the scores are printed beside the edges; beyond it they are in the tooltips only."""
+MAX_ROUTED = 200
+"""Of more edges Graphviz takes minutes to find curves around the nodes, so they are straight and pass below the nodes."""
+_QUICK = {"splines": "line", "nslimit": "0.1", "nslimit1": "0.1", "mclimit": "0.05"}
+NOTE_LIMIT = 900
+"""The longest tooltip, in characters."""
 
 _LAST_ROW = 10**9
 _ROW_IN_LAYER = {NodeKind.KV: 0, NodeKind.HEAD: 1, NodeKind.MLP: 2}
@@ -38,18 +46,26 @@ class Line:
 
 
 def layered_dot(
-    circuit: Circuit, lines: Sequence[Line], legend: str, *, borders: Mapping[Node, str] | None = None
+    circuit: Circuit,
+    lines: Sequence[Line],
+    legend: str,
+    *,
+    borders: Mapping[Node, str] | None = None,
+    notes: Mapping[Node, str] | None = None,
 ) -> str:
     """Give the DOT text of a circuit whose edges are drawn as ``lines``.
 
-    ``borders`` overrides the colour of nodes' outlines (difference diagrams).
+    ``borders`` overrides the colour of nodes' outlines (difference diagrams); ``notes`` are added to nodes' tooltips.
+    Without a legend (empty text) the figure is the diagram alone.
     """
     nodes = tuple(dict.fromkeys([Node(NodeKind.INPUT), *circuit.nodes, Node(NodeKind.LOGITS)]))
     nodes = (*(node for node in nodes if node.kind is not NodeKind.LOGITS), Node(NodeKind.LOGITS))
+    entering = Counter(line.edge.receiver.node for line in lines)
+    leaving = Counter(line.edge.sender for line in lines)
     statements = [
         *_defaults(len(lines), legend),
         *_rows(nodes),
-        *(_node(node, lines, borders or {}) for node in nodes),
+        *(_node(node, entering[node], leaving[node], borders or {}, (notes or {}).get(node, "")) for node in nodes),
         *(_line(line, labelled=len(lines) <= MAX_LABELLED) for line in lines),
         *_group_arrows(circuit),
     ]
@@ -60,17 +76,18 @@ def _defaults(n_edges: int, legend: str) -> list[str]:
     graph = {
         "rankdir": "BT",
         "nodesep": "0.16" if n_edges <= 60 else "0.10",
-        "ranksep": "0.32" if n_edges <= 200 else "0.45",
+        "ranksep": "0.32" if n_edges <= MAX_ROUTED else "0.45",
         "splines": "true",
         "outputorder": "edgesfirst",
         "bgcolor": '"white"',
         "pad": "0.15",
         "fontname": f'"{FONT}"',
         "fontcolor": f'"{INK}"',
-        "labelloc": "b",
-        "labeljust": "l",
-        "label": legend,
     }
+    if n_edges > MAX_ROUTED:
+        graph |= _QUICK
+    if legend:
+        graph |= {"labelloc": "b", "labeljust": "l", "label": legend}
     return [
         "graph [" + ", ".join(f"{key}={value}" for key, value in graph.items()) + "];",
         f'node [fontname="{FONT}", fontsize=10, fontcolor="{INK}", height=0.27, width=0.42, margin="0.06,0.02"];',
@@ -113,9 +130,7 @@ def _row_label(key: Row, keys: Sequence[Row]) -> str:
     return str(layer) if part == labelled else ""
 
 
-def _node(node: Node, lines: Sequence[Line], borders: Mapping[Node, str]) -> str:
-    entering = sum(line.edge.receiver.node == node for line in lines)
-    leaving = sum(line.edge.sender == node for line in lines)
+def _node(node: Node, entering: int, leaving: int, borders: Mapping[Node, str], note: str) -> str:
     border = borders.get(node, NODE_BORDERS[node.kind])
     shape = _SHAPES.get(node.kind, "shape=box, style=filled")
     label, extra = str(node), ""
@@ -124,10 +139,12 @@ def _node(node: Node, lines: Sequence[Line], borders: Mapping[Node, str]) -> str
     elif node.kind in (NodeKind.INPUT, NodeKind.LOGITS):
         extra = f", width={_bar_width(max(entering, leaving)):.2f}"
     width = 1.6 if node in borders else 1
-    tooltip = f"{_describe(node)}: {entering} edges in, {leaving} edges out"
+    tooltip = f"{describe(node)}: {entering} edges in, {leaving} edges out" + (f". {note}" if note else "")
+    classes = f"{node.kind} border-{COLOUR_NAMES[border]}" if node in borders else node.kind.value
     return (
         f'{dot_string(str(node))} [{shape}, fillcolor="{NODE_FILLS[node.kind]}", color="{border}", penwidth={width}, '
-        f"label={dot_string(label)}, tooltip={dot_string(tooltip)}{extra}];"
+        f"label={dot_string(label)}, tooltip={dot_string(tooltip, limit=NOTE_LIMIT)}{extra}, "
+        f'id={dot_string(f"node:{node}")}, class="{classes}"];'
     )
 
 
@@ -136,7 +153,8 @@ def _bar_width(n_edges: int) -> float:
     return min(1.2 + 0.07 * n_edges, 7.0)
 
 
-def _describe(node: Node) -> str:
+def describe(node: Node) -> str:
+    """Say what a node is."""
     match node.kind:
         case NodeKind.HEAD:
             return f"{node}, attention head {node.index} of layer {node.layer}"
@@ -160,6 +178,8 @@ def _line(line: Line, *, labelled: bool) -> str:
         f"arrowhead={SLOT_ARROWS[slot]}",
         f"weight={1 + round(4 * line.strength)}",
         f"tooltip={tooltip}",
+        f"id={dot_string(f'edge:{line.edge}')}",
+        f'class="{COLOUR_NAMES[line.colour]}"',
     ]
     if labelled and line.label:
         attributes += [f"label={_padded(line.label)}", f"labeltooltip={tooltip}"]
@@ -175,7 +195,8 @@ def _padded(label: str) -> str:
 def _group_arrows(circuit: Circuit) -> list[str]:
     return [
         f'{dot_string(group)} -> {dot_string(head)} [color="{LIGHT_GREY}", penwidth=0.7, arrowsize=0.35, weight=8, '
-        f"tooltip={dot_string(f'{head} reads the keys and values of {group}')}];"
+        f"tooltip={dot_string(f'{head} reads the keys and values of {group}')}, "
+        f'id={dot_string(f"group:{group}->{head}")}, class="{COLOUR_NAMES[LIGHT_GREY]}"];'
         for group, head, key in circuit.to_networkx().edges(keys=True)
         if key == "group"
     ]

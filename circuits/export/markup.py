@@ -27,9 +27,9 @@ def html_text(text: str) -> str:
     return html.escape(one_line(text))
 
 
-def dot_string(text: str) -> str:
+def dot_string(text: str, *, limit: int = 300) -> str:
     r"""Quote text for DOT.
 
     Graphviz reads backslashes (``\N`` is the node's name) and entities (``&lt;``) inside strings, so both are escaped.
     """
-    return '"' + one_line(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + one_line(text, limit=limit).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -14,6 +14,17 @@ GREY = "#555555"
 LIGHT_GREY = "#9A9A9A"
 INK = "#222222"
 
+COLOUR_NAMES = {
+    BLUE: "blue",
+    VERMILLION: "vermillion",
+    GREEN: "green",
+    PURPLE: "purple",
+    GREY: "grey",
+    LIGHT_GREY: "light-grey",
+    INK: "ink",
+}
+"""Names for the colours of lines, by which a page can give them others on a dark background."""
+
 SLOT_COLOURS: dict[Slot | None, str] = {Slot.Q: BLUE, Slot.K: VERMILLION, Slot.V: GREEN, None: GREY}
 SLOT_ARROWS: dict[Slot | None, str] = {Slot.Q: "normal", Slot.K: "diamond", Slot.V: "dot", None: "normal"}
 """The shape of the arrow says the slot once more, for prints without colour and for difference diagrams."""
