@@ -8,9 +8,7 @@ its edges. No parameter gradients, no split copies of the stream, sums over at l
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,64 +17,41 @@ from torch.nn import functional
 
 from circuits.graph import ComputationalGraph, Slot
 from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.runs import Run, sender_values
+from circuits.tracing.taps import Gradients
 from circuits.tracing.tracer import Tracer
-
-Key = TypeVar("Key")
-Loss = Callable[[Float[Tensor, "pair d_vocab"]], Float[Tensor, " pair"]]
-
-
-@dataclass(frozen=True)
-class _Taps:
-    """Tensors of one run with gradients: what receivers read, and where gradients are taken."""
-
-    stream: dict[int, Tensor]
-    projections: dict[tuple[int, str], Tensor]
-    attention: dict[int, Tensor]
-    mlp: dict[int, Tensor]
-    final: list[Tensor]
-    logits: list[Tensor]
 
 
 def attribute(
     tracer: Tracer,
     graph: ComputationalGraph,
-    embedding: Float[Tensor, "pair pos d_model"],
-    run: Run,
     change: Run,
-    loss: Loss,
+    gradients: Gradients,
     *,
     tile: int | None = None,
 ) -> Float[Tensor, "pair edge"]:
-    """Give every edge's attribution for each pair, with gradients of ``loss`` at the run with this input embedding.
+    """Give every edge's attribution for each pair, from gradients at one run.
 
     ``change`` holds the senders' clean minus corrupted values, of which ``tile`` senders (None: all) are expanded to
-    ``pos * d_model`` numbers per pair at a time. Cost: one forward and one backward pass, and for every tile a product
-    of the size of a third of a forward pass.
+    ``pos * d_model`` numbers per pair at a time. Cost: for every tile a product of the size of a third of a forward
+    pass.
     """
-    taps = _tapped_run(tracer, run, embedding)
-    sources = [*taps.projections.values(), *taps.mlp.values(), *taps.final]
-    gradients = iter(torch.autograd.grad(loss(taps.logits[0]).sum(), sources))
-    by_projection = {key: next(gradients) for key in taps.projections}
-    by_mlp = {layer: next(gradients) for layer in taps.mlp}
-    at_final = next(gradients)
-    scores = torch.empty(len(run.ids), graph.n_edges, device=embedding.device)
+    scores = torch.empty(len(change.ids), graph.n_edges, device=gradients.final.device)
     receivers = graph.shape.n_heads + 2 * graph.shape.n_kv_heads
     size = tile or len(graph.senders)
     for begin in range(0, len(graph.senders), size):
         senders = range(begin, min(begin + size, len(graph.senders)))
-        changes = _changes(tracer.anatomy, change, taps, senders).flatten(2).float()
+        changes = _changes(tracer.anatomy, change, gradients, senders).flatten(2).float()
         for layer in range(graph.shape.n_layers):
             first = layer * (receivers + 1)
             if graph.fan_in[first] > begin:
-                pulled = _pull_back(tracer, layer, taps.stream[layer], by_projection)
+                pulled = _pull_back(tracer, layer, gradients)
                 _fill(scores, graph, first, _products(changes, pulled, graph.fan_in[first] - begin), begin)
             mlp = first + receivers
             if graph.fan_in[mlp] > begin:
-                read = by_mlp[layer].unsqueeze(1)
+                read = gradients.mlp[layer].unsqueeze(1)
                 _fill(scores, graph, mlp, _products(changes, read, graph.fan_in[mlp] - begin), begin)
-        _fill(scores, graph, len(graph.receivers) - 1, _products(changes, at_final.unsqueeze(1), size), begin)
+        _fill(scores, graph, len(graph.receivers) - 1, _products(changes, gradients.final.unsqueeze(1), size), begin)
     return scores
 
 
@@ -93,10 +68,12 @@ def _fill(
     block[:, :, begin : begin + products.shape[2]] = products
 
 
-def _changes(anatomy: Anatomy, change: Run, taps: _Taps, senders: range) -> Float[Tensor, "pair sender pos d_model"]:
+def _changes(
+    anatomy: Anatomy, change: Run, gradients: Gradients, senders: range
+) -> Float[Tensor, "pair sender pos d_model"]:
     """Give what some senders' changes do to the stream, to first order where a norm follows the heads' sum."""
     changes = sender_values(anatomy, change, senders)
-    for layer, attention in taps.attention.items():
+    for layer, attention in gradients.attention.items():
         first = 1 + layer * (anatomy.shape.n_heads + 1)
         own = [sender - senders.start for sender in range(first, first + anatomy.shape.n_heads) if sender in senders]
         if own:
@@ -127,16 +104,14 @@ def _products(
     return gradients.flatten(2).float() @ changes[:, :count].mT
 
 
-def _pull_back(
-    tracer: Tracer, layer: int, stream: Float[Tensor, "pair pos d_model"], gradients: dict[tuple[int, str], Tensor]
-) -> Float[Tensor, "pair receiver pos d_model"]:
+def _pull_back(tracer: Tracer, layer: int, gradients: Gradients) -> Float[Tensor, "pair receiver pos d_model"]:
     """Give the gradient at what each query, key and value receiver of a layer reads, in graph order."""
-    anatomy = tracer.anatomy
+    anatomy, stream = tracer.anatomy, gradients.stream[layer]
     parts: list[Tensor] = []
     for slot in Slot:
-        gradient = gradients[layer, anatomy.architecture.slot_modules[slot]]
+        gradient = gradients.projections[layer, anatomy.architecture.slot_modules[slot]]
         if slot in anatomy.architecture.projection_norms:
-            parts.append(_pull_back_through_norm(anatomy, layer, slot, stream.detach(), gradient))
+            parts.append(_pull_back_through_norm(anatomy, layer, slot, stream, gradient))
             continue
         columns = anatomy.columns[slot]
         weight, _ = anatomy.slot_weights(layer, slot, list(range(len(columns))))
@@ -164,44 +139,3 @@ def _pull_back_through_norm(
         normed = anatomy.projection_norm(layer, slot, made)
     (pulled,) = torch.autograd.grad(normed, made, own, is_grads_batched=True)
     return pulled @ weight
-
-
-def _tapped_run(tracer: Tracer, run: Run, embedding: Float[Tensor, "pair pos d_model"]) -> _Taps:
-    taps = _Taps({}, {}, {}, {}, [], [])
-    visits: dict[tuple[int, Site], Visit] = {}
-    for layer in range(tracer.anatomy.shape.n_layers):
-        visits[layer, Site.STREAM] = partial(_keep, taps.stream, layer)
-        visits[layer, Site.MLP_IN] = partial(_tap, taps.mlp, layer)
-        if not tracer.anatomy.additive:
-            visits[layer, Site.ATTENTION] = partial(_keep, taps.attention, layer)
-        for path, site in tracer.anatomy.architecture.slot_sites.items():
-            visits[layer, site] = partial(_keep_before_changes, taps.projections, (layer, path))
-    plan = Plan(
-        stream=embedding.detach().clone().requires_grad_(True),
-        visits=visits,
-        final=partial(_tap_into, taps.final),
-        logits=taps.logits.append,
-    )
-    tracer.run(run.ids, plan, prefix=run.prefix, gradients=True)
-    return taps
-
-
-def _keep(kept: dict[Key, Tensor], key: Key, value: Tensor) -> None:
-    kept[key] = value
-
-
-def _keep_before_changes(kept: dict[Key, Tensor], key: Key, value: Tensor) -> Tensor:
-    """Hand on a copy, because some models clip queries, keys and values in place."""
-    kept[key] = value
-    return value.clone()
-
-
-def _tap(kept: dict[int, Tensor], key: int, value: Tensor) -> Tensor:
-    """Let the reader see a view of its own, so that the gradient there is that of this one reader."""
-    kept[key] = value.view_as(value)
-    return kept[key]
-
-
-def _tap_into(kept: list[Tensor], value: Tensor) -> Tensor:
-    kept.append(value.view_as(value))
-    return kept[0]

@@ -18,6 +18,7 @@ from circuits.metrics import AnswerTokens, measure
 from circuits.tracing.attribution import attribute
 from circuits.tracing.batching import RowBudget, budget_of, in_batches
 from circuits.tracing.exact import patched_logits
+from circuits.tracing.gradients import gradients_at, gradients_by_layer
 from circuits.tracing.masked import needed_senders, run_masked
 from circuits.tracing.memory import AUTO, MemoryPlan, parse_budget, plan_memory
 from circuits.tracing.needs import ModelSizes, Needs, PromptSize
@@ -25,6 +26,7 @@ from circuits.tracing.offload import Kept, kept_on_host
 from circuits.tracing.prefix import prefix_of
 from circuits.tracing.protocol import Masks, Progress, no_progress
 from circuits.tracing.runs import Columns, Run, difference, record, zero_run
+from circuits.tracing.taps import Taps
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric
 
@@ -35,7 +37,10 @@ class Options:
 
     ``batch_size`` is the number of rows per pass (None: automatic), ``memory`` what may be used beside the loaded
     model: ``8GB``, ``50%`` of what is free, or ``auto``. Without ``prefix_cache`` the positions that clean
-    and corrupted prompts share are run again each time, which changes nothing but the time.
+    and corrupted prompts share are run again each time, which changes nothing but the time. With ``keep_gradients`` the
+    run at whose end of the path attribution starts (clean; in denoising corrupted) is recorded so that its first
+    attribution there needs no forward pass. With ``checkpointing`` a backward pass holds the activations of one layer
+    at a time, for one forward pass more (None: where memory is too small for those of all layers).
     """
 
     metric: Metric = Metric.LOGIT_DIFFERENCE
@@ -44,6 +49,8 @@ class Options:
     batch_size: int | None = None
     memory: str = AUTO
     prefix_cache: bool = True
+    keep_gradients: bool = False
+    checkpointing: bool | None = None
 
     def __post_init__(self) -> None:
         if self.ablation is Ablation.ZERO and self.direction is Direction.DENOISING:
@@ -85,6 +92,7 @@ class PatchingExperiment:
         self.tracer, self.graph, self.options = tracer, graph, options
         self.n_pairs = len(pairs)
         self.plan = self._planned(pairs)
+        self._taps: list[Taps] = []
         recorded = self._record(pairs)
         self.batches = kept_on_host(recorded, tracer.anatomy.device) if self.plan.offload else Kept(recorded)
         self.clean = self._gather([self._metric(batch, batch.clean.logits) for batch in self.batches])[0]
@@ -99,7 +107,14 @@ class PatchingExperiment:
         anatomy, runs = self.tracer.anatomy, 3 if self.options.ablation is Ablation.ZERO else 2
         prompts = [PromptSize(len(pair.clean) - shared, shared) for pair in pairs for shared in (self._shared([pair]),)]
         budget = budget_of(anatomy.device, self.options.memory)
-        return plan_memory(ModelSizes.of(anatomy), prompts, budget, runs=runs, batch_size=self.options.batch_size)
+        return plan_memory(
+            ModelSizes.of(anatomy),
+            prompts,
+            budget,
+            runs=runs,
+            batch_size=self.options.batch_size,
+            checkpointing=self.options.checkpointing,
+        )
 
     def _shared(self, pairs: Sequence[TokenPair]) -> int:
         """Give how many positions of some pairs are read from the prefix cache."""
@@ -126,16 +141,25 @@ class PatchingExperiment:
         )
         zero, shared = self.options.ablation is Ablation.ZERO, self._shared(pairs)
         prefix = prefix_of(self.tracer.anatomy.module, clean_ids[:, :shared]) if shared else None
-        clean = record(self.tracer, clean_ids[:, shared:], prefix)
-        corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix)
+        at_clean, at_corrupted = self._new_taps(len(pairs))
+        clean = record(self.tracer, clean_ids[:, shared:], prefix, taps=at_clean)
+        corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix, taps=at_corrupted)
         base = zero_run(self.tracer, clean) if zero else corrupted
         answers = AnswerTokens.of(pairs, device)
         columns = answers.tokens if self.metric is Metric.LOGIT_DIFFERENCE and self.tracer.selects_columns else None
         return PairBatch(index, answers, clean, corrupted, base, columns)
 
+    def _new_taps(self, pairs: int) -> tuple[Taps | None, Taps | None]:
+        """Tap one run (clean, corrupted) where that is wanted and takes no more memory than attribution will."""
+        if not self.options.keep_gradients or self.plan.checkpointing or pairs < self.n_pairs:
+            return None, None
+        self._taps = [Taps()]
+        return (self._taps[0], None) if self.options.direction is Direction.NOISING else (None, self._taps[0])
+
     def part(self, begin: int, end: int) -> "PatchingExperiment":
         """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
         fewer = copy(self)
+        fewer._taps = []
         fewer.batches = self.batches.changed(
             lambda batch: batch.part(begin, end), kept=lambda batch: len(batch.index) > 0
         )
@@ -207,12 +231,15 @@ class PatchingExperiment:
         return np.stack([mean * self._sign, spread])
 
     def _attribution(self, batch: PairBatch, point: float) -> Float[Tensor, "pair edge"]:
-        if self.options.direction is Direction.DENOISING:
-            point = 1 - point
-        change = difference(batch.clean, batch.base)
-        embedding = batch.base.stream[0] + point * change.stream[0]
-        loss, tile = partial(self._metric, batch), self.plan.attribution_tile
-        return attribute(self.tracer, self.graph, embedding, batch.clean, change, loss, tile=tile)
+        change, loss = difference(batch.clean, batch.base), partial(self._metric, batch)
+        if point == 1 and self._taps:
+            gradients = self._taps.pop().of_loss(loss)
+        else:
+            from_base = 1 - point if self.options.direction is Direction.DENOISING else point
+            embedding = batch.base.stream[0] + from_base * change.stream[0]
+            run = gradients_by_layer if self.plan.checkpointing else gradients_at
+            gradients = run(self.tracer, batch.clean, embedding, loss)
+        return attribute(self.tracer, self.graph, change, gradients, tile=self.plan.attribution_tile)
 
     @property
     def _sign(self) -> int:

@@ -46,6 +46,7 @@ class MemoryPlan:
         recorded: Bytes of all recorded runs.
         held: Bytes of recorded runs that are on the device at once.
         attribution_tile: How many senders' changes attribution holds at once.
+        checkpointing: Whether a backward pass holds the activations of one layer at a time.
         offload: Whether recorded runs wait in the host's memory.
     """
 
@@ -56,6 +57,7 @@ class MemoryPlan:
     recorded: int
     held: int
     attribution_tile: int
+    checkpointing: bool
     offload: bool
 
     def pairs(self, length: int) -> int:
@@ -70,26 +72,39 @@ class MemoryPlan:
     def __str__(self) -> str:
         """Say it in one line."""
         where = f"waiting in the host's memory, {human(self.held)} at a time" if self.offload else "kept"
+        layers = ", one layer's activations at a time" if self.checkpointing else ""
         tiles = -(-self.sizes.n_senders // self.attribution_tile)
         return (
             f"{human(self.budget.limit)}: {self.n_pairs} pairs recorded in {human(self.recorded)} ({where}), up to "
             f"{self.pair_tokens} tokens of pairs together, attribution in {tiles} tile{'s' * (tiles > 1)} of "
-            f"{self.attribution_tile} senders, the rest for {human(self.budget.limit - self.held)} of passes"
+            f"{self.attribution_tile} senders{layers}, the rest for {human(self.budget.limit - self.held)} of passes"
         )
 
 
 def plan_memory(
-    sizes: ModelSizes, prompts: Sequence[PromptSize], budget: Budget, *, runs: int = 2, batch_size: int | None = None
+    sizes: ModelSizes,
+    prompts: Sequence[PromptSize],
+    budget: Budget,
+    *,
+    runs: int = 2,
+    batch_size: int | None = None,
+    checkpointing: bool | None = None,
 ) -> MemoryPlan:
     """Decide how a budget is used for some prompt pairs.
 
-    ``batch_size`` is a number of pairs given by the user. Raises :class:`DeviceError`, with the number of bytes needed,
+    ``batch_size`` is a number of pairs given by the user; ``checkpointing`` None means: where attribution of a single
+    pair does not fit without. Raises :class:`DeviceError`, with the number of bytes needed,
     where not even one pair can be measured or where the recorded runs have no place.
     """
+    if checkpointing is None:
+        try:
+            return plan_memory(sizes, prompts, budget, runs=runs, batch_size=batch_size, checkpointing=False)
+        except DeviceError:
+            checkpointing = True
     needs = {prompt: Needs(sizes, prompt) for prompt in set(prompts)}
     recorded = {prompt: sum(need.recorded(runs).values()) for prompt, need in needs.items()}
     kept = sum(recorded[prompt] for prompt in prompts)
-    working = {prompt: _smallest(need) for prompt, need in needs.items()}
+    working = {prompt: _smallest(need, checkpointing) for prompt, need in needs.items()}
     per_pair = max((recorded[prompt] + working[prompt] for prompt in needs), default=0)
     if per_pair > budget.limit:
         raise DeviceError(
@@ -118,16 +133,17 @@ def plan_memory(
         recorded=kept,
         held=min(kept, pairs * max(recorded.values(), default=0)) if offload else kept,
         attribution_tile=sizes.n_senders,
+        checkpointing=checkpointing,
         offload=offload,
     )
     return replace(plan, attribution_tile=_tile(plan, list(needs.values()), pairs))
 
 
-def _smallest(needs: Needs) -> int:
+def _smallest(needs: Needs, checkpointing: bool) -> int:
     """Give what a pair needs at least beside its recorded runs: recording, attribution and exact edges, one by one."""
     differences = sum(needs.differences().values())
     exact = differences + sum(needs.exact().values())
-    return max(sum(needs.recording().values()), sum(needs.attribution(1).values()), exact)
+    return max(sum(needs.recording().values()), sum(needs.attribution(1, checkpointing).values()), exact)
 
 
 def _tile(plan: MemoryPlan, needs: list[Needs], pairs: int) -> int:
@@ -136,7 +152,7 @@ def _tile(plan: MemoryPlan, needs: list[Needs], pairs: int) -> int:
     free = (plan.budget.limit - plan.held) // max(1, pairs)
 
     def fits(tile: int) -> bool:
-        return all(sum(need.attribution(tile).values()) <= free for need in needs)
+        return all(sum(need.attribution(tile, plan.checkpointing).values()) <= free for need in needs)
 
     if fits(whole):
         return whole

@@ -140,20 +140,26 @@ class Needs:
             }
         )
 
-    def attribution(self, tile: int) -> Terms:
-        """Give what attribution of one pair needs, with the changes of ``tile`` senders at a time."""
+    def attribution(self, tile: int, checkpointing: bool = False) -> Terms:
+        """Give what attribution of one pair needs, with the changes of ``tile`` senders at a time.
+
+        With ``checkpointing`` it has the activations of one layer at a time, and all layers' streams and gradients.
+        """
         prompt, sizes, shape = self.prompt, self.sizes, self.sizes.shape
         heads = shape.n_heads * shape.d_head
         wide = max(SUM, sizes.itemsize)
-        kept = shape.n_layers * (5 * shape.d_model + 2 * sizes.projected)
-        backward = shape.n_layers * int(3.5 * sizes.mlp + 2 * heads + 3 * shape.d_model)
+        at_once = 1 if checkpointing else shape.n_layers
+        kept = at_once * (5 * shape.d_model + 2 * sizes.projected)
+        if checkpointing:
+            kept += shape.n_layers * (2 * shape.d_model + sizes.projected)
+        backward = at_once * int(3.5 * sizes.mlp + 2 * heads + 3 * shape.d_model)
         pulled = int(7.2 * (shape.n_heads + 2 * shape.n_kv_heads) * shape.d_model) * wide
         after = prompt.positions * (pulled + tile * shape.d_model * wide)
         return self._terms(
             {
                 "kept": prompt.positions * kept * sizes.itemsize,
                 "backward, then pulled back and multiplied": max(prompt.positions * backward * wide, after),
-                "scores": (1 + shape.n_layers) * self._scores(),
+                "scores": (1 + at_once) * self._scores(),
                 "logits": 4 * sizes.vocabulary * SUM,
                 "prefix": 2 * self._repeated_prefix(),
             }

@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.plan import Plan, Site
+from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.prefix import Prefix
+from circuits.tracing.taps import Taps
 from circuits.tracing.tracer import Tracer
 
 _SITES_OF_RECORD = (Site.STREAM, Site.Z, Site.ATTENTION, Site.MLP_IN, Site.MLP_OUT)
@@ -75,11 +76,11 @@ class Recorder:
 
     def keep_final(self, value: Tensor) -> None:
         """Keep the stream that the final norm reads."""
-        self.final = value
+        self.final = value.detach()
 
     def keep_logits(self, value: Tensor) -> None:
         """Keep the logits."""
-        self.logits = value
+        self.logits = value.detach()
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,26 @@ class Keep:
     def __call__(self, value: Tensor) -> None:
         """Keep the value, or a copy where a model may go on to change it in place (clipped queries, Falcon's MLP)."""
         changing = self.site in (Site.Q, Site.K, Site.V, Site.MLP_OUT)
-        self.recorder.values[self.layer, self.site] = value.clone() if changing else value
+        self.recorder.values[self.layer, self.site] = value.detach().clone() if changing else value.detach()
 
 
-def record(tracer: Tracer, ids: Int[Tensor, "pair pos"], prefix: Prefix | None = None) -> Run:
+def record(
+    tracer: Tracer, ids: Int[Tensor, "pair pos"], prefix: Prefix | None = None, *, taps: Taps | None = None
+) -> Run:
     """Run prompts, or what comes after a prefix, and keep what every sender wrote and every receiver read.
 
-    Cost: one forward pass.
+    With ``taps`` the same run also serves for gradients: they take what its backward pass needs. Cost: one forward
+    pass.
     """
     shape = tracer.anatomy.shape
     sites = tracer.anatomy.architecture.slot_sites
     recorder = Recorder()
     wanted = [(layer, site) for layer in range(shape.n_layers) for site in (*_SITES_OF_RECORD, *sites.values())]
-    visits = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
+    visits: dict[tuple[int, Site], Visit] = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
     plan = Plan(visits=visits, final=recorder.keep_final, logits=recorder.keep_logits)
-    tracer.run(ids, plan, prefix=prefix)
+    if taps is not None:
+        plan = taps.added_to(plan, tracer.anatomy)
+    tracer.run(ids, plan, prefix=prefix, gradients=taps is not None)
     kept = recorder.values
 
     def column(site: Site) -> tuple[Tensor, ...]:

@@ -189,8 +189,8 @@ class _LayerEnvoys:
 
     def _places(self, number: int, plan: Plan, rows: int) -> Iterator[tuple[Site, _Place | _ParallelRead]]:
         names = self.anatomy.architecture
-        stream = unwrap(self.layer.input, rows) if names.parallel or names.attention_adds_stream else None
         yield Site.STREAM, _Place(self.layer, "input")
+        stream = unwrap(self.layer.input, rows) if names.parallel or names.attention_adds_stream else None
         if number in plan.attention:
             given = plan.attention[number]
             whole = given if stream is None or not names.attention_adds_stream else stream + given

@@ -14,6 +14,7 @@ from torch import Tensor
 from circuits.graph import NodeKind
 from circuits.metrics import AnswerTokens, measure
 from circuits.tracing.attribution import attribute
+from circuits.tracing.gradients import gradients_at
 from circuits.tracing.guards import _isolation_error, check
 from circuits.tracing.paths import Path, path_effects
 from circuits.tracing.runs import difference, record
@@ -239,9 +240,24 @@ def test_attribution_in_tiles_of_senders_equals_attribution_of_all_at_once(famil
     batch = subject.experiment().batches[0]
     change = difference(batch.clean, batch.base)
     loss = partial(measure, Metric.LOGIT_DIFFERENCE, answers=AnswerTokens.of(PAIRS))
-    whole, tiled = (
-        attribute(subject.tracer, subject.graph, batch.clean.stream[0], batch.clean, change, loss, tile=size)
-        for size in (None, tile)
-    )
+    gradients = gradients_at(subject.tracer, batch.clean, batch.clean.stream[0], loss)
+    whole, tiled = (attribute(subject.tracer, subject.graph, change, gradients, tile=size) for size in (None, tile))
     torch.testing.assert_close(tiled, whole, atol=1e-6, rtol=1e-5)
     assert whole.abs().max() > 0.01
+
+
+@families
+@pytest.mark.parametrize("direction", Direction)
+def test_attribution_layer_by_layer_and_from_the_recorded_run_equals_that_of_a_run_of_its_own(
+    family: str, direction: Direction
+) -> None:
+    subject = double(family)
+    plain, by_layer, reused = (
+        subject.experiment(direction=direction, **how)
+        for how in ({"checkpointing": False}, {"checkpointing": True}, {"keep_gradients": True})
+    )
+    for points in ([1.0], [0.0, 0.3]):
+        expected = plain.attributions(points)
+        np.testing.assert_allclose(by_layer.attributions(points), expected, atol=1e-6)
+        np.testing.assert_allclose(reused.attributions(points), expected, atol=1e-6)
+    assert np.abs(expected).max() > 0.01

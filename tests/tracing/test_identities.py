@@ -1,5 +1,7 @@
 """The identities of the design, on tiny models of every family; each came from a mistake in published code."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,12 @@ from circuits.graph import Edge, NodeKind, Receiver, Slot
 from circuits.scoring import score
 from circuits.scoring.scorers import Settings
 from circuits.tracing.attribution import _products, attribute
+from circuits.tracing.gradients import gradients_at
 from circuits.tracing.masked import run_masked
 from circuits.tracing.paths import Path, path_effects
 from circuits.tracing.plan import Plan, Site
 from circuits.tracing.runs import difference, record
+from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric, ScorerName
 from tests.reference.anatomy import anatomy_of
 from tests.reference.hooks import hooked, last_logits, sender_values
@@ -258,7 +262,8 @@ def test_5_a_bfloat16_model_gives_float32_scores_near_those_of_the_float32_model
     experiment = rounded.experiment()
     run, other = (record(rounded.tracer, ids()) for ids in (clean_ids, corrupted_ids))
     change = difference(run, other)
-    found = attribute(rounded.tracer, rounded.graph, run.stream[0], run, change, metric_of(Metric.LOGIT_DIFFERENCE))
+    gradients = gradients_at(rounded.tracer, run, run.stream[0], metric_of(Metric.LOGIT_DIFFERENCE))
+    found = attribute(rounded.tracer, rounded.graph, change, gradients)
     assert run.stream[0].dtype is torch.bfloat16
     assert found.dtype is torch.float32
     edges = rounded.some_edges()
@@ -469,6 +474,32 @@ def test_20_a_run_that_raises_leaves_the_models_outputs_as_they_were(
     torch.testing.assert_close(again.logits, before, atol=1e-5, rtol=1e-5)
 
 
+def test_eap_takes_two_forward_passes_and_one_backward_pass_and_nothing_more(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Plan] = []
+    run = Tracer.run
+
+    def counted(self: Tracer, ids: Tensor, plan: Plan, **how: Any) -> None:
+        runs.append(plan)
+        run(self, ids, plan, **how)
+
+    plain = subject.experiment()
+    monkeypatch.setattr(Tracer, "run", counted)
+    experiment = subject.experiment(keep_gradients=True)
+    expected = plain.attributions([1.0])
+    runs.clear()
+    made = subject.experiment(keep_gradients=True)
+    np.testing.assert_allclose(made.attributions([1.0]), expected, atol=1e-5)
+    assert len(runs) == 2
+    np.testing.assert_allclose(made.attributions([1.0]), expected, atol=1e-5)
+    assert len(runs) == 3, "the graph of the recorded run was used up"
+    np.testing.assert_allclose(
+        experiment.part(0, 2).attributions([1.0]), plain.part(0, 2).attributions([1.0]), atol=1e-5
+    )
+    assert not made.batches[0].clean.logits.requires_grad
+
+
 def test_20_a_run_that_raises_with_gradients_leaves_gradients_off(subject: Subject) -> None:
     experiment = subject.experiment()
     batch = experiment.batches[0]
@@ -476,9 +507,8 @@ def test_20_a_run_that_raises_with_gradients_leaves_gradients_off(subject: Subje
     def failing(_: Tensor) -> Tensor:
         raise VisitError("in the metric")
 
-    change = difference(batch.clean, batch.base)
     with pytest.raises(VisitError, match="in the metric"):
-        attribute(subject.tracer, subject.graph, batch.clean.stream[0], batch.clean, change, failing)
+        gradients_at(subject.tracer, batch.clean, batch.clean.stream[0], failing)
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in subject.module.parameters())
     again = record(subject.tracer, clean_ids())
     assert not again.logits.requires_grad

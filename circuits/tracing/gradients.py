@@ -1,0 +1,79 @@
+"""Runs for gradients: kept whole for the backward pass, or run again layer by layer when its turn comes.
+
+The second way is gradient checkpointing: a forward pass more, and the memory of one layer instead of all.
+"""
+
+from torch import Tensor
+
+from circuits.tracing.plan import Plan, Site
+from circuits.tracing.runs import Run
+from circuits.tracing.taps import Gradients, Loss, Stream, Taps
+from circuits.tracing.tracer import Tracer
+
+
+def gradients_at(tracer: Tracer, run: Run, embedding: Stream, loss: Loss) -> Gradients:
+    """Give the gradients of ``loss`` at the run with this input embedding of the prompts of ``run``.
+
+    Cost: one forward and one backward pass, which keep the activations of all layers.
+    """
+    taps = Taps()
+    plan = taps.added_to(Plan(stream=embedding.detach().clone()), tracer.anatomy)
+    tracer.run(run.ids, plan, prefix=run.prefix, gradients=True)
+    return taps.of_loss(loss)
+
+
+def gradients_by_layer(tracer: Tracer, run: Run, embedding: Stream, loss: Loss) -> Gradients:
+    """Give what :func:`gradients_at` gives, with the activations of one layer at a time.
+
+    Cost: two forward passes and one backward pass.
+    """
+    streams = _streams(tracer, run, embedding)
+    last = len(streams) - 1
+    whole, cotangent = _through_last(tracer, run, streams.pop(), loss)
+    for layer in range(last - 1, -1, -1):
+        part, cotangent = _through_layer(tracer, run, layer, streams.pop(), cotangent)
+        whole.stream.update(part.stream)
+        whole.attention.update(part.attention)
+        whole.projections.update(part.projections)
+        whole.mlp.update(part.mlp)
+    return whole
+
+
+def _streams(tracer: Tracer, run: Run, embedding: Stream) -> list[Stream]:
+    """Give the stream entering every layer."""
+    streams: list[Tensor] = []
+    last = tracer.anatomy.shape.n_layers - 1
+    plan = Plan(
+        stop=(last, Site.STREAM),
+        stream=embedding.detach().clone(),
+        visits={(layer, Site.STREAM): streams.append for layer in range(last + 1)},
+    )
+    tracer.run(run.ids, plan, prefix=run.prefix)
+    return streams
+
+
+def _through_last(tracer: Tracer, run: Run, stream: Stream, loss: Loss) -> tuple[Gradients, Stream]:
+    """Run from the last layer to the loss and back."""
+    taps, last = Taps(), tracer.anatomy.shape.n_layers - 1
+    plan = Plan(
+        start=last,
+        stream=stream.requires_grad_(True),
+        visits=taps.visits(tracer.anatomy, [last]),
+        final=taps.keep_final,
+        logits=taps.logits.append,
+    )
+    tracer.run(run.ids, plan, prefix=run.prefix, gradients=True)
+    return taps.through(loss(taps.logits[0]).sum())
+
+
+def _through_layer(tracer: Tracer, run: Run, layer: int, stream: Stream, cotangent: Stream) -> tuple[Gradients, Stream]:
+    """Run one layer forward, and back from the gradient at the stream that it leaves."""
+    taps, after, following = Taps(), list[Tensor](), (layer + 1, Site.STREAM)
+    plan = Plan(
+        start=layer,
+        stop=following,
+        stream=stream.requires_grad_(True),
+        visits={**taps.visits(tracer.anatomy, [layer]), following: after.append},
+    )
+    tracer.run(run.ids, plan, prefix=run.prefix, gradients=True)
+    return taps.through(after[0], cotangent)
