@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from circuits.comparison import CircuitDiff, Membership
-from circuits.export.dot import AT_MOST, SIGN, line_style, node_keys, omitted, strengths
+from circuits.export.dot import AT_MOST, ON_PAGE, SIGN, line_style, node_keys, omitted, strengths
 from circuits.export.layout import Line, layered_dot
 from circuits.export.legend import Key, legend
 from circuits.export.markup import number, short_number
@@ -14,11 +14,12 @@ from circuits.export.palette import GREY, INK, MEMBER_COLOURS
 from circuits.graph import Edge, Node, NodeKind
 
 
-def difference_dot(diff: CircuitDiff, *, title: str | None = None) -> str:
+def difference_dot(diff: CircuitDiff, *, title: str | None = None, page: bool = False) -> str:
     """Give the DOT text of two circuits drawn into one diagram, in the layout of :func:`circuit_dot`.
 
     Hue says which circuit an edge belongs to, the arrow its slot; tooltips hold the score in each circuit. Widths are
-    relative to each circuit's own largest |score|, because scores of different behaviours have no common scale.
+    relative to each circuit's own largest |score|, because scores of different behaviours have no common scale. For a
+    ``page`` more edges are drawn, without legend, as :func:`circuit_dot` does.
     """
     places = {int(index): i for i, index in enumerate(diff.union)}
     sizes = np.zeros(len(diff.union))
@@ -28,7 +29,7 @@ def difference_dot(diff: CircuitDiff, *, title: str | None = None) -> str:
             place = places[int(index)]
             scores[row, place] = score
             sizes[place] = max(sizes[place], strength)
-    keep = np.sort(np.argsort(-sizes, kind="stable")[:AT_MOST])
+    keep = np.sort(np.argsort(-sizes, kind="stable")[: ON_PAGE if page else AT_MOST])
     drawn = replace(diff.a, edges=diff.union[keep], scores=sizes[keep], removal=None, evaluation=None)
     lines = [
         _difference_line(edge, diff.membership[int(i)], float(sizes[i]), (float(scores[0, i]), float(scores[1, i])))
@@ -37,7 +38,7 @@ def difference_dot(diff: CircuitDiff, *, title: str | None = None) -> str:
     names = _names(diff)
     heading = title if title is not None else f"{names[0]} and {names[1]}"
     facts = [*_difference_facts(diff), *omitted(len(drawn), len(diff.union))]
-    table = legend(heading, facts, _difference_keys(diff), _difference_notes())
+    table = "" if page else legend(heading, facts, difference_keys(diff), difference_notes())
     return layered_dot(drawn, lines, table, borders=_borders(diff))
 
 
@@ -77,7 +78,8 @@ def _difference_facts(diff: CircuitDiff) -> list[str]:
     ]
 
 
-def _difference_keys(diff: CircuitDiff) -> list[list[Key]]:
+def difference_keys(diff: CircuitDiff) -> list[list[Key]]:
+    """Give the samples of membership, signs and nodes for the legend."""
     members = [
         Key("line", MEMBER_COLOURS[Membership.ONLY_A], f"only A ({len(diff.only_a)})"),
         Key("line", MEMBER_COLOURS[Membership.ONLY_B], f"only B ({len(diff.only_b)})"),
@@ -88,7 +90,8 @@ def _difference_keys(diff: CircuitDiff) -> list[list[Key]]:
     return [members, signs, node_keys(diff.a)]
 
 
-def _difference_notes() -> list[str]:
+def difference_notes() -> list[str]:
+    """Say what arrows, outlines and widths mean."""
     return [
         "Arrows into a head: triangle into its query, diamond into its keys, dot into its values. "
         "Outline of a node: the colour of its circuit, dark for both.",
