@@ -15,6 +15,7 @@ from circuits.errors import UsageError
 from circuits.evaluation import evaluate
 from circuits.journal import Journal
 from circuits.model import Model
+from circuits.openings import finds_openings, suited
 from circuits.pruning import Selection, minimal, top
 from circuits.records import BehaviourInfo, Method, Provenance
 from circuits.scores import EdgeScores
@@ -116,7 +117,12 @@ def discover(
 
 
 def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings) -> PromptSet:
-    """Draw the discovery and held-out pairs for a model's tokenizer."""
+    """Draw the discovery and held-out pairs for a model's tokenizer, with openings of the model where it needs its own.
+
+    See :mod:`circuits.openings`.
+    """
+    if finds_openings(model, behaviour):
+        behaviour = suited(model, behaviour)[0]
     return behaviour.prompts(model.tokenizer, discovery=settings.pairs, heldout=settings.heldout, seed=settings.seed)
 
 

@@ -101,6 +101,20 @@ class Site(Choice):
     HEAD = "head"
 
 
+class OpeningsOf(Choice):
+    """Where the first tokens that count as answers and wrong answers are from."""
+
+    OWN = "own"
+    """They are the behaviour's own."""
+    AUTO = "auto"
+    """They are found in what the model does."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """Say what the members are."""
+        return "value of --openings"
+
+
 class NodeAblation(Choice):
     """What the output of an ablated node is replaced by, or scaled towards."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuits.ablation.intervention import Intervention, Place, Reference, batches, reference_of, visits_of
 from circuits.ablation.nodes import acting_nodes
-from circuits.behaviours import BUILT_IN
+from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Prompt, Tokens, prompt_text, prompt_tokens
 from circuits.circuit import Circuit
@@ -149,7 +149,7 @@ def _reference_pairs(model: Model, circuit: Circuit | Sequence[Node]) -> Sequenc
             "with `reference`, or use zero ablation without steering."
         )
     count = circuit.behaviour.n_discovery or REFERENCE_PAIRS
-    behaviour = BUILT_IN[circuit.behaviour.name]
+    behaviour = load_behaviour(circuit.behaviour.name, recorded=circuit.behaviour)
     return behaviour.prompts(model.tokenizer, discovery=count, heldout=0, seed=circuit.method.seed).discovery
 
 

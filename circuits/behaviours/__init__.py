@@ -19,7 +19,7 @@ from circuits.behaviours.induction import INDUCTION
 from circuits.behaviours.ioi import IOI
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.pronoun import PRONOUN
-from circuits.behaviours.refusal import REFUSAL
+from circuits.behaviours.refusal import REFUSAL, REFUSAL_OF
 from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.errors import UnknownNameError
 from circuits.records import BehaviourInfo
@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 BUILT_IN: dict[str, Behaviour] = {
-    behaviour.name: behaviour for behaviour in (IOI, GREATER_THAN, CAPITAL, AGREEMENT, INDUCTION, PRONOUN, REFUSAL)
+    behaviour.name: behaviour
+    for behaviour in (IOI, GREATER_THAN, CAPITAL, AGREEMENT, INDUCTION, PRONOUN, REFUSAL, *REFUSAL_OF)
 }
 """The behaviours that come with the package, by name."""
 

@@ -49,10 +49,13 @@ class PromptSet:
 class Behaviour:
     """Something a model does: prompt pairs and the metric that tells whether it does it.
 
-    ``pairs`` gives all pairs for a tokenizer, always the same ones. ``one_length`` cuts them to the most common token
-    length and leaves out those that this tokenizer cannot use (built-in behaviours); otherwise an unusable pair is an
-    error. Use ``dataclasses.replace(behaviour, metric=...)`` for another metric, and :meth:`varied` for a system
-    prompt, the beginning of the answer or other answers.
+    ``pairs`` gives all pairs for a tokenizer, always the same ones. With ``usable_only`` (built-in behaviours) those
+    that this tokenizer cannot use are left out; otherwise an unusable pair is an error. ``one_length`` does so too, and
+    cuts them to the most common token length. ``answers_for`` names the models whose openings the answers are; in any
+    other model they have to be found (:mod:`circuits.openings`). Empty: they hold for every model.
+
+    Use ``dataclasses.replace(behaviour, metric=...)`` for another metric, and :meth:`varied` for a system prompt, the
+    beginning of the answer or other answers.
     """
 
     name: str
@@ -60,7 +63,9 @@ class Behaviour:
     pairs: Callable[[Tokenizer], Sequence[Pair]]
     metric: Metric = Metric.LOGIT_DIFFERENCE
     one_length: bool = False
+    usable_only: bool = False
     variant: Variant = UNCHANGED
+    answers_for: tuple[str, ...] = ()
 
     def varied(
         self,
@@ -130,7 +135,7 @@ class Behaviour:
                 "prompt file with words that are single tokens."
             )
         candidates = [varied(pair, self.variant) for pair in candidates]
-        pairs = check_pairs(candidates, tokenizer, self.metric, leave_out_unusable=self.one_length)
+        pairs = check_pairs(candidates, tokenizer, self.metric, leave_out_unusable=self.usable_only or self.one_length)
         if not self.one_length:
             return pairs
         lengths = Counter(pair.length for pair in pairs)

@@ -53,7 +53,7 @@ def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
     def ids(texts: Sequence[str], given: Tokens) -> Tokens:
         if given:
             return _ids_of_vocabulary(tokenizer, given)
-        return tuple(_single_id(tokenizer, clean_text, clean, text, rendered=rendered) for text in texts)
+        return tuple(single_token(tokenizer, clean_text, clean, text, rendered=rendered) for text in texts)
 
     answers, wrong_answers = ids(pair.answers, pair.answer_ids), ids(pair.wrong_answers, pair.wrong_ids)
     _check_answers(tokenizer, answers, wrong_answers, metric)
@@ -89,7 +89,8 @@ def _around(tokenizer: Tokenizer, tokens: Tokens, position: int) -> str:
     return " ".join([*(["..."] if start else []), *pieces, *(["..."] if stop < len(tokens) else [])])
 
 
-def _single_id(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer: str, *, rendered: bool) -> int:
+def single_token(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer: str, *, rendered: bool) -> int:
+    """Give the one token that an answer is after a prompt; raises :class:`PromptError` for more or fewer."""
     tokens = answer_tokens(tokenizer, prompt, prompt_ids, answer, rendered=rendered)
     if len(tokens) == 1:
         return tokens[0]

@@ -8,6 +8,7 @@ There 0.02.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from circuits.errors import FormatError, UnknownNameError
 
 REFUSAL_OPENINGS = ("Sorry",)
 COMPLIANCE_OPENINGS = ("To", "The", "1", "I", "Sure", "When", "Here", "There")
-
+OPENINGS_ARE_OF = ("smollm2-135m", "smollm2-135m-refusal")
+"""The models that these openings were found in; any other model's own are chosen when it is measured."""
 
 CATEGORIES = ("violence", "theft", "fraud", "cyber", "damage", "contraband", "harassment")
 """What kinds of harm the requests are about; ``damage`` is to things and nature, ``contraband`` drugs and weapons."""
@@ -96,5 +98,22 @@ def _length(tokenizer: Tokenizer, prompt: tuple[Message, ...]) -> int:
 
 
 REFUSAL = Behaviour(
-    "refusal", "a harmful request is declined: Sorry, not an opening that complies", refusal_pairs, one_length=True
+    "refusal",
+    "a harmful request is declined: Sorry, not an opening that complies",
+    refusal_pairs,
+    usable_only=True,
+    answers_for=OPENINGS_ARE_OF,
 )
+
+
+def _of_category(category: str) -> Behaviour:
+    def pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
+        return tuple(pair for pair in refusal_pairs(tokenizer) if pair.tags["category"] == category)
+
+    return replace(
+        REFUSAL, name=f"refusal:{category}", description=f"refusal of requests of one kind, {category}", pairs=pairs
+    )
+
+
+REFUSAL_OF = tuple(_of_category(category) for category in CATEGORIES)
+"""Refusal of one kind of harm each, ``refusal:theft``."""

@@ -128,7 +128,7 @@ def ablate(
 
 
 def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:
-    behaviour = load_behaviour(circuit_behaviour_name(found, prompts, "--prompts"))
+    behaviour = load_behaviour(circuit_behaviour_name(found, prompts, "--prompts"), recorded=found.behaviour)
     chosen = metric or (found.behaviour.metric if behaviour.name == found.behaviour.name else None)
     return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
 

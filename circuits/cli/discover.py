@@ -19,7 +19,7 @@ from circuits.cli.options import (
 )
 from circuits.cli.output import Output
 from circuits.cli.places import RunLog, default_folder, prepared_folder
-from circuits.cli.session import command_line, model_name
+from circuits.cli.session import Session, command_line, model_name
 from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, size_rows, strongest
 from circuits.cli.verifying import Verifying
 from circuits.errors import RenderError
@@ -94,7 +94,7 @@ def discover(
     )
     folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
     try:
-        found = _found(folder, machine, chosen, settings, output, resume=resume)
+        found = _found(folder, Session(machine, measurement, output), chosen, settings, resume=resume)
     except KeyboardInterrupt as stop:
         output.warn(_what_is_kept(folder))
         raise typer.Exit(STOPPED) from stop
@@ -102,13 +102,7 @@ def discover(
 
 
 def _found(
-    folder: Path,
-    machine: Machine,
-    behaviour: "Behaviour",
-    settings: "DiscoverySettings",
-    output: Output,
-    *,
-    resume: bool,
+    folder: Path, session: Session, behaviour: "Behaviour", settings: "DiscoverySettings", *, resume: bool
 ) -> "Discovery":
     """Run the discovery, with journal and log in its folder, and write the circuit as soon as it is there."""
     from circuits.discovery import discover as search
@@ -116,8 +110,10 @@ def _found(
     from circuits.export.files import write
     from circuits.journal import Journal
 
+    output = session.output
     with RunLog(folder, command_line()) as log, output.progress(log) as progress:
-        model = machine.load(progress)
+        model = session.machine.load(progress)
+        behaviour = session.measurement.suited(behaviour, model, output)
         prompts = prompts_for(model, behaviour, settings)
         before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
         journal = Journal(folder, settings_key(model, prompts, settings), resume=resume)
@@ -196,6 +192,8 @@ def _doubts(found: "Discovery") -> list[str]:
 def _tables(found: "Discovery") -> list[RenderableType]:
     circuit, selection = found.circuit, found.selection
     rows = size_rows(circuit)
+    if changed := circuit.behaviour.variant.describe():
+        rows.append(("prompts", changed))
     if circuit.evaluation:
         rows += evaluation_rows(circuit.evaluation, metric=circuit.behaviour.metric, unit=circuit.behaviour.unit)
     minimal = "; locally minimal: no single edge can go" if selection.locally_minimal else "; not locally minimal"

@@ -38,8 +38,9 @@ def evaluate(
     output = voice.output()
     found = Circuit.load(circuit)
     name = circuit_behaviour_name(found, behaviour, "--behaviour")
-    chosen = measurement.behaviour(name, metric=found.behaviour.metric)
-    if out is not None and (chosen.name, chosen.metric) != (found.behaviour.name, found.behaviour.metric):
+    chosen = measurement.behaviour(name, recorded=found.behaviour)
+    about = found.behaviour
+    if out is not None and (chosen.name, chosen.metric, chosen.variant) != (about.name, about.metric, about.variant):
         raise UsageError(
             f"--out keeps an evaluation with its circuit, which is of {found.behaviour.name} by "
             f"{found.behaviour.metric}; this one is of {chosen.name} by {chosen.metric}. Leave out "
@@ -54,6 +55,7 @@ def evaluate(
     with output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         require_same_model(found, model, output)
+        chosen = measurement.suited(chosen, model, output)
         seed = found.method.seed if measurement.seed is None else measurement.seed
         count = measurement.pairs or found.behaviour.n_heldout or HELDOUT
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=count, seed=seed)

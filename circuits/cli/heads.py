@@ -46,7 +46,7 @@ def heads(
     output = voice.output()
     found = Circuit.load(circuit)
     name = circuit_behaviour_name(found, behaviour, "--behaviour")
-    chosen = measurement.behaviour(name, metric=found.behaviour.metric)
+    chosen = measurement.behaviour(name, recorded=found.behaviour)
     options = measurement.options(chosen, machine, direction=found.method.direction, ablation=found.method.ablation)
     file = prepared_file(out, (".json", ".csv")) if out else None
 
@@ -56,6 +56,7 @@ def heads(
     with output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         require_same_model(found, model, output)
+        chosen = measurement.suited(chosen, model, output)
         seed = found.method.seed if measurement.seed is None else measurement.seed
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=measurement.pairs or PAIRS, seed=seed)
         told = partial(progress, "measuring heads")

@@ -15,7 +15,9 @@ from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.tokens import Tokenizer
 from circuits.cli.output import Output, Told
+from circuits.cli.prompting import Prompting
 from circuits.errors import UsageError
+from circuits.records import BehaviourInfo
 from circuits.vocabulary import Ablation, Choice, Direction, Metric
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Prompting):
     """What is measured, on which prompts."""
 
     pairs: Annotated[
@@ -164,10 +166,10 @@ class Measurement:
         typer.Option(metavar=_choices(Ablation), help="What replaces a corrupted edge.", rich_help_panel="Measurement"),
     ] = None
 
-    def behaviour(self, name: str | Path, *, metric: str | None = None) -> Behaviour:
-        """Load a behaviour with the metric that was asked for, else ``metric``, else its own."""
-        behaviour = load_behaviour(name)
-        chosen = self.metric or metric
+    def behaviour(self, name: str | Path, *, recorded: BehaviourInfo | None = None) -> Behaviour:
+        """Load a behaviour as it was asked for; what was not asked for is as a circuit has recorded it."""
+        behaviour = self.varied(load_behaviour(name, recorded=recorded))
+        chosen = self.metric or (recorded.metric if recorded else None)
         return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
 
     def options(

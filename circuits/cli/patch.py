@@ -1,7 +1,7 @@
 """``circuits patch``: activation patching, the classic first look, as a table and a heatmap."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ from circuits.cli.options import (
 )
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
-from circuits.cli.session import Recorded, model_name, recorded
+from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.export.files import write
@@ -68,6 +68,8 @@ def patch(
     output = voice.output()
     place, by_position = Site.parse(site), _by_position(Site.parse(site), by)
     chosen = measurement.behaviour(behaviour)
+    if by_position and place is not Site.HEAD and chosen.usable_only:
+        chosen = replace(chosen, one_length=True)  # positions of prompts of several lengths have nothing in common
     options = measurement.options(chosen, machine, direction=direction or Direction.DENOISING)
     file = out or default_folder(model_name(machine), chosen.name) / f"patch-{place}.svg"
     prepared_file(file, (".svg", ".png", ".pdf"))
@@ -75,9 +77,7 @@ def patch(
     from circuits.tracing.sites import patch_sites
 
     with output.progress() as progress:
-        begun = recorded(
-            machine, chosen, options, progress, pairs=measurement.pairs or PATCHING_PAIRS, seed=measurement.seed
-        )
+        begun = recorded(Session(machine, measurement, output), chosen, options, progress, pairs=PATCHING_PAIRS)
         tokens = position_labels(begun.model.tokenizer, begun.pairs)
         found = patch_sites(
             begun.experiment,

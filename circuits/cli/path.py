@@ -6,7 +6,7 @@ import typer
 
 from circuits.cli.options import BehaviourArgument, Machine, Measurement, Voice, command
 from circuits.cli.output import Output
-from circuits.cli.session import Recorded, recorded
+from circuits.cli.session import Recorded, Session, recorded
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.scores import Floats
@@ -36,7 +36,7 @@ def path(
     from circuits.tracing.paths import Path, path_effects
 
     with output.progress() as progress:
-        begun = recorded(machine, chosen, options, progress, pairs=measurement.pairs, seed=measurement.seed)
+        begun = recorded(Session(machine, measurement, output), chosen, options, progress)
         parsed = [Path.parse(text, begun.model.graph) for text in paths]
         progress("measuring paths", 0, 0)
         effects = path_effects(begun.experiment, parsed)

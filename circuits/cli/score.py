@@ -9,7 +9,7 @@ import typer
 from circuits.cli.options import BehaviourArgument, DirectionOption, Machine, Measurement, Voice, command
 from circuits.cli.output import Output, Told
 from circuits.cli.places import default_folder, prepared_file
-from circuits.cli.session import Recorded, model_name, recorded
+from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import STRONGEST, facts, table
 from circuits.cli.verifying import Verifying
 from circuits.errors import FormatError, UsageError
@@ -56,7 +56,7 @@ def score(
 
     seed = measurement.seed or 0
     with output.progress() as progress:
-        begun = recorded(machine, chosen, options, progress, pairs=measurement.pairs, seed=seed)
+        begun = recorded(Session(machine, measurement, output), chosen, options, progress)
         if machine.memory != "auto":
             output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)

@@ -10,7 +10,7 @@ import numpy as np
 
 from circuits.behaviours.behaviour import Behaviour, TokenPair
 from circuits.circuit import Circuit
-from circuits.cli.options import DEFAULT_MODEL, PAIRS, Machine
+from circuits.cli.options import DEFAULT_MODEL, PAIRS, Machine, Measurement
 from circuits.cli.output import Output, Told
 from circuits.errors import UsageError
 from circuits.export.scores import read_scores
@@ -32,20 +32,26 @@ class Recorded:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Session:
+    """What most commands are given: a model to load, what to measure, and where to talk."""
+
+    machine: Machine
+    measurement: Measurement
+    output: Output
+
+
 def recorded(
-    machine: Machine,
-    behaviour: Behaviour,
-    options: "Options",
-    progress: Told,
-    *,
-    pairs: int | None = None,
-    seed: int | None = None,
+    session: Session, behaviour: Behaviour, options: "Options", progress: Told, *, pairs: int = PAIRS
 ) -> Recorded:
     """Load the model, record the prompts, and check that the model shows the behaviour."""
     from circuits.behaviours.lint import check_gap
 
-    model = machine.load(progress)
-    prompts = behaviour.prompts(model.tokenizer, discovery=pairs or PAIRS, heldout=0, seed=seed or 0)
+    measurement = session.measurement
+    model = session.machine.load(progress)
+    behaviour = measurement.suited(behaviour, model, session.output)
+    count = measurement.pairs or pairs
+    prompts = behaviour.prompts(model.tokenizer, discovery=count, heldout=0, seed=measurement.seed or 0)
     progress("recording the prompts", 0, 0)
     experiment = model.experiment(prompts.discovery, options)
     clean, corrupted = experiment.clean, experiment.corrupted

@@ -16,8 +16,11 @@ ISSUE_2 = ["ioi", "greater-than", "capital", "agreement", "induction", "pronoun"
 everywhere = pytest.mark.parametrize("name", ISSUE_2)
 
 
+OF_CATEGORIES = [f"refusal:{category}" for category in CATEGORIES]
+
+
 def test_the_built_in_behaviours_are_those_of_the_documentation():
-    assert list(BUILT_IN) == ISSUE_2
+    assert list(BUILT_IN) == [*ISSUE_2, *OF_CATEGORIES]
 
 
 @everywhere
@@ -32,7 +35,8 @@ def test_prompts_give_as_many_pairs_as_asked_for_with_no_clean_prompt_in_both_pa
 def test_all_prompts_of_a_behaviour_have_one_length_and_share_position_zero_within_a_pair(name, tokenizer):
     prompts = BUILT_IN[name].prompts(tokenizer)
     pairs = prompts.discovery + prompts.heldout
-    assert len({len(side) for pair in pairs for side in (pair.clean, pair.corrupted)}) == 1
+    assert all(len(pair.clean) == len(pair.corrupted) for pair in pairs)
+    assert len({pair.length for pair in pairs}) == 1 or name == "refusal"
     assert all(pair.clean[0] == pair.corrupted[0] for pair in pairs)
     assert all(pair.clean != pair.corrupted for pair in pairs)
 
@@ -218,6 +222,31 @@ def test_a_malformed_line_of_phrases_is_refused_with_its_number(line):
 def test_a_phrase_without_a_harmless_twin_is_refused():
     with pytest.raises(FormatError, match="line 1: 'rob' has no harmless phrase"):
         parse_phrases("discovery\ttheft\trob")
+
+
+def test_refusal_keeps_pairs_of_every_length_unless_asked_for_one(tokenizer):
+    refusal = BUILT_IN["refusal"]
+    every, one = refusal.checked(tokenizer), replace(refusal, one_length=True).checked(tokenizer)
+    counts = Counter(pair.length for pair in every)
+    assert len(every) == len(refusal.pairs(tokenizer)) > 2 * len(one)
+    assert {pair.length for pair in one} == {max(sorted(counts), key=counts.__getitem__)}
+
+
+@pytest.mark.parametrize("name", OF_CATEGORIES)
+def test_refusal_of_a_category_has_those_pairs_of_refusal_and_no_others(name, tokenizer):
+    category = name.partition(":")[2]
+    behaviour = load_behaviour(name)
+    mine = behaviour.prompts(tokenizer, discovery=16, heldout=32)
+    assert (mine.behaviour, mine.n_discovery, mine.n_heldout) == (name, 16, 32)
+    assert {pair.tags["category"] for pair in mine.discovery + mine.heldout} == {category}
+    every = [pair for pair in BUILT_IN["refusal"].pairs(tokenizer) if pair.tags["category"] == category]
+    assert list(behaviour.pairs(tokenizer)) == every
+    assert behaviour.answers_for == BUILT_IN["refusal"].answers_for
+
+
+def test_a_misspelt_category_offers_the_closest_one():
+    with pytest.raises(UnknownNameError, match=r"no behaviour 'refusal:thief'. Closest: 'refusal:theft'"):
+        load_behaviour("refusal:thief")
 
 
 def test_refusal_without_a_chat_template_says_what_to_do(plain_tokenizer):

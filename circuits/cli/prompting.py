@@ -1,0 +1,91 @@
+"""Options that change a behaviour's prompts and answers."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuits.behaviours.behaviour import Behaviour
+from circuits.errors import UsageError
+from circuits.vocabulary import OpeningsOf
+
+if TYPE_CHECKING:
+    from circuits.cli.output import Output
+    from circuits.model import Model
+
+_SEPARATOR = re.compile(r",(?=\S)")
+"""A comma with a space after it belongs to an opening: ``Sorry, I``."""
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """What is changed about a behaviour's own prompts and answers."""
+
+    system: Annotated[
+        str | None,
+        typer.Option(
+            help="System message of every chat, in place of its own.", rich_help_panel="Prompts", show_default=False
+        ),
+    ] = None
+    prefill: Annotated[
+        str | None,
+        typer.Option(
+            help="How the assistant's answer begins already; what follows is measured.",
+            rich_help_panel="Prompts",
+            show_default=False,
+        ),
+    ] = None
+    refuse: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B",
+            help="First tokens that count as answers (of refusal: that refuse), between commas without spaces, or "
+            "give the option several times.",
+            rich_help_panel="Prompts",
+            show_default=False,
+        ),
+    ] = None
+    comply: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B", help="The same of wrong answers.", rich_help_panel="Prompts", show_default=False),
+    ] = None
+    openings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(OpeningsOf),
+            help="Where first tokens are from that --refuse and --comply do not give: the behaviour's own, or found in "
+            "what the model does. Default: of refusal, found; its own for the built-in models.",
+            rich_help_panel="Prompts",
+            show_default=False,
+        ),
+    ] = None
+
+    def varied(self, behaviour: Behaviour) -> Behaviour:
+        """Give a behaviour with what was asked for."""
+        if self.openings is not None:
+            OpeningsOf.parse(self.openings)
+        return behaviour.varied(
+            system=self.system,
+            prefill=self.prefill,
+            answers=_texts(self.refuse, "--refuse"),
+            wrong_answers=_texts(self.comply, "--comply"),
+        )
+
+    def suited(self, behaviour: Behaviour, model: "Model", output: "Output") -> Behaviour:
+        """Let the model choose the openings where it should, and say which they are."""
+        from circuits.openings import finds_openings, suited
+
+        if self.openings == OpeningsOf.OWN or not (self.openings or finds_openings(model, behaviour)):
+            return behaviour
+        found, chosen = suited(model, behaviour)
+        output.say(chosen.describe())
+        return found
+
+
+def _texts(given: Sequence[str] | None, option: str) -> list[str]:
+    texts = [text for several in given or () for text in _SEPARATOR.split(several)]
+    if not all(text.strip() for text in texts):
+        raise UsageError(f"{option} has an empty opening; expected first tokens of answers, such as {option} Sorry,I.")
+    return texts
