@@ -34,6 +34,7 @@ ROWS = (
     ("models",),
     ("tracing",),
     ("model",),
+    ("openings",),
     ("scoring", "pruning", "evaluation", "heads"),
     ("ablation",),
     ("journal",),
