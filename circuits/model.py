@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from circuits.behaviours.behaviour import TokenPair
@@ -38,8 +39,10 @@ class Model:
 
     @property
     def dtype(self) -> str:
-        """The type of the model's weights, such as ``float32``."""
-        return str(self.tracer.anatomy.dtype).removeprefix("torch.")
+        """The type of the model's weights, such as ``float32``; with torch's matmul precision where that is lowered."""
+        name, precision = str(self.tracer.anatomy.dtype).removeprefix("torch."), torch.get_float32_matmul_precision()
+        lowered = name == "float32" and precision != "highest"
+        return f"{name}, matmul precision {precision}" if lowered else name
 
     @property
     def attention(self) -> str:

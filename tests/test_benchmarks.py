@@ -67,6 +67,17 @@ def test_core_operations_prints_every_row_beside_its_bar(run_quickly: Run, load:
     assert result["memory_megabytes"]["eap"] > 100
 
 
+def test_precision_holds_every_arithmetic_against_float32(run_quickly: Run, load: Any) -> None:
+    printed, found = run_quickly("precision")
+    ways = found["ways"]
+    assert list(ways) == [way.name for way in load("precision").WAYS if not way.compiled]
+    assert ways["float32 again"]["attribution"]["largest_change"] == 0
+    assert 0 < ways["bfloat16"]["exact"]["largest_change"] < 0.1
+    assert ways["bfloat16"]["attribution"]["rank_correlation"] > 0.99
+    assert "bfloat16" in printed
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_peers_that_are_not_installed_are_listed_with_what_installs_them(run_quickly: Run) -> None:
     printed, found = run_quickly("peers")
     assert set(found["peers"]["circuits"]["multiples"]) == {

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -81,7 +82,28 @@ def free_memory(device: torch.device) -> int:
     if hasattr(module, "mem_get_info"):
         unused = int(module.memory_reserved(device)) - int(module.memory_allocated(device))
         return int(module.mem_get_info(device)[0]) + unused
-    return int(psutil.virtual_memory().available)
+    return host_memory()
+
+
+_GROUPS = Path("/sys/fs/cgroup")
+_CONTAINER = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file "),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file "),
+)
+"""Files with a container's limit, its use and the part of that which is given up when needed (cached files)."""
+
+
+def host_memory(groups: Path = _GROUPS) -> int:
+    """Give the free memory of the host in bytes, or what a container may still use, whichever is less."""
+    free = int(psutil.virtual_memory().available)
+    for *names, cached in _CONTAINER:
+        files = [groups / name for name in names]
+        if all(file.is_file() for file in files):
+            limit, use, *described = (line for file in files for line in file.read_text("ascii").splitlines())
+            given_up = sum(int(line.removeprefix(cached)) for line in described if line.startswith(cached))
+            if limit.isdecimal():  # no limit is "max"
+                free = min(free, max(0, int(limit) - int(use) + given_up))
+    return free
 
 
 def budget_of(device: torch.device, memory: str) -> Budget:
@@ -91,5 +113,5 @@ def budget_of(device: torch.device, memory: str) -> Budget:
         return Budget(parse_budget(memory, free, default=_SHARE_OF_HOST), **_TOKENS_ON_CPU)
     limit = parse_budget(memory, free, default=_SHARE_OF_DEVICE)
     own = hasattr(torch.get_device_module(device), "mem_get_info")
-    host = int(_SHARE_OF_HOST * psutil.virtual_memory().available) if own else 0
+    host = int(_SHARE_OF_HOST * host_memory()) if own else 0
     return Budget(limit, host, **_TOKENS_ON_DEVICE)

@@ -313,3 +313,14 @@ def test_modules_that_cannot_be_copied_are_refused() -> None:
     module.lock = threading.Lock()
     with pytest.raises(UnsupportedModelError, match=r"cannot be copied .*lock.*Keep out of them"):
         load_model(module)
+
+
+def test_a_lowered_matmul_precision_is_said_beside_the_dtype_it_concerns() -> None:
+    full, half = load_model(tiny_llama()), load_model(tiny_llama().bfloat16())
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert (full.dtype, half.dtype) == ("float32, matmul precision high", "bfloat16")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert full.dtype == "float32"

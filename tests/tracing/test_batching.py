@@ -1,6 +1,7 @@
 """Rows per pass: from memory, halved when that was too many, and an error when nothing fits."""
 
 import weakref
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -9,7 +10,7 @@ import torch
 
 from circuits.errors import DeviceError
 from circuits.tracing import batching
-from circuits.tracing.batching import RowBudget, budget_of, in_batches, is_out_of_memory
+from circuits.tracing.batching import RowBudget, budget_of, host_memory, in_batches, is_out_of_memory
 from circuits.tracing.experiment import Options
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Metric
@@ -30,6 +31,34 @@ def budget(rows: int) -> RowBudget:
 
 
 # ------------------------------------------------------------------------------------------------- the memory there is
+
+
+@pytest.mark.parametrize(
+    ("names", "cached"),
+    [
+        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
+        (
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_a_container_may_use_what_its_limit_leaves_and_cached_files_do_not_count(
+    tmp_path: Path, names: tuple[str, str, str], cached: str
+) -> None:
+    limit, use, described = (tmp_path / name for name in names)
+    limit.parent.mkdir(exist_ok=True)
+    limit.write_text("900000\n")
+    use.write_text("500000\n")
+    described.write_text(f"anon 1\n{cached} 20000\nother_{cached} 7\n")
+    assert host_memory(tmp_path) == 420000
+    use.write_text("950000\n")
+    assert host_memory(tmp_path) == 0
+    limit.write_text("max\n")
+    assert host_memory(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.3)
+    described.unlink()
+    limit.write_text("5\n")
+    assert host_memory(tmp_path) > 10**6
 
 
 def test_half_of_the_free_memory_of_a_host_is_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
