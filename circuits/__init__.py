@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
     from circuits.builder import build_graph
     from circuits.circuit import Circuit
-    from circuits.comparison import CircuitDiff, compare
+    from circuits.comparison import CircuitDiff, Comparison, compare
     from circuits.discovery import Discovery, DiscoverySettings, discover
     from circuits.errors import CircuitsError
-    from circuits.evaluation import evaluate
+    from circuits.evaluation import Crossing, compare_models, evaluate, measure_comparison
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
     from circuits.heads import HeadRoles, head_roles
     from circuits.model import Model, load_model
@@ -41,6 +41,8 @@ _HOMES = {
     "Behaviour": "circuits.behaviours.behaviour",
     "Circuit": "circuits.circuit",
     "CircuitDiff": "circuits.comparison",
+    "Comparison": "circuits.comparison",
+    "Crossing": "circuits.evaluation",
     "CircuitsError": "circuits.errors",
     "ComputationalGraph": "circuits.graph",
     "Discovery": "circuits.discovery",
@@ -59,6 +61,7 @@ _HOMES = {
     "ablated": "circuits.ablation.generation",
     "build_graph": "circuits.builder",
     "compare": "circuits.comparison",
+    "compare_models": "circuits.evaluation",
     "discover": "circuits.discovery",
     "each_slot": "circuits.tracing.architecture",
     "evaluate": "circuits.evaluation",
@@ -66,6 +69,7 @@ _HOMES = {
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
     "measure_ablation": "circuits.ablation.measuring",
+    "measure_comparison": "circuits.evaluation",
     "patch_sites": "circuits.tracing.sites",
     "path_effects": "circuits.tracing.paths",
     "score": "circuits.scoring",
@@ -79,7 +83,9 @@ __all__ = [
     "Circuit",
     "CircuitDiff",
     "CircuitsError",
+    "Comparison",
     "ComputationalGraph",
+    "Crossing",
     "Discovery",
     "DiscoverySettings",
     "Edge",
@@ -96,6 +102,7 @@ __all__ = [
     "ablated",
     "build_graph",
     "compare",
+    "compare_models",
     "discover",
     "each_slot",
     "evaluate",
@@ -103,6 +110,7 @@ __all__ = [
     "load_behaviour",
     "load_model",
     "measure_ablation",
+    "measure_comparison",
     "patch_sites",
     "path_effects",
     "score",

@@ -128,9 +128,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Enough to run it again."""
+    """Enough to run it again; ``made_of`` says which circuits' edges these are, of parts that a comparison made."""
 
     command: str = ""
     device: str = ""
     wall_seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict[str, str])
+    made_of: str = ""

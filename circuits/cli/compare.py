@@ -1,146 +1,209 @@
-"""``circuits compare``: what two circuits share, and whether one does the other's work."""
+"""``circuits compare``: what circuits share, whether one does another's work, and what changed between models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuits.behaviours import BUILT_IN, load_behaviour
+from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
+from circuits.cli.comparison_files import Written, write_comparison
+from circuits.cli.comparison_tables import tables_of
 from circuits.cli.options import Machine, Voice, command
 from circuits.cli.output import Output, Told
 from circuits.cli.places import default_folder, prepared_folder
-from circuits.cli.session import circuit_behaviour_name, require_same_model, scores_beside
-from circuits.cli.tables import facts
-from circuits.comparison import CircuitDiff, Transfer, Transferred
+from circuits.cli.session import circuit_behaviour_name, command_line, scores_beside
+from circuits.cli.tables import table
+from circuits.comparison import Comparison
 from circuits.comparison import compare as compare_circuits
-from circuits.errors import ModelUnavailableError
-from circuits.export.draw import draw_difference
-from circuits.export.files import write
-from circuits.vocabulary import Ablation, Metric
+from circuits.comparison.names import names_of
+from circuits.comparison.parts import pruned_to_live_paths
+from circuits.errors import ModelUnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from circuits.evaluation import Crossing
     from circuits.model import Model
-    from circuits.tracing.experiment import PatchingExperiment
 
-HELDOUT = 64
-FILES = ("comparison.json", "difference.dot", "difference.svg")
+HELDOUT, RANDOM = 32, 10
 
 
 @command
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="A circuit.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="Another circuit of a model of the same shape.")],
+    circuits: Annotated[
+        list[Path], typer.Argument(metavar="A.json B.json ...", help="Circuits of models of one shape.")
+    ],
     *,
-    transfer: Annotated[
-        bool, typer.Option("--transfer/--no-transfer", help="Also run each circuit on the other's held-out prompts.")
-    ] = True,
-    behaviour_a: Annotated[
-        str | None, typer.Option(help="The prompt file of A's behaviour, if it is not built in.")
+    against_model: Annotated[
+        str | None,
+        typer.Option(
+            "--against-model",
+            metavar="MODEL",
+            help="Measure the circuits' edges in this model too, on the same prompts: for behaviours that it does not "
+            "show, of which there is no circuit to compare with.",
+            show_default=False,
+        ),
     ] = None,
-    behaviour_b: Annotated[
-        str | None, typer.Option(help="The prompt file of B's behaviour, if it is not built in.")
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            "--transfer/--no-transfer",
+            help="Also run each circuit on the others' held-out prompts, alone and knocked out.",
+        ),
+    ] = True,
+    behaviour: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--behaviour",
+            "-b",
+            metavar="[NAME=]FILE",
+            help="The prompt file of a behaviour that is not built in; may be given several times.",
+            show_default=False,
+        ),
     ] = None,
     pairs: Annotated[int, typer.Option(help="Held-out pairs of each behaviour.", min=4)] = HELDOUT,
+    random: Annotated[int, typer.Option(help="Random circuits beside each circuit.", min=0)] = RANDOM,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Write core and differences without edges that are on no path through them."),
+    ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder (default: outputs/MODEL/A-and-B).", rich_help_panel="Output"),
+        typer.Option(
+            "--out", "-o", help="Folder (default: outputs/MODEL/A-and-B).", rich_help_panel="Output", show_default=False
+        ),
     ] = None,
     machine: Machine,
     voice: Voice,
 ) -> None:
-    """Compare two circuits: overlap against chance, transfer both ways, and a diagram of the differences."""
+    """Compare circuits: overlap against chance, transfer, knocking out, core and differences, a diagram, and words.
+
+    Of behaviours of one model, or of models of one shape (before and after tuning or an edit); every circuit runs on
+    its own model. Circuits of one behaviour in two models are also compared edge by edge, measured in both.
+    """
     output = voice.output()
-    first, second = Circuit.load(a), Circuit.load(b)
-    diff = compare_circuits(first, second, scores_a=scores_beside(first, a), scores_b=scores_beside(second, b))
-    names = tuple(
-        circuit_behaviour_name(circuit, given, option) if transfer and _one_model(diff) else ""
-        for circuit, given, option in ((first, behaviour_a, "--behaviour-a"), (second, behaviour_b, "--behaviour-b"))
-    )
-    machine_rows = machine.rows
-    folder = prepared_folder(
-        out or default_folder(first.model.id, f"{first.behaviour.name}-and-{second.behaviour.name}")
-    )
-    if transfer and not _one_model(diff):
-        output.say("the circuits are of different models, so cross-transfer is not measured.")
-    elif transfer:
+    found = _loaded(circuits, against_model)
+    comparison = _at_rest(found, circuits)
+    wanted = found if transfer or against_model else []
+    behaviours = _behaviours(wanted, behaviour or [])
+    _require_one_model(machine, found)
+    rows, memory = machine.rows, machine.limit
+    folder = prepared_folder(out or _default_folder(found, against_model))
+    if wanted:
+        from circuits.evaluation import Crossing
+
+        settings = Crossing(pairs, random, behaviours, batch_size=rows, memory=memory)
         with output.progress() as progress:
-            run = _Transfers(machine, machine_rows, pairs, progress, output)
-            diff = diff.with_transfer(run.both_ways(diff, names[0], names[1]))
-    _write(diff, folder)
-    output.show(facts(f"A: {a}\nB: {b}", _rows(diff)), "", diff.describe(), "", f"The diagram is {folder / FILES[2]}")
-    output.finish(diff.to_dict() | {"files": {name: str(folder / name) for name in FILES}})
+            comparison = _Runs(machine, settings, progress, output).measured(
+                comparison, against_model, transfer=transfer
+            )
+    if live:
+        comparison = replace(comparison, parts=tuple(pruned_to_live_paths(part) for part in comparison.parts))
+    files = write_comparison(comparison, folder, command=command_line())
+    _show(comparison, circuits, files, output)
 
 
-def _one_model(diff: CircuitDiff) -> bool:
-    return diff.a.model.digest == diff.b.model.digest and (bool(diff.a.model.digest) or diff.a.model == diff.b.model)
+def _loaded(files: list[Path], against_model: str | None) -> list[Circuit]:
+    if len(files) == 1 and against_model is None:
+        raise UsageError(
+            f"one circuit was given, {files[0]}; give another to compare it with, or a model with --against-model."
+        )
+    places = [file.resolve() for file in files]
+    for file, place in zip(files, places, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"{file} was given twice; a circuit compared with itself is the same in every number.")
+    return [Circuit.load(file) for file in files]
 
 
-class _Transfers:
-    """Runs each of two circuits on the other's behaviour."""
+def _at_rest(found: list[Circuit], files: list[Path]) -> Comparison:
+    scores = [scores_beside(circuit, file) for circuit, file in zip(found, files, strict=True)]
+    if len(found) == 1:
+        return Comparison((found[0],), names_of(found), (), ())
+    return compare_circuits(*found, scores=scores)
 
-    def __init__(self, machine: Machine, rows: int | None, pairs: int, progress: Told, output: Output) -> None:
-        self._machine, self._rows, self._pairs = machine, rows, pairs
+
+def _behaviours(found: list[Circuit], given: list[str]) -> dict[str, Behaviour]:
+    """Load the behaviours of the circuits, by name, with what each circuit recorded about its prompts."""
+    files: dict[str, Behaviour] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        behaviour = load_behaviour(path if equals else text)
+        files[name if equals else behaviour.name] = behaviour
+    names = [circuit.behaviour.name for circuit in found]
+    for name in files:
+        if found and name not in names:
+            raise UsageError(
+                f"no circuit is of the behaviour '{name}' that --behaviour gives; they are of {', '.join(names)}. "
+                f"Write --behaviour NAME=FILE if the file has another name than the behaviour."
+            )
+    for circuit in found:
+        if circuit.behaviour.name not in files and circuit.behaviour.name not in BUILT_IN:
+            circuit_behaviour_name(circuit, None, "--behaviour")
+    return files
+
+
+def _require_one_model(machine: Machine, found: list[Circuit]) -> None:
+    models = list(dict.fromkeys(circuit.model.digest or circuit.model.id for circuit in found))
+    if machine.model is not None and len(models) > 1:
+        ids = ", ".join(dict.fromkeys(circuit.model.id for circuit in found))
+        raise UsageError(f"the circuits are of several models ({ids}), so --model cannot stand for all; leave it out.")
+
+
+def _default_folder(found: list[Circuit], against_model: str | None) -> Path:
+    names = names_of(found)
+    if len(found) == 1:
+        return default_folder(found[0].model.id, f"{names[0]}-against-{Path(against_model or '').name}")
+    return default_folder(found[0].model.id, "-and-".join(names))
+
+
+class _Runs:
+    """Loads models one after the other, and measures with them."""
+
+    def __init__(self, machine: Machine, settings: "Crossing", progress: Told, output: Output) -> None:
+        self._machine, self._settings = machine, settings
         self._progress, self._output = progress, output
 
-    def both_ways(self, diff: CircuitDiff, name_a: str, name_b: str) -> Transfer:
-        """Measure A's circuit on B's held-out prompts, and the reverse."""
+    def measured(self, comparison: Comparison, against_model: str | None, *, transfer: bool) -> Comparison:
+        """Measure transfer and knocking out, and the edges in another model."""
+        from circuits.evaluation import compare_models, measure_comparison
+
+        if transfer and len(comparison.circuits) > 1:
+            comparison = measure_comparison(comparison, self.own, self._settings, progress=self._progress)
+        if against_model is None:
+            return comparison
+        other = against_model
+        changes = [
+            compare_models(circuit, self.own, lambda _: self._load(other), self._settings, progress=self._progress)
+            for circuit in comparison.circuits
+        ]
+        return comparison.with_changes([*comparison.changes, *changes])
+
+    def own(self, circuit: Circuit) -> "Model":
+        """Load a circuit's own model, or what stands for it."""
         try:
-            model = self._machine.load(self._progress, default=diff.a.model.id)
+            model = self._load(self._machine.model or circuit.model.id)
         except ModelUnavailableError as error:
             raise ModelUnavailableError(f"{error} To compare without running the model, add --no-transfer.") from error
-        require_same_model(diff.a, model, self._output)
-        on_b = self._transferred(model, diff.a, diff.b, name_b)
-        return Transfer(a_on_b=on_b, b_on_a=self._transferred(model, diff.b, diff.a, name_a))
+        if model.info.digest != circuit.model.digest:
+            self._output.warn(
+                f"{circuit.behaviour.name}'s circuit was found on other weights ({circuit.model.id}, "
+                f"{circuit.model.digest[:12] or 'unknown'}) than those of {model.info.id} ({model.info.digest[:12]})."
+            )
+        return model
 
-    def _transferred(self, model: "Model", circuit: Circuit, other: Circuit, name: str) -> Transferred:
-        """Judge a circuit on the prompts of another circuit's behaviour, by that one's metric."""
-        from circuits.evaluation import evaluate
-
-        experiment = self._experiment(model, other, name)
-        stage = f"{circuit.behaviour.name}'s circuit on {other.behaviour.name}"
-        self._progress(stage, 0, 0)
-        found = evaluate(experiment, circuit.edges, seed=other.method.seed)
-        return Transferred(found.faithfulness, found.faithfulness_ci, found.n, found.random_baseline)
-
-    def _experiment(self, model: "Model", circuit: Circuit, name: str) -> "PatchingExperiment":
-        from dataclasses import replace
-
-        from circuits.behaviours import load_behaviour
-        from circuits.tracing.experiment import Options
-
-        metric = Metric.parse(circuit.behaviour.metric)
-        behaviour = replace(load_behaviour(name), metric=metric)
-        prompts = behaviour.prompts(model.tokenizer, discovery=0, heldout=self._pairs, seed=circuit.method.seed)
-        self._progress(f"recording the prompts of {circuit.behaviour.name}", 0, 0)
-        ablation = Ablation.parse(circuit.method.ablation)
-        return model.experiment(
-            prompts.heldout, Options(metric, ablation, batch_size=self._rows, memory=self._machine.limit)
-        )
+    def _load(self, name: str) -> "Model":
+        return replace(self._machine, model=name).load(self._progress)
 
 
-def _write(diff: CircuitDiff, folder: Path) -> None:
-    text = json.dumps(diff.to_dict(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write(folder / FILES[0], text + "\n")
-    for name in FILES[1:]:
-        draw_difference(diff, folder / name)
-
-
-def _rows(diff: CircuitDiff) -> list[tuple[str, str]]:
-    edges, nodes = diff.edge_overlap, diff.node_overlap
-    rows = [
-        ("edges", f"A {edges.size_a}, B {edges.size_b}, shared {edges.shared} (by chance {edges.expected_shared:.2g})"),
-        ("Jaccard of edges", f"{edges.jaccard:.3f}, by |score| {diff.weighted_jaccard:.3f}, p = {edges.p_value:.2g}"),
-        ("nodes", f"A {nodes.size_a}, B {nodes.size_b}, shared {nodes.shared} (by chance {nodes.expected_shared:.2g})"),
-        ("Jaccard of nodes", f"{nodes.jaccard:.3f}, p = {nodes.p_value:.2g}"),
-        ("ranks", f"Spearman {diff.rank_correlation:.3f} over {diff.rank_edges} edges"),
-    ]
-    if diff.transfer:
-        rows += [("A on B", _in_numbers(diff.transfer.a_on_b)), ("B on A", _in_numbers(diff.transfer.b_on_a))]
-    return rows
-
-
-def _in_numbers(found: Transferred) -> str:
-    low, high = found.faithfulness_ci
-    text = f"faithfulness {found.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
-    return text + (f", random {found.random_baseline.median:.3f}" if found.random_baseline else "")
+def _show(comparison: Comparison, circuits: list[Path], written: Written, output: Output) -> None:
+    named = zip(comparison.names, circuits, strict=True)
+    output.show("\n".join(f"{name}: {file}" for name, file in named), "")
+    for each in tables_of(comparison):
+        output.show(table(each.title, each.columns, each.rows, numbers=range(1, len(each.columns))))
+        if each.note:
+            output.show(each.note, "")
+    output.show(comparison.describe(), "", f"The diagrams, a report and the parts as circuits are in {written.folder}/")
+    document: dict[str, Any] = json.loads(written.text)
+    output.finish(document | {"files": {name: str(written.folder / name) for name in written.files}})

@@ -1,6 +1,14 @@
-"""How good a circuit is, and how sure we are."""
+"""How good a circuit is, and how sure we are; what circuits do on each other's prompts and in each other's models."""
 
+from circuits.evaluation.comparing import Crossing, compare_models, measure_comparison
 from circuits.evaluation.evaluate import evaluate
 from circuits.evaluation.faithfulness import faithfulness, faithfulness_interval
 
-__all__ = ["evaluate", "faithfulness", "faithfulness_interval"]
+__all__ = [
+    "Crossing",
+    "compare_models",
+    "evaluate",
+    "faithfulness",
+    "faithfulness_interval",
+    "measure_comparison",
+]

@@ -158,8 +158,6 @@ def test_files_that_are_no_circuits(found: Path, tmp_path: Path, command: str, t
 def test_a_circuit_of_a_prompt_file_asks_for_it(found: Path) -> None:
     message = refused(USAGE, "evaluate", found / "circuit.json")
     assert "of the behaviour 'mine', which is not built in; give its prompt file with --behaviour FILE" in message
-    message = refused(USAGE, "compare", found / "circuit.json", found / "circuit.json")
-    assert "give its prompt file with --behaviour-a FILE" in message
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts

@@ -278,44 +278,7 @@ def test_the_paths_of_one_hop_add_nothing_of_their_own(tiny_folder: Path, prompt
     assert document["paths"][0]["share"] == pytest.approx(effects[0] / gap)
 
 
-# ------------------------------------------------------------------------------------------- compare, draw, export
-
-
-def test_compare_measures_overlap_and_transfer(found: Path, other_found: Path, tmp_path: Path) -> None:
-    files = (found / "circuit.json", other_found / "circuit.json")
-    behaviours = ("--behaviour-a", _prompts_of(found), "--behaviour-b", _prompts_of(other_found))
-    document = as_json("compare", *files, *behaviours, "--pairs", 6, "--out", tmp_path)
-    a, b = (Circuit.load(file) for file in files)
-    assert document["edge_overlap"]["shared"] == len(np.intersect1d(a.edges, b.edges))
-    assert document["rank_correlation"]["over"] == "union"
-    assert document["transfer"]["a_on_b"]["n"] == 6
-    assert document["transfer"]["a_on_b"]["random_baseline"]["n"] == 20
-    direct = as_json("evaluate", files[0], "--behaviour", _prompts_of(other_found), "--pairs", 6)
-    measured = document["transfer"]["a_on_b"]["faithfulness"]
-    assert measured == pytest.approx(direct["evaluation"]["faithfulness"], rel=1e-4)
-    assert {file.name for file in tmp_path.iterdir()} == {"comparison.json", "difference.dot", "difference.svg"}
-    assert json.loads((tmp_path / "comparison.json").read_text())["transfer"] == document["transfer"]
-
-
-def test_compare_runs_no_model_when_told_so(
-    found: Path, other_found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("circuits.model.load_model", _not_to_be_called)
-    files = (found / "circuit.json", other_found / "circuit.json")
-    result = done("compare", *files, "--no-transfer", "--out", tmp_path)
-    assert "Whether one circuit can do the other's work was not measured" in result.stdout
-
-
-def test_circuits_of_different_models_are_compared_without_transfer(found: Path, tmp_path: Path) -> None:
-    document = json.loads((found / "circuit.json").read_text())
-    document["model"]["digest"] = "0" * 64
-    (tmp_path / "b.json").write_text(json.dumps(document))
-    result = done("compare", found / "circuit.json", tmp_path / "b.json", "--out", tmp_path)
-    assert "the circuits are of different models, so cross-transfer is not measured" in result.stderr
-
-
-def _not_to_be_called(*_: object, **__: object) -> None:
-    raise AssertionError("this should not have been called")
+# ---------------------------------------------------------------------------------------------------- draw, export
 
 
 @pytest.mark.parametrize("name", ["x.svg", "x.pdf", "x.png", "x.dot", "x.html", "x.mmd"])

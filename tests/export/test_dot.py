@@ -12,7 +12,7 @@ import pygraphviz  # noqa: TID251 - diagrams are read back with Graphviz's own p
 import pytest
 
 from circuits.circuit import Circuit
-from circuits.comparison import compare
+from circuits.comparison import difference
 from circuits.export.difference import difference_dot
 from circuits.export.dot import circuit_dot
 from circuits.export.layout import MAX_LABELLED
@@ -175,7 +175,7 @@ def test_an_empty_circuit_is_drawn_as_input_and_logits() -> None:
 def test_a_difference_shows_each_edges_circuit_by_hue_and_both_scores() -> None:
     a = circuit_of({"input->m0": 1.0, "input->m1": 2.0, "m0->logits": 0.5}, name="first")
     b = circuit_of({"input->m1": 3.0, "m0->logits": -0.25, "m1->logits": 1.0}, name="second")
-    diff = compare(a, b)
+    diff = difference(a, b)
     edges = {edge["tooltip"].split(":")[0]: edge for edge in edges_of(difference_dot(diff))}
     expected = {"input->m0": "only_a", "input->m1": "shared", "m0->logits": "sign_flip", "m1->logits": "only_b"}
     by_colour: dict[str, str] = {colour: member.value for member, colour in MEMBER_COLOURS.items()}
@@ -186,7 +186,7 @@ def test_a_difference_shows_each_edges_circuit_by_hue_and_both_scores() -> None:
     assert "A: first and B: second" in difference_dot(diff)
 
 
-@pytest.mark.parametrize("text_of", [circuit_dot, lambda c: difference_dot(compare(c, random_circuit(40, seed=5)))])
+@pytest.mark.parametrize("text_of", [circuit_dot, lambda c: difference_dot(difference(c, random_circuit(40, seed=5)))])
 def test_the_same_circuit_gives_the_same_text(text_of: Callable[[Circuit], str]) -> None:
     assert text_of(random_circuit(50)) == text_of(random_circuit(50))
     assert text_of(random_circuit(50)) != text_of(random_circuit(50, seed=1))

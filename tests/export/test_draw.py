@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from circuits.comparison import compare
+from circuits.comparison import difference
 from circuits.errors import OutputError, UnknownNameError
 from circuits.export.draw import DIFFERENCE_SUFFIXES, DRAWINGS, EXPORTS, draw, draw_difference, export
 from circuits.export.files import write
@@ -28,7 +28,7 @@ STARTS = {
 
 SCRIPT = """
 import sys
-from circuits.comparison import compare
+from circuits.comparison import difference
 from circuits.export.difference import difference_dot
 from circuits.export.dot import circuit_dot
 from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mib_json
@@ -36,7 +36,7 @@ from circuits.export.mermaid import circuit_mermaid
 from tests.export.example_circuits import random_circuit
 a, b = random_circuit(90), random_circuit(90, seed=1)
 texts = [form(a) for form in (circuit_dot, circuit_graphml, circuit_csv, circuit_mib_json, circuit_mermaid)]
-texts += [a.to_json(), difference_dot(compare(a, b)), str(compare(a, b).to_dict())]
+texts += [a.to_json(), difference_dot(difference(a, b)), str(difference(a, b).to_dict())]
 sys.stdout.write("\\n=====\\n".join(texts))
 """
 
@@ -71,7 +71,7 @@ def test_exports_are_of_the_kind_that_the_suffix_says(suffix: str, tmp_path: Pat
 @pytest.mark.parametrize("suffix", DIFFERENCE_SUFFIXES)
 def test_differences_are_drawn_by_suffix(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"
-    draw_difference(compare(random_circuit(12), random_circuit(12, seed=1)), path)
+    draw_difference(difference(random_circuit(12), random_circuit(12, seed=1)), path)
     assert path.read_bytes().startswith(STARTS[suffix])
 
 
@@ -96,7 +96,7 @@ def test_an_unknown_suffix_is_refused_with_the_closest_known_one(tmp_path: Path)
     with pytest.raises(UnknownNameError, match=r"no file format '\.json'.*\.mib\.json"):
         export(random_circuit(3), tmp_path / "x.json")
     with pytest.raises(UnknownNameError, match=r"no file format '\.html'"):
-        draw_difference(compare(random_circuit(3), random_circuit(3)), tmp_path / "x.html")
+        draw_difference(difference(random_circuit(3), random_circuit(3)), tmp_path / "x.html")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,82 @@
+"""The files of a comparison: numbers, diagrams, a report, and the parts as circuits."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from circuits.circuit import Circuit
+from circuits.comparison import CircuitDiff, Column, Comparison, Part, TransferMatrix
+from circuits.comparison.parts import only
+from circuits.export.draw import draw_difference
+from circuits.export.files import write
+from circuits.records import Evaluation
+
+NUMBERS = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written where; ``text`` is that of ``comparison.json``."""
+
+    folder: Path
+    files: tuple[str, ...]
+    text: str
+
+
+def write_comparison(comparison: Comparison, folder: Path, *, command: str) -> Written:
+    """Write all files into a folder that exists."""
+    document = comparison.to_dict() | {"command": command}
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write(folder / NUMBERS, text)
+    files = [NUMBERS]
+    for part in comparison.parts:
+        name = f"{_safe(part.name)}.json"
+        write(folder / name, _as_circuit(part, comparison, command).to_json())
+        files.append(name)
+    for name, diff in _differences(comparison):
+        for suffix in (".dot", ".svg"):
+            draw_difference(diff, folder / f"{name}{suffix}")
+            files.append(f"{name}{suffix}")
+    return Written(folder, tuple(files), text)
+
+
+def _differences(comparison: Comparison) -> list[tuple[str, CircuitDiff]]:
+    """Give every difference that is drawn, with the name of its file."""
+    many = len(comparison.pairs) > 1
+    drawn = [
+        (f"difference-{_safe(diff.names[0])}-{_safe(diff.names[1])}" if many else "difference", diff)
+        for diff in comparison.pairs
+    ]
+    several = len(comparison.changes) > 1
+    for change in comparison.changes:
+        name = f"changes-{_safe(change.name)}" if several else "changes"
+        drawn.append((name, change.difference()))
+    return drawn
+
+
+def _as_circuit(part: Part, comparison: Comparison, command: str) -> Circuit:
+    """Give a part as it is written: with how well it does on the behaviour of its circuit, where that was measured."""
+    circuit = replace(part.circuit, provenance=replace(part.circuit.provenance, command=command))
+    owner = {only(name): name for name in comparison.names}.get(part.name, "")
+    for column in comparison.columns:
+        own = column.name == owner or (not owner and column.behaviour == circuit.behaviour.name)
+        if own and comparison.transfer and (part.name, column.name) in comparison.transfer.cells:
+            return circuit.with_evaluation(_evaluation(part, column, comparison.transfer))
+    return circuit
+
+
+def _evaluation(part: Part, column: Column, transfer: TransferMatrix) -> Evaluation:
+    share = transfer.cell(part.name, column.name)
+    return Evaluation(
+        n=column.n,
+        metric_clean=float(column.clean.mean()),
+        metric_corrupted=float(column.corrupted.mean()),
+        metric_circuit=float(column.alone[part.name].mean()),
+        faithfulness=share.value.value,
+        faithfulness_ci=(share.value.low, share.value.high),
+    )
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.@#-]+", "-", name).strip(".-") or "unnamed"

@@ -1,0 +1,153 @@
+"""A comparison as tables, for the terminal and for the report."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from circuits.comparison import CircuitDiff, Comparison, EdgeChanges, Share
+from circuits.comparison.crossing import Contrast, Dissociation
+
+SHOWN = 10
+"""How many of the most changed edges and nodes are listed."""
+
+
+@dataclass(frozen=True)
+class Tabulated:
+    """A table of texts."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def tables_of(comparison: Comparison) -> list[Tabulated]:
+    """Give every table that a comparison has something for."""
+    tables = [_overlap(diff) for diff in comparison.pairs]
+    if len(comparison.circuits) > 2:
+        tables.append(_memberships(comparison))
+    if comparison.parts:
+        tables.append(_parts(comparison))
+    if comparison.transfer:
+        tables.append(_transfer(comparison))
+    tables += [_dissociation(each) for each in comparison.dissociations]
+    for change in comparison.changes:
+        tables += _changes(change)
+    return tables
+
+
+def _overlap(diff: CircuitDiff) -> Tabulated:
+    rows: list[list[str]] = []
+    for name, overlap in (("edges", diff.edge_overlap), ("nodes", diff.node_overlap)):
+        low, high = overlap.jaccard_ci
+        levels = [f"{each.expected:.2g} (p {each.p_value:.2g})" for each in overlap.chances]
+        found = f"{overlap.shared} of {overlap.size_a} and {overlap.size_b}"
+        rows.append([name, found, f"{overlap.jaccard:.2f} [{low:.2f}, {high:.2f}]", *levels, *[""] * (3 - len(levels))])
+    chance, weighted = diff.weighted_chance, diff.scores.weighted
+    rows.append(["|score|", "", weighted.describe(), "", "", _level(chance.expected, chance.p_value)])
+    return Tabulated(
+        f"{diff.names[0]} and {diff.names[1]}: shared, and what chance would share",
+        ["", "shared", "Jaccard", "any", "same layers", "rewired"],
+        rows,
+        "Chance: any sets of these sizes; sets of the same kinds and layers; circuits of the same degrees.",
+    )
+
+
+def _level(expected: float, p_value: float) -> str:
+    return f"{expected:.2g} (p {p_value:.2g})" if math.isfinite(expected) else ""
+
+
+def _memberships(comparison: Comparison) -> Tabulated:
+    rows = [
+        [*("●" if name in each.circuits else "·" for name in comparison.names), str(each.edges), str(each.nodes)]
+        for each in comparison.memberships
+    ]
+    title = "edges and nodes by the circuits that have them, and no other"
+    return Tabulated(title, [*comparison.names, "edges", "nodes"], rows)
+
+
+def _parts(comparison: Comparison) -> Tabulated:
+    rows = [[part.name, str(len(part.circuit)), str(part.live)] for part in comparison.parts]
+    note = "Edges on no path from input to logits within a part change nothing when it runs alone."
+    return Tabulated("parts", ["", "edges", "on a path"], rows, note)
+
+
+def _transfer(comparison: Comparison) -> Tabulated:
+    matrix = comparison.transfer
+    if matrix is None:
+        return Tabulated("", [], [])
+    rows = [
+        [row, *(_share(matrix.cells.get((row, column))) for column in matrix.columns)]
+        for row in matrix.rows
+        if any((row, column) in matrix.cells for column in matrix.columns)
+    ]
+    rows += [
+        [f"random, as {row}", *(_random(matrix.cells.get((row, column))) for column in matrix.columns)]
+        for row in comparison.names
+        if any((share := matrix.cells.get((row, column))) and share.random for column in matrix.columns)
+    ]
+    n = ", ".join(f"{column.name} {column.n}" for column in comparison.columns)
+    return Tabulated(
+        "faithfulness alone (rows) on the prompts of (columns)",
+        ["", *matrix.columns],
+        rows,
+        f"95 % intervals over held-out pairs: {n}. Random circuits of the same size and wiring: median, largest.",
+    )
+
+
+def _share(share: Share | None) -> str:
+    return share.value.describe() if share else "not shown"
+
+
+def _random(share: Share | None) -> str:
+    return f"{round(share.random_median, 2) + 0.0:.2f}, {max(share.random):.2f}" if share and share.random else ""
+
+
+def _dissociation(found: Dissociation) -> Tabulated:
+    rows = _contrast(found.whole, "all of {}")
+    if found.only is not None:
+        rows += _contrast(found.only, "only {} has")
+    if found.shared is not None:
+        rows.append(["what both have", *(share.value.describe() for share in found.shared), "", ""])
+    note = "Random: own − other of random knock-outs of the same size and wiring: median, largest."
+    columns = ["knocked out", found.a, found.b, "own − other", "random"]
+    return Tabulated(f"{found.a} and {found.b}: share of the behaviour lost", columns, rows, note)
+
+
+def _contrast(contrast: Contrast, what: str) -> list[list[str]]:
+    return [
+        [
+            what.format(contrast.behaviours[i]),
+            *(contrast.losses[knocked, behaviour].value.describe() for behaviour in contrast.behaviours),
+            contrast.gains[i].value.describe(),
+            _random(contrast.gains[i]),
+        ]
+        for i, knocked in enumerate(contrast.knocked)
+    ]
+
+
+def _changes(change: EdgeChanges) -> list[Tabulated]:
+    here, there = change.model_names
+    order = change.strongest_edges[:SHOWN]
+    unit = change.circuit.behaviour.unit
+    edges = [
+        [
+            str(change.circuit.edge_list[place]),
+            f"{change.there.bounds[0, place]:.3f}",
+            f"{change.here.bounds[0, place]:.3f}",
+            f"{change.bounds[0, place]:+.3f} [{change.bounds[1, place]:.3f}, {change.bounds[2, place]:.3f}]",
+        ]
+        for place in order
+    ]
+    nodes = [
+        [each.node, f"{each.there:.3f}", f"{each.here:.3f}", each.change.describe()] for each in change.nodes[:SHOWN]
+    ]
+    return [
+        Tabulated(f"most changed edges of {change.name}, effects in {unit}", ["edge", there, here, "change"], edges),
+        Tabulated(
+            f"most changed senders of {change.name}, effects in {unit}",
+            ["node", there, here, "change"],
+            nodes,
+            "Effects of the node's edges, each measured alone, summed.",
+        ),
+    ]

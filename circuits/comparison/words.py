@@ -1,0 +1,109 @@
+"""What transfer and knocking out do and do not support, in sentences."""
+
+from circuits.comparison.crossing import Column, Contrast, Dissociation, Share, TransferMatrix
+
+MOST = 0.5
+"""From this share on a circuit does most of the work."""
+
+
+def transfer_sentences(matrix: TransferMatrix, names: tuple[str, ...]) -> list[str]:
+    """Say for every circuit whether it does the others' work."""
+    sentences: list[str] = []
+    for row in names:
+        for column in matrix.columns:
+            if row != column and (row, column) in matrix.cells:
+                share = matrix.cell(row, column)
+                sentences.append(f"{row}'s circuit alone on {column}'s prompts: {_kept(share)}.")
+    return sentences
+
+
+def _kept(share: Share) -> str:
+    text = f"faithfulness {share.value.describe()}, n = {share.n}"
+    if share.beyond_random is None:
+        return f"{text}; without random circuits of the same size beside it, this cannot be told from chance"
+    text += (
+        f"; {len(share.random)} random circuits of the same size: median {share.random_median:.2f}, largest "
+        f"{max(share.random):.2f}"
+    )
+    if not share.beyond_random:
+        return f"{text}, so no more than chance: it does not do the other's work"
+    if share.value.low > MOST:
+        return f"{text}, so it does most of the other's work"
+    if share.value.high < MOST:
+        return f"{text}, so it does a small part of the other's work, more than chance"
+    return f"{text}, so it does part of the other's work; whether most of it, these prompts do not tell"
+
+
+def dissociation_sentences(found: Dissociation) -> list[str]:
+    """Say what knocking out shows, and whether it is a double dissociation."""
+    whole, only = found.whole, found.only
+    sentences = _costs(whole, "{}'s circuit")
+    if found.shared is None:
+        return [*sentences, "They share no edges.", _verdict(whole, "the circuits")]
+    sentences += [
+        f"The edges that both have, knocked out, cost {found.a} {_lost(found.shared[0])} and {found.b} "
+        f"{_lost(found.shared[1])}.",
+        _verdict(whole, "the whole circuits"),
+    ]
+    if only is None:
+        return [*sentences, "One circuit is a part of the other, so what only each of them has cannot be compared."]
+    return [*sentences, *_costs(only, "the edges that only {} has"), _verdict(only, "what only one of them has")]
+
+
+def _costs(contrast: Contrast, what: str) -> list[str]:
+    a, b = contrast.behaviours
+    return [
+        f"Knocking out {what.format(own)} costs {own} {_lost(contrast.own[i])} and {other} "
+        f"{contrast.losses[contrast.knocked[i], other].value.describe()}: {contrast.gains[i].value.describe()} more of "
+        f"its own, {_selective(contrast.gains[i])}."
+        for i, own, other in ((0, a, b), (1, b, a))
+    ]
+
+
+def _lost(share: Share) -> str:
+    return f"{share.value.describe()} of the behaviour"
+
+
+def _selective(gain: Share) -> str:
+    if gain.value.low <= 0:
+        return "less than the other's" if gain.value.high < 0 else "an interval that holds 0"
+    if not gain.random:
+        return "above 0"
+    beside = f"{len(gain.random)} random knock-outs: median {gain.random_median:.2f}, largest {max(gain.random):.2f}"
+    return f"more than random ({beside})" if gain.beyond_random else f"above 0, but not above random ({beside})"
+
+
+def _verdict(contrast: Contrast, what: str) -> str:
+    (a, b), total = contrast.behaviours, contrast.interaction.describe()
+    open_question = any(gain.beyond_random is None for gain in contrast.gains)
+    caution = " Random knock-outs were not measured, so how particular this is to the circuits is open." * open_question
+    if contrast.double:
+        return (
+            f"Of {what} this is a double dissociation: each knock-out costs its own behaviour more than the other "
+            f"(together {total}). So each is needed for its own behaviour more than for the other; it does not show "
+            f"that they have no parts in common.{caution}"
+        )
+    missed = [i for i in (0, 1) if not contrast.selective[i]]
+    reasons = "; ".join(_reason(contrast, i) for i in missed)
+    if len(missed) == 1:
+        return (
+            f"Of {what} this is a dissociation in one direction, and no double dissociation: knocking out "
+            f"{(b, a)[missed[0]]}'s is selective, {(a, b)[missed[0]]}'s is not shown to be ({reasons}).{caution}"
+        )
+    return (
+        f"Of {what} there is no double dissociation: neither knock-out is shown to be selective ({reasons}).{caution}"
+    )
+
+
+def _reason(contrast: Contrast, i: int) -> str:
+    own = contrast.behaviours[i]
+    if contrast.gains[i].value.low <= 0:
+        return f"{own}'s does not cost {own} more than the other"
+    return f"some random knock-out costs {own} as much more than the other"
+
+
+def column_sentences(columns: tuple[Column, ...]) -> list[str]:
+    """Say which behaviours were not shown."""
+    return [
+        f"Nothing is concluded from {column.name}'s prompts: {column.remark}" for column in columns if column.remark
+    ]
