@@ -19,8 +19,11 @@ from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Prove
 from circuits.scores import Floats
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from circuits.ablation.generation import AblatedModel
     from circuits.ablation.intervention import Intervention
+    from circuits.export.beside import Example
     from circuits.model import Model
 
 FORMAT = "circuits/circuit"
@@ -78,7 +81,7 @@ class Circuit:
 
     @cached_property
     def digest(self) -> str:
-        """A SHA-256 over the model's weights, the prompts and the edges: what was measured about it belongs to these."""
+        """A SHA-256 over the model's weights, the prompts and the edges, to which what is measured of it belongs."""
         known = [self.model.id, self.model.digest, self.behaviour.name, self.behaviour.digest]
         return hashlib.sha256("\n".join([*known, *map(str, self.edge_list)]).encode()).hexdigest()
 
@@ -127,14 +130,21 @@ class Circuit:
 
         write(path, self.to_json())
 
-    def draw(self, path: str | Path, *, title: str | None = None) -> None:
+    def draw(
+        self,
+        path: str | Path,
+        *,
+        title: str | None = None,
+        evidence: "Mapping[Node, str] | None" = None,
+        prompts: "Sequence[Example]" = (),
+    ) -> None:
         """Draw the circuit into a file; the suffix (.svg .pdf .png .dot .mmd .html) says as what.
 
-        See :func:`circuits.export.draw.draw`.
+        ``evidence`` is shown on nodes (``head_roles(...).texts()``). See :func:`circuits.export.draw.draw`.
         """
         from circuits.export.draw import draw
 
-        draw(self, path, title=title)
+        draw(self, path, title=title, evidence=evidence, prompts=prompts)
 
     def ablated(self, model: "Model", intervention: "Intervention | None" = None) -> "AblatedModel":
         """Give a model whose heads and MLPs of this circuit are ablated (or scaled, or steered) while it generates.

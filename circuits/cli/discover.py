@@ -1,13 +1,14 @@
 """``circuits discover``: from a behaviour to a folder with its circuit."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
 
+from circuits.cli.evidence import leave_evidence, leave_prompts
 from circuits.cli.options import (
     DISCOVERY_PAIRS,
     BehaviourArgument,
@@ -23,6 +24,7 @@ from circuits.cli.session import Session, command_line, model_name
 from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, size_rows, strongest
 from circuits.cli.verifying import Verifying
 from circuits.errors import RenderError
+from circuits.export.beside import HEADS, PROMPTS, beside
 from circuits.vocabulary import Direction, PrunerName, ScorerName
 
 if TYPE_CHECKING:
@@ -66,6 +68,9 @@ def discover(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run stopped.", rich_help_panel="Output")
     ] = False,
+    heads: Annotated[
+        bool, typer.Option("--heads/--no-heads", help="Measure what the heads do.", rich_help_panel="Output")
+    ] = True,
     verifying: Verifying,
     measurement: Measurement,
     machine: Machine,
@@ -94,7 +99,8 @@ def discover(
     )
     folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
     try:
-        found = _found(folder, Session(machine, measurement, output), chosen, settings, resume=resume)
+        session = Session(machine, measurement, output)
+        found = _found(folder, session, chosen, settings, resume=resume, heads=heads)
     except KeyboardInterrupt as stop:
         output.warn(_what_is_kept(folder))
         raise typer.Exit(STOPPED) from stop
@@ -102,7 +108,7 @@ def discover(
 
 
 def _found(
-    folder: Path, session: Session, behaviour: "Behaviour", settings: "DiscoverySettings", *, resume: bool
+    folder: Path, session: Session, behaviour: "Behaviour", settings: "DiscoverySettings", *, resume: bool, heads: bool
 ) -> "Discovery":
     """Run the discovery, with journal and log in its folder, and write the circuit as soon as it is there."""
     from circuits.discovery import discover as search
@@ -121,6 +127,10 @@ def _found(
             output.say(text)
         found = search(model, behaviour, settings, journal=journal, progress=progress, command=command_line())
         write(folder / CIRCUIT, found.circuit.to_json())
+        leave_prompts(folder, found, model)
+        if heads:
+            remarks = leave_evidence(folder, found, model, settings, progress)
+            found = replace(found, warnings=(*found.warnings, *remarks))
         for warning in found.warnings:
             log.warning(warning)
     return found
@@ -151,11 +161,13 @@ def _what_is_kept(folder: Path) -> str:
 def _report(found: "Discovery", folder: Path, output: Output) -> None:
     """Draw and print what was found; raises :class:`RenderError` at the end if something could not be drawn."""
     undrawn, files = "", [CIRCUIT, SCORES, JOURNAL, "run.log"]
+    known = beside(folder / CIRCUIT, found.circuit)
+    files += [name for name, there in ((HEADS, known.evidence), (PROMPTS, known.prompts)) if there]
     with output.progress() as progress:
         for name in DRAWN:
             progress("drawing", 0, 0)
             try:
-                found.circuit.draw(folder / name)
+                found.circuit.draw(folder / name, evidence=known.evidence, prompts=known.prompts)
                 files.append(name)
             except RenderError as problem:
                 undrawn = str(problem)

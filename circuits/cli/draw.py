@@ -8,6 +8,7 @@ import typer
 from circuits.circuit import Circuit
 from circuits.cli.options import CircuitArgument, Voice, command
 from circuits.cli.places import prepared_file
+from circuits.export.beside import beside
 from circuits.export.draw import DRAWINGS, EXPORTS
 from circuits.export.draw import draw as draw_circuit
 from circuits.export.draw import export as export_circuit
@@ -23,10 +24,16 @@ def draw(
     *,
     voice: Voice,
 ) -> None:
-    """Draw a circuit: diagram, report page or Mermaid text."""
+    """Draw a circuit: diagram, report page or Mermaid text.
+
+    Tooltips and report tell what is in the heads.json and prompts.json beside the circuit, where they are there.
+    """
     output = voice.output()
     found = Circuit.load(circuit)
-    draw_circuit(found, prepared_file(out, DRAWINGS), title=title)
+    file, known = prepared_file(out, DRAWINGS), beside(circuit, found)
+    for remark in known.remarks:
+        output.warn(remark)
+    draw_circuit(found, file, title=title, evidence=known.evidence, prompts=known.prompts)
     output.show(f"circuit of {len(found)} edges drawn into {out}")
     output.finish({"edges": len(found), "file": str(out)})
 

@@ -15,6 +15,7 @@ from circuits.cli.options import PAIRS, CircuitArgument, Machine, Measurement, V
 from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, require_same_model
 from circuits.cli.tables import facts, table
+from circuits.export.beside import HEADS
 from circuits.graph import Edge
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ def heads(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Write everything measured to a .json or .csv file.", rich_help_panel="Output"
+            "--out",
+            "-o",
+            help="Where to write everything measured, .json or .csv (default: heads.json beside the circuit, where "
+            "draw finds it).",
+            rich_help_panel="Output",
         ),
     ] = None,
     measurement: Measurement,
@@ -48,7 +53,7 @@ def heads(
     name = circuit_behaviour_name(found, behaviour, "--behaviour")
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     options = measurement.options(chosen, machine, direction=found.method.direction, ablation=found.method.ablation)
-    file = prepared_file(out, (".json", ".csv")) if out else None
+    file = prepared_file(out or circuit.with_name(HEADS), (".json", ".csv"))
 
     from circuits.export.files import write
     from circuits.heads import head_roles
@@ -61,20 +66,19 @@ def heads(
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=measurement.pairs or PAIRS, seed=seed)
         told = partial(progress, "measuring heads")
         roles = head_roles(model, found, prompts.heldout, options=options, seed=seed, progress=told)
-    if file is not None:
-        write(file, roles.to_csv() if file.suffix.lower() == ".csv" else roles.to_json())
+    write(file, roles.to_csv() if file.suffix.lower() == ".csv" else roles.to_json())
     output.show(_summary(roles, file), *_tables(roles), _explained(roles))
-    output.finish({**roles.document(), "circuit": str(circuit), "file": str(file) if file else None})
+    output.finish({**roles.document(), "circuit": str(circuit), "file": str(file)})
 
 
-def _summary(roles: "HeadRoles", file: Path | None) -> Group:
+def _summary(roles: "HeadRoles", file: Path) -> Group:
     labelled = sum(bool(head.labels) for head in roles.heads)
     rows = [
         ("heads", f"{len(roles.heads)}, of which {labelled} have a label"),
         ("prompt pairs", f"{roles.n_pairs}, held out"),
         ("random sequences", f"{roles.n_sequences} of {roles.sequence_length} tokens"),
+        ("written to", str(file)),
     ]
-    rows += [("written to", str(file))] if file else []
     return facts(f"heads of the circuit of {roles.behaviour} in {roles.model}", rows)
 
 

@@ -1,29 +1,51 @@
 """Write a circuit to a file; the suffix says as what."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from circuits.circuit import Circuit
 from circuits.comparison import CircuitDiff
 from circuits.errors import UnknownNameError
+from circuits.export.beside import Example
 from circuits.export.difference import difference_dot
 from circuits.export.dot import circuit_dot
 from circuits.export.files import write
 from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mib_json
 from circuits.export.mermaid import circuit_mermaid
 from circuits.export.render import ImageFormat, image
-
-Writer = Callable[[Circuit, str | None], bytes | str]
-"""Give a file's contents for a circuit and an optional title."""
+from circuits.graph import Node
 
 
-def draw(circuit: Circuit, path: str | Path, *, title: str | None = None) -> None:
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn: a circuit, and what is written beside it."""
+
+    circuit: Circuit
+    title: str | None = None
+    evidence: Mapping[Node, str] = field(default_factory=dict[Node, str])
+    prompts: Sequence[Example] = ()
+
+
+Writer = Callable[[Drawing], bytes | str]
+"""Give a file's contents."""
+
+
+def draw(
+    circuit: Circuit,
+    path: str | Path,
+    *,
+    title: str | None = None,
+    evidence: Mapping[Node, str] | None = None,
+    prompts: Sequence[Example] = (),
+) -> None:
     """Draw a circuit into a ``.svg``, ``.pdf``, ``.png``, ``.dot``, ``.mmd`` (Mermaid) or ``.html`` (report) file.
 
-    Raises :class:`UnknownNameError` for another suffix, :class:`RenderError` when Graphviz is missing, and
+    ``evidence`` on heads goes into tooltips and the report, ``prompts`` into the report. Raises
+    :class:`UnknownNameError` for another suffix, :class:`RenderError` when Graphviz is missing, and
     :class:`OutputError` when the place cannot be written to.
     """
-    write(path, DRAWINGS[_suffix(path, DRAWINGS)](circuit, title))
+    write(path, DRAWINGS[_suffix(path, DRAWINGS)](Drawing(circuit, title, evidence or {}, prompts)))
 
 
 def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = None) -> None:
@@ -39,14 +61,18 @@ def export(circuit: Circuit, path: str | Path) -> None:
 
 
 def _picture(kind: ImageFormat) -> Writer:
-    return lambda circuit, title: image(circuit_dot(circuit, title=title), kind)
+    return lambda drawing: image(_dot(drawing), kind)
 
 
-def _report(circuit: Circuit, title: str | None) -> str:
+def _dot(drawing: Drawing) -> str:
+    return circuit_dot(drawing.circuit, title=drawing.title, notes=drawing.evidence)
+
+
+def _report(drawing: Drawing) -> str:
     from circuits.export.report import report_html
 
-    svg = image(circuit_dot(circuit, title=title), ImageFormat.SVG).decode("utf-8")
-    return report_html(circuit, svg, title=title)
+    svg = image(circuit_dot(drawing.circuit, page=True), ImageFormat.SVG).decode("utf-8")
+    return report_html(drawing.circuit, svg, title=drawing.title, evidence=drawing.evidence, prompts=drawing.prompts)
 
 
 def _suffix(path: str | Path, known: Iterable[str]) -> str:
@@ -61,8 +87,8 @@ DRAWINGS: dict[str, Writer] = {
     ".svg": _picture(ImageFormat.SVG),
     ".pdf": _picture(ImageFormat.PDF),
     ".png": _picture(ImageFormat.PNG),
-    ".dot": lambda circuit, title: circuit_dot(circuit, title=title),
-    ".mmd": lambda circuit, title: circuit_mermaid(circuit, title=title),
+    ".dot": _dot,
+    ".mmd": lambda drawing: circuit_mermaid(drawing.circuit, title=drawing.title),
     ".html": _report,
 }
 DIFFERENCE_SUFFIXES = (".svg", ".pdf", ".png", ".dot")

@@ -21,7 +21,7 @@ FONT = "Helvetica,Arial,sans-serif"
 MAX_LABELLED = 30
 """Up to this many edges the scores are printed beside the edges; beyond it they are in the tooltips only."""
 MAX_ROUTED = 200
-"""Of more edges Graphviz takes minutes to find curves around the nodes, so they are straight and pass below the nodes."""
+"""For more edges Graphviz takes minutes to find curves around the nodes; so they are straight, below the nodes."""
 _QUICK = {"splines": "line", "nslimit": "0.1", "nslimit1": "0.1", "mclimit": "0.05"}
 NOTE_LIMIT = 900
 """The longest tooltip, in characters."""

@@ -22,6 +22,15 @@ def one_line(text: str, *, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def block_text(text: str) -> str:
+    """Give text with its line breaks, but without what is not Unicode text and without other control characters."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _unprintable(mark) else mark for mark in text)
+
+
+def _unprintable(mark: str) -> bool:
+    return unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t"
+
+
 def html_text(text: str) -> str:
     """Escape text for an HTML-like label or an HTML page."""
     return html.escape(one_line(text))

@@ -1,120 +1,220 @@
-"""The report of a circuit: one self-contained HTML page that needs no network and runs no scripts."""
+"""The report of a circuit, and of the difference of two: one interactive, self-contained HTML page each."""
 
-from importlib.resources import files
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+import numpy as np
+from markupsafe import Markup, escape
 
 from circuits.circuit import Circuit
+from circuits.comparison import CircuitDiff, Membership
+from circuits.export.beside import Example
 from circuits.export.curve import curve_svg
+from circuits.export.difference import difference_keys, difference_notes
+from circuits.export.dot import SIGN, circuit_keys, circuit_notes
 from circuits.export.layout import count_nodes
-from circuits.export.markup import number, one_line
-from circuits.records import Evaluation
+from circuits.export.markup import block_text, number, one_line
+from circuits.export.page import Column, EdgeRow, Group, Table, page_html, samples, size_text
+from circuits.export.palette import COLOUR_NAMES, MEMBER_COLOURS
+from circuits.export.words import evaluation_sentences, facts
+from circuits.graph import Node
+from circuits.scores import Floats
+
+__all__ = ["Table", "comparison_html", "report_html"]
+
+SHOWN = 10
+"""How many prompt pairs of each part are shown."""
+_PARTS = {"discovery": "searched on", "heldout": "judged on (held out)"}
 
 
-def report_html(circuit: Circuit, svg: str, *, title: str | None = None) -> str:
-    """Give the page: diagram, evaluation in words, curve, table of edges, how the circuit was found.
+def report_html(
+    circuit: Circuit,
+    svg: str,
+    *,
+    title: str | None = None,
+    evidence: Mapping[Node, str] | None = None,
+    prompts: Sequence[Example] = (),
+) -> str:
+    """Give the page: diagram, evaluation in words, curve, table of edges, evidence, prompts, how it was found.
 
-    ``svg`` is the diagram as :func:`circuits.export.render.image` gives it; it is put into the page as it is.
-    Everything else is escaped.
+    ``svg`` is the diagram as :func:`circuits.export.render.image` gives it (best of ``circuit_dot(circuit,
+    page=True)``); it is put into the page as it is. Everything else is escaped. ``evidence`` is one text per head
+    (``HeadRoles.texts()``); of ``prompts`` the first ten of each part are shown.
     """
-    source = files("circuits.export").joinpath("report.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(source)
     evaluation = circuit.evaluation
     chosen = (len(circuit), evaluation.faithfulness) if evaluation else None
-    return (
-        template.render(
-            title=one_line(title if title is not None else f"{circuit.behaviour.name} in {circuit.model.id}"),
-            size=f"{len(circuit):,} of {circuit.graph.n_edges:,} edges, {count_nodes(circuit)}",
-            diagram=Markup(svg[svg.find("<svg") :]),
-            sentences=evaluation_sentences(circuit),
-            curve=Markup(curve_svg(evaluation.curve, chosen=chosen)) if evaluation else "",
-            edges=_rows(circuit),
-            has_removal=circuit.removal is not None,
-            unit=circuit.behaviour.unit,
-            facts=_facts(circuit),
-            command=circuit.provenance.command,
-        ).rstrip()
-        + "\n"
+    return page_html(
+        svg,
+        title=_title(title, f"{circuit.behaviour.name} in {circuit.model.id}"),
+        size=f"{len(circuit):,} of {circuit.graph.n_edges:,} edges, {count_nodes(circuit)}",
+        size_name="|score|",
+        relative="no",
+        keys=samples(circuit_keys(circuit)),
+        notes=[note for note in circuit_notes(circuit) if note != SIGN],
+        sentences=evaluation_sentences(circuit),
+        curve=Markup(curve_svg(evaluation.curve, chosen=chosen)) if evaluation else "",
+        columns=_columns(circuit),
+        about=f"{'measured' if circuit.measured else 'estimated'} by {circuit.method.scorer}",
+        edges=_rows(circuit),
+        evidence=_evidence(evidence or {}),
+        prompts=_prompts(prompts),
+        facts=facts(circuit),
+        commands=[command for command in (circuit.provenance.command,) if command],
     )
 
 
-def evaluation_sentences(circuit: Circuit) -> list[str]:
-    """Say in words how well the circuit works, and what each number means."""
-    evaluation = circuit.evaluation
-    if evaluation is None:
-        return ["This circuit was not evaluated on held-out prompts."]
-    low, high = evaluation.faithfulness_ci
-    unit = circuit.behaviour.unit
-    sentences = [
-        f"On {evaluation.n} held-out prompt pairs the circuit has a faithfulness of {evaluation.faithfulness:.2f}, "
-        f"interval [{low:.2f}, {high:.2f}]: 1 is the whole model, 0 is every edge corrupted.",
-        f"Mean {circuit.behaviour.metric}: clean {evaluation.metric_clean:.2f}, circuit alone "
-        f"{evaluation.metric_circuit:.2f}, all corrupted {evaluation.metric_corrupted:.2f} {unit}.",
-        *_optional_sentences(evaluation),
-    ]
-    if evaluation.faithfulness > 1:
-        sentences.append("A faithfulness above 1 means that the circuit overshoots the model; that is not better.")
-    return sentences
+def comparison_html(
+    diff: CircuitDiff,
+    svg: str,
+    *,
+    sentences: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+    title: str | None = None,
+) -> str:
+    """Give the page of a comparison: what it says in words, the difference diagram, tables, the edges of both circuits.
+
+    ``svg`` as in :func:`report_html`, best of ``difference_dot(diff, page=True)``. The slider compares |score| with the
+    largest of the circuit an edge is of; for shared edges the larger of both shares counts.
+    """
+    names = _names(diff)
+    return page_html(
+        svg,
+        title=_title(title, f"{names[0]} and {names[1]}"),
+        size=f"A: {names[0]}, {len(diff.a):,} edges. B: {names[1]}, {len(diff.b):,} edges. "
+        f"Shared: {len(diff.shared):,}.",
+        size_name="|score| relative to the circuit's largest",
+        relative="yes",
+        keys=samples(difference_keys(diff)),
+        notes=[note for note in difference_notes() if note != SIGN],
+        words_first=True,
+        sentences=[one_line(text, limit=2000) for text in sentences],
+        groups=_groups(diff),
+        tables=tables,
+        columns=[Column("edge"), Column("slot"), Column("score in A", True), Column("score in B", True), Column("in")],
+        about=f"A: {names[0]}; B: {names[1]}",
+        edges=_difference_rows(diff),
+        commands=[command for each in (diff.a, diff.b) if (command := each.provenance.command)],
+    )
 
 
-def _optional_sentences(evaluation: Evaluation) -> list[str]:
-    sentences: list[str] = []
-    if evaluation.necessity is not None:
-        sentences.append(
-            f"With the circuit's edges corrupted and all others kept, {evaluation.necessity:.2f} of the behaviour is "
-            "left (0: the circuit is necessary)."
-        )
-    if evaluation.accuracy_clean is not None and evaluation.accuracy_circuit is not None:
-        sentences.append(
-            f"The answer beats the wrong answer on {evaluation.accuracy_clean:.0%} of the pairs in the whole model, on "
-            f"{evaluation.accuracy_circuit:.0%} in the circuit."
-        )
-    random = evaluation.random_baseline
-    if random is not None:
-        sentences.append(
-            f"{random.n} random circuits of the same size: median faithfulness {random.median:.2f}, 5-95 % "
-            f"[{random.q05:.2f}, {random.q95:.2f}]."
-        )
-    if evaluation.cpr is not None and evaluation.cmd is not None:
-        sentences.append(
-            f"Area under the curve (CPR) {evaluation.cpr:.3f}; under its distance to 1 (CMD) {evaluation.cmd:.3f}."
-        )
-    return sentences
+def _title(given: str | None, otherwise: str) -> str:
+    return one_line(given if given is not None else otherwise)
 
 
-def _rows(circuit: Circuit) -> list[dict[str, str]]:
-    """Give the rows of the edge table, strongest first; ties in graph order."""
-    sizes = [-abs(score) if score == score else 0.0 for score in circuit.scores.tolist()]  # noqa: PLR0124 - NaN last
-    order = sorted(range(len(circuit)), key=lambda i: (sizes[i], i))
+# ------------------------------------------------------------------------------------------------------ rows of edges
+
+
+def _columns(circuit: Circuit) -> list[Column]:
+    columns = [Column("edge"), Column("slot"), Column(f"score ({circuit.behaviour.unit})", True)]
+    if circuit.removal is not None:
+        columns.append(Column("loss of faithfulness without it", True))
+    return columns
+
+
+def _rows(circuit: Circuit) -> list[EdgeRow]:
+    scores = circuit.scores.tolist()
+    removal = None if circuit.removal is None else circuit.removal.tolist()
     return [
-        {
-            "edge": str(circuit.edge_list[i]),
-            "slot": circuit.edge_list[i].receiver.slot or "",
-            "score": number(float(circuit.scores[i])),
-            "removal": "" if circuit.removal is None else number(float(circuit.removal[i])),
-        }
-        for i in order
+        _row(circuit, i, scores[i], cells=(number(scores[i]), *([] if removal is None else [number(removal[i])])))
+        for i in _strongest_first(np.abs(circuit.scores))
     ]
 
 
-def _facts(circuit: Circuit) -> list[tuple[str, str]]:
-    model, behaviour, method, origin = circuit.model, circuit.behaviour, circuit.method, circuit.provenance
-    facts = [
-        ("Model", model.id),
-        ("Revision", model.revision),
-        ("Weights", model.digest),
-        ("Tokenizer", model.tokenizer_digest),
-        ("Behaviour", f"{behaviour.name}, {behaviour.n_discovery} pairs for discovery, {behaviour.n_heldout} held out"),
-        ("Prompts", behaviour.digest),
-        ("Metric", f"{behaviour.metric} ({behaviour.unit})"),
-        ("Scores", f"{method.scorer}, {'measured' if circuit.measured else 'estimated'}, {method.direction}"),
-        ("Ablation", method.ablation),
-        ("Pruner", method.pruner + (f", target {method.target:g}" if method.target is not None else "")),
-        ("Seed", str(method.seed)),
-        ("Numbers", method.dtype),
-        ("Device", origin.device),
-        ("Time", f"{origin.wall_seconds:.0f} s" if origin.wall_seconds else ""),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))),
+def _strongest_first(sizes: Floats) -> list[int]:
+    """Give places in the order of the table: ties in graph order, what has no score last."""
+    order: list[int] = np.argsort(-np.nan_to_num(sizes), kind="stable").tolist()
+    return order
+
+
+def _row(circuit: Circuit, i: int, size: float, *, cells: tuple[str, ...], group: str = "") -> EdgeRow:
+    edge = circuit.edge_list[i]
+    slot = edge.receiver.slot.value if edge.receiver.slot else ""
+    return EdgeRow(str(edge), str(edge.sender), str(edge.receiver.node), slot, size_text(size), cells, group)
+
+
+def _difference_rows(diff: CircuitDiff) -> list[EdgeRow]:
+    union = Circuit(diff.a.model, diff.a.behaviour, diff.a.method, diff.union, np.zeros(len(diff.union)))
+    scores = np.full((2, len(diff.union)), np.nan)
+    sizes = np.zeros(len(diff.union))
+    for row, circuit in enumerate((diff.a, diff.b)):
+        places = np.searchsorted(diff.union, circuit.edges)
+        scores[row, places] = circuit.scores
+        sizes[places] = np.fmax(sizes[places], relative_sizes(circuit))
+    both: list[list[float]] = scores.T.tolist()
+    rows: list[EdgeRow] = []
+    for i in _strongest_first(sizes):
+        member = diff.membership[i]
+        cells = (*("" if score != score else number(score) for score in both[i]), _MEMBERS[member])  # noqa: PLR0124 - NaN
+        rows.append(_row(union, i, float(sizes[i]), cells=cells, group=member.value))
+    return rows
+
+
+def relative_sizes(circuit: Circuit) -> Floats:
+    """Give |score| as a share of the circuit's largest; 0 where there is no score."""
+    sizes = np.nan_to_num(np.abs(circuit.scores))
+    return sizes / max(float(sizes.max(initial=0.0)), np.finfo(float).tiny)
+
+
+_MEMBERS = {
+    Membership.ONLY_A: "only A",
+    Membership.ONLY_B: "only B",
+    Membership.SHARED: "both",
+    Membership.SIGN_FLIP: "both, opposite sign",
+}
+
+
+def _groups(diff: CircuitDiff) -> list[Group]:
+    counts = dict.fromkeys(Membership, 0)
+    for member in diff.membership:
+        counts[member] += 1
+    return [
+        Group(member.value, f"{_MEMBERS[member]} ({count:,})", COLOUR_NAMES[MEMBER_COLOURS[member]])
+        for member, count in counts.items()
     ]
-    return [(name, value) for name, value in facts if value]
+
+
+def _names(diff: CircuitDiff) -> tuple[str, str]:
+    return one_line(diff.names[0]), one_line(diff.names[1])
+
+
+# ------------------------------------------------------------------------------------------------ evidence and prompts
+
+
+def _evidence(texts: Mapping[Node, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for node, text in texts.items():
+        label, *rest = one_line(text, limit=2000).split("; ")
+        found.append({"node": str(node), "label": label, "facts": rest})
+    return found
+
+
+def _prompts(prompts: Sequence[Example]) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    for split, meaning in _PARTS.items():
+        pairs = [prompt for prompt in prompts if prompt.split == split]
+        if pairs:
+            count = f"the first {SHOWN} of {len(pairs)}" if len(pairs) > SHOWN else str(len(pairs))
+            parts.append({"title": f"{count} pairs {meaning}", "pairs": [_pair(pair) for pair in pairs[:SHOWN]]})
+    return parts
+
+
+def _pair(pair: Example) -> dict[str, Any]:
+    clean, corrupted = block_text(pair.clean), block_text(pair.corrupted)
+    return {
+        "clean": clean,
+        "corrupted": marked(clean, corrupted),
+        "answers": [block_text(text) for text in pair.answers],
+        "wrong_answers": [block_text(text) for text in pair.wrong_answers],
+    }
+
+
+def marked(clean: str, corrupted: str) -> Markup:
+    """Give the corrupted prompt as markup, with the words marked in which it differs from the clean one."""
+    old, new = re.findall(r"\w+|\W", clean), re.findall(r"\w+|\W", corrupted)
+    parts: list[str] = []
+    for what, _, _, begin, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        text = escape("".join(new[begin:end]))
+        parts.append(text if what == "equal" or not text else Markup("<mark>{}</mark>").format(text))
+    return Markup("").join(parts)

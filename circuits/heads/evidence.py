@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from circuits.export.beside import HEADS_FORMAT, VERSION
 from circuits.graph import Node
 
-FORMAT, VERSION = "circuits/heads", 1
 METHOD = {
     "attention": "measured: the value at position j is replaced by the unit vector e_j, queries and keys stay; then a "
     "head's output is its row of attention weights, with any kernel. Checked with random values.",
@@ -137,8 +137,12 @@ def largest(shares: Iterable[Share], count: int) -> list[Share]:
 
 @dataclass(frozen=True)
 class HeadRoles:
-    """The evidence on all heads of a circuit, in graph order, and what it was measured on."""
+    """The evidence on all heads of a circuit, in graph order, and what it was measured on.
 
+    ``circuit_digest`` says of which circuit; diagrams use evidence of their own circuit only.
+    """
+
+    circuit_digest: str
     model: str
     behaviour: str
     metric: str
@@ -160,7 +164,7 @@ class HeadRoles:
             for head in self.heads
         ]
         plain = {key: value for key, value in asdict(self).items() if key != "heads"}
-        return {"format": FORMAT, "version": VERSION, **plain, "method": METHOD, "heads": heads}
+        return {"format": HEADS_FORMAT, "version": VERSION, **plain, "method": METHOD, "heads": heads}
 
     def to_json(self) -> str:
         """Give the text of a JSON file; what could not be measured is null."""

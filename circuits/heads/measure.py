@@ -84,6 +84,7 @@ def head_roles(
         found.append(replace(evidence, labels=labels_of(evidence, limits)))
         steps.done()
     return HeadRoles(
+        circuit_digest=circuit.digest,
         model=model.info.id,
         behaviour=circuit.behaviour.name,
         metric=experiment.metric,

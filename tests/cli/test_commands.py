@@ -47,6 +47,8 @@ def test_discover_writes_the_promised_files(found: Path) -> None:
         "scores.parquet",
         "circuit.dot",
         "circuit.svg",
+        "heads.json",
+        "prompts.json",
         "report.html",
         "journal",
         "run.log",

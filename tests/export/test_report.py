@@ -1,5 +1,7 @@
 """The report: complete, self-contained, and safe to open."""
 
+import base64
+import hashlib
 import html
 import re
 from dataclasses import replace
@@ -8,11 +10,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from circuits.circuit import Circuit
+from circuits.export.beside import Example
 from circuits.export.curve import curve_svg
 from circuits.export.dot import circuit_dot
 from circuits.export.markup import number
 from circuits.export.render import ImageFormat, image
-from circuits.export.report import evaluation_sentences, report_html
+from circuits.export.report import marked, report_html
+from circuits.export.words import evaluation_sentences
+from circuits.graph import Node, NodeKind
 from circuits.records import CurvePoint
 from tests.export.example_circuits import EVALUATION, circuit_of, random_circuit
 
@@ -26,6 +32,10 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
+
+
+def diagram(circuit: Circuit) -> str:
+    return image(circuit_dot(circuit, page=True), ImageFormat.SVG).decode("utf-8")
 
 
 def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
@@ -46,26 +56,76 @@ def test_every_edge_is_listed_with_its_stored_score_strongest_first() -> None:
     assert [tuple(html.unescape(cell) for cell in row) for row in rows] == expected
 
 
+EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)> --> &lt;b&gt; \' " '
+
+
 def test_names_from_outside_never_become_markup() -> None:
-    evil = '<script>alert("x")</script>'
-    circuit = circuit_of({"input->logits": 1.0}, name=evil)
-    circuit = replace(circuit, provenance=replace(circuit.provenance, command=evil, device=evil))
-    page = report_html(circuit, image(circuit_dot(circuit), ImageFormat.SVG).decode("utf-8"), title=evil)
-    assert "<script" not in page
-    assert not [tag for tag, _ in tags(page) if tag == "script"]
-    assert page.count("&lt;script&gt;") >= 4
+    evil = replace(circuit_of({"input->logits": 1.0, "input->a0.h0<q>": 0.5}, name=EVIL), evaluation=None)
+    evil = replace(evil, provenance=replace(evil.provenance, command=EVIL, device=EVIL))
+    head = Node(NodeKind.HEAD, 0, 0)
+    prompts = [Example(EVIL, EVIL + "x", (EVIL,), (EVIL,), split) for split in ("discovery", "heldout")]
+    page = report_html(evil, diagram(evil), title=EVIL, evidence={head: EVIL + "; " + EVIL}, prompts=prompts)
+    harmless = replace(evil, behaviour=replace(evil.behaviour, name="x"))
+    harmless = replace(harmless, provenance=replace(evil.provenance, command="x", device="x"))
+    plain = [Example("x", "xx", ("x",), ("x",), split) for split in ("discovery", "heldout")]
+    other = report_html(harmless, diagram(harmless), title="x", evidence={head: "x; " + "x; " * 3}, prompts=plain)
+    kinds = [[tag for tag, _ in tags(text) if tag not in ("mark", "li")] for text in (page, other)]
+    assert kinds[0] == kinds[1]
+    assert "<script>alert" not in page
+    assert html.unescape(page).count("<script>alert") >= 10
 
 
 def test_the_page_loads_nothing() -> None:
     circuit = random_circuit(20)
-    page = report_html(circuit, image(circuit_dot(circuit), ImageFormat.SVG).decode("utf-8"))
+    page = report_html(circuit, diagram(circuit))
     found = tags(page)
-    assert not [tag for tag, _ in found if tag in ("script", "link", "img", "iframe", "object")]
+    assert [tag for tag, _ in found if tag in ("script", "link", "img", "iframe", "object")] == ["script"]
     assert not [value for _, attributes in found for key, value in attributes.items() if key in ("src", "href")]
-    assert "@import" not in page
-    assert "url(" not in page
-    assert "default-src 'none'" in page
-    assert "prefers-color-scheme: dark" in page
+    assert not [key for _, attributes in found for key in attributes if key.startswith("on")]
+    for text in ("@import", "url(", "fetch(", "innerHTML", "eval("):
+        assert text not in page
+
+
+def test_the_policy_allows_the_pages_own_script_and_style_by_their_hashes_and_nothing_else() -> None:
+    page = report_html(circuit_of({"input->logits": 1.0}), SVG)
+    policy = next(a["content"] or "" for _, a in tags(page) if a.get("http-equiv") == "Content-Security-Policy")
+    for tag in ("script", "style"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+
+
+def test_evidence_and_the_first_ten_prompts_of_each_part_are_shown() -> None:
+    circuit = circuit_of({"input->a0.h0<q>": 0.5, "a0.h0->logits": 1.0})
+    prompts = [
+        Example(f"clean {i} of {part}\nnext", f"corrupted {i} of {part}\nnext", (f" yes{i}",), (f" no{i}",), part)
+        for part in ("discovery", "heldout")
+        for i in range(12)
+    ]
+    page = report_html(circuit, SVG, evidence={Node(NodeKind.HEAD, 0, 0): "induction; copies 9%"}, prompts=prompts)
+    assert "<b>induction</b><ul><li>copies 9%</li></ul>" in page
+    for part in ("discovery", "heldout"):
+        assert [f"clean {i} of {part}\nnext" in page for i in range(12)] == [True] * 10 + [False] * 2
+    assert '<code class="token"> yes3</code>' in page
+    assert "the first 10 of 12 pairs" in page
+    without = report_html(circuit, SVG)
+    assert "What the heads do" not in without
+    assert "Prompts</h2>" not in without
+
+
+def test_the_words_in_which_the_corrupted_prompt_differs_are_marked() -> None:
+    assert marked("Ann gave <b> to", "Bob gave <b> to") == "<mark>Bob</mark> gave &lt;b&gt; to"
+    assert marked("same", "same") == "same"
+    assert marked("a b", "a") == "a"
+
+
+def test_text_that_is_not_unicode_does_not_stop_the_page() -> None:
+    prompts = [Example("a\x00b\ud800c\n", "d", ("e",), (), "heldout")]
+    page = report_html(circuit_of({"input->logits": 1.0}), SVG, prompts=prompts)
+    assert "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c\n" in page
+    page.encode()
 
 
 def test_the_diagram_is_put_in_without_its_xml_heading() -> None:

@@ -1,0 +1,59 @@
+"""What ``discover`` leaves beside a circuit for its diagrams: its prompts, and the evidence on its heads."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuits.behaviours.behaviour import PromptSet, Tokenizer, TokenPair
+from circuits.behaviours.tokens import token_texts
+from circuits.cli.output import Told
+from circuits.errors import CircuitsError
+from circuits.export.beside import HEADS, PROMPTS, Example, prompts_json
+from circuits.export.files import write
+
+if TYPE_CHECKING:
+    from circuits.discovery import Discovery, DiscoverySettings
+    from circuits.model import Model
+
+EVIDENCE_PAIRS = 16
+"""On how many held-out pairs ``discover`` measures heads, to add little to its time; ``circuits heads`` takes more."""
+
+
+def leave_prompts(folder: Path, found: "Discovery", model: "Model") -> None:
+    """Write ``prompts.json``: the texts and answers of both parts."""
+    if model.tokenizer is not None:
+        write(folder / PROMPTS, prompts_json(found.circuit, examples(found.prompts, model.tokenizer)))
+
+
+def examples(prompts: PromptSet, tokenizer: Tokenizer) -> list[Example]:
+    """Give prompt pairs as text, discovery first."""
+    parts = (("discovery", prompts.discovery), ("heldout", prompts.heldout))
+    return [_example(pair, split, tokenizer) for split, pairs in parts for pair in pairs]
+
+
+def _example(pair: TokenPair, split: str, tokenizer: Tokenizer) -> Example:
+    answers, wrong = (token_texts(tokenizer, tokens) for tokens in (pair.answers, pair.wrong_answers))
+    return Example(pair.clean_text, pair.corrupted_text, answers, wrong, split)
+
+
+def leave_evidence(
+    folder: Path, found: "Discovery", model: "Model", settings: "DiscoverySettings", progress: Told
+) -> list[str]:
+    """Measure the heads and write ``heads.json``; where that cannot be done, give the reason as a remark."""
+    from circuits.heads import head_roles
+
+    prompts = found.prompts.heldout[:EVIDENCE_PAIRS]
+    told = partial(progress, f"measuring what the heads do, on {len(prompts)} held-out pairs")
+    try:
+        roles = head_roles(
+            model,
+            found.circuit,
+            prompts,
+            options=settings.options_for(found.prompts),
+            seed=settings.seed,
+            progress=told,
+        )
+    except CircuitsError as problem:
+        return [f"the report has no evidence on heads: {problem}"]
+    write(folder / HEADS, roles.to_json())
+    return []
