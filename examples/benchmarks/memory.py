@@ -44,7 +44,8 @@ SHAPES = {
     "360M": (32, 15, 5, 960, 2560, 49152),
 }
 """Llama shapes: layers, heads, key/value heads, d_model, width of the MLPs, vocabulary."""
-OPERATIONS = ("forward", "record", "attribution", "exact", "circuits")
+BY_LAYER = "attribution, layer by layer"
+OPERATIONS = ("forward", "record", "attribution", BY_LAYER, "exact", "circuits")
 BASELINES = ("eap", "forward+backward to the embeddings", "forward+backward to the parameters")
 LARGE = ModelSizes(ModelShape(32, 32, 8, 4096, 128), 14336, 128256, 2)
 PAIRS, TOKENS, ROWS = 16, 16, 64
@@ -129,14 +130,15 @@ def measured(shape: str, operation: str, device: torch.device) -> dict[str, Any]
     tracer = tracer_of(module)
     graph, sizes = build_graph(tracer.anatomy.shape), ModelSizes.of(tracer.anatomy)
     needs = Needs(sizes, PromptSize(TOKENS - 1, 1))
-    options = Options(batch_size=None if operation in ("record", "attribution") else ROWS)
+    rows, by_layer = ROWS if operation in ("exact", "circuits") else None, operation == BY_LAYER
+    options = Options(batch_size=rows, checkpointing=by_layer)
     peak = Peak(device)
     experiment = PatchingExperiment(tracer, graph, pairs, options)
     kept = PAIRS * sum(needs.recorded().values())
     generator = np.random.default_rng(0)
-    if operation == "attribution":
+    if operation in ("attribution", BY_LAYER):
         experiment.attributions([1.0])
-        need = PAIRS * sum(needs.attribution(experiment.plan.attribution_tile).values())
+        need = PAIRS * sum(needs.attribution(experiment.plan.attribution_tile, by_layer).values())
     elif operation == "exact":
         into = len(graph.receivers) // 2
         experiment.edge_effects(np.arange(graph.offsets[into], graph.offsets[into] + 2 * ROWS // PAIRS))
@@ -155,7 +157,7 @@ def baseline(operation: str, module: Any, ids: torch.Tensor, pairs: list[TokenPa
         tracer = tracer_of(module)
         graph = build_graph(tracer.anatomy.shape)
         peak = Peak(device)
-        PatchingExperiment(tracer, graph, pairs, Options()).attributions([1.0])
+        PatchingExperiment(tracer, graph, pairs, Options(keep_gradients=True)).attributions([1.0])
         return peak.above()
     to_parameters = operation.endswith("parameters")
     module.requires_grad_(to_parameters)

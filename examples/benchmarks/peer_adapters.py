@@ -86,7 +86,7 @@ def this_package(of: Task) -> list[Operation]:
     parts = np.array_split(sweep_order(model.graph), 8)
     edges = np.concatenate([part[len(part) // 2 :][: 2 * of.n_edges] for part in parts])
     return [
-        Operation(EAP, lambda: model.experiment(pairs).attributions([1.0])),
+        Operation(EAP, lambda: model.experiment(pairs, circuits.Options(keep_gradients=True)).attributions([1.0])),
         Operation(EDGE, lambda: experiment.edge_effects(edges), len(edges)),
         Operation(CIRCUIT, lambda: model.experiment(pairs).circuits(mask)),
     ]

@@ -21,6 +21,8 @@ from core_operations import RANDOM, Subject, circuits_of, load, sweep_order
 from measuring import Figures, Meter, number, report, stopwatch, tell
 from torch.profiler import ProfilerActivity, profile
 
+from circuits import Options
+
 PYTHON = "Python: nnsight, transformers, this package"
 OTHER = "norms and element-wise"
 GROUPS = {
@@ -79,7 +81,7 @@ def operations(subject: Subject, block: int) -> dict[str, tuple[Callable[[], obj
     many = circuits_of(scores, 10, 200)
     return {
         "plain forward": (subject.forward(), 1),
-        "EAP": (lambda: subject.model.experiment(subject.pairs).attributions([1.0]), 1),
+        "EAP": (lambda: subject.model.experiment(subject.pairs, Options(keep_gradients=True)).attributions([1.0]), 1),
         "exact edges": (lambda: [experiment.edge_effects(part) for part in middles], sum(map(len, middles))),
         "one circuit": (lambda: experiment.circuits(many[:1]), 1),
         "10 circuits": (lambda: experiment.circuits(many), 10),
