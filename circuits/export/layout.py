@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from circuits.circuit import Circuit
 from circuits.export.markup import dot_string
-from circuits.export.palette import COLOUR_NAMES, INK, LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_ARROWS
+from circuits.export.palette import INK, LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_ARROWS, colour_name
 from circuits.graph import Edge, Node, NodeKind
 
 FONT = "Helvetica,Arial,sans-serif"
@@ -140,7 +140,7 @@ def _node(node: Node, entering: int, leaving: int, borders: Mapping[Node, str], 
         extra = f", width={_bar_width(max(entering, leaving)):.2f}"
     width = 1.6 if node in borders else 1
     tooltip = f"{describe(node)}: {entering} edges in, {leaving} edges out" + (f". {note}" if note else "")
-    classes = f"{node.kind} border-{COLOUR_NAMES[border]}" if node in borders else node.kind.value
+    classes = f"{node.kind} border-{colour_name(border)}" if node in borders else node.kind.value
     return (
         f'{dot_string(str(node))} [{shape}, fillcolor="{NODE_FILLS[node.kind]}", color="{border}", penwidth={width}, '
         f"label={dot_string(label)}, tooltip={dot_string(tooltip, limit=NOTE_LIMIT)}{extra}, "
@@ -179,7 +179,7 @@ def _line(line: Line, *, labelled: bool) -> str:
         f"weight={1 + round(4 * line.strength)}",
         f"tooltip={tooltip}",
         f"id={dot_string(f'edge:{line.edge}')}",
-        f'class="{COLOUR_NAMES[line.colour]}"',
+        f'class="{colour_name(line.colour)}"',
     ]
     if labelled and line.label:
         attributes += [f"label={_padded(line.label)}", f"labeltooltip={tooltip}"]
@@ -196,7 +196,7 @@ def _group_arrows(circuit: Circuit) -> list[str]:
     return [
         f'{dot_string(group)} -> {dot_string(head)} [color="{LIGHT_GREY}", penwidth=0.7, arrowsize=0.35, weight=8, '
         f"tooltip={dot_string(f'{head} reads the keys and values of {group}')}, "
-        f'id={dot_string(f"group:{group}->{head}")}, class="{COLOUR_NAMES[LIGHT_GREY]}"];'
+        f'id={dot_string(f"group:{group}->{head}")}, class="{colour_name(LIGHT_GREY)}"];'
         for group, head, key in circuit.to_networkx().edges(keys=True)
         if key == "group"
     ]

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from circuits.export.dot import SIGN
 from circuits.export.legend import Key
 from circuits.export.markup import number
-from circuits.export.palette import COLOUR_NAMES, NODE_FILLS
+from circuits.export.palette import NODE_FILLS, colour_name
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ _DASHES = {"line": "", "dashes": ' stroke-dasharray="6 3"', "dots": ' stroke-das
 def _drawn(key: Key) -> str:
     if key.shape in _DASHES:
         shape = f'<path d="M1 6H25" stroke="{key.colour}" stroke-width="3"{_DASHES[key.shape]}/>'
-        name = COLOUR_NAMES[key.colour]
+        name = colour_name(key.colour)
     else:
         name = next(kind.value for kind, colour in NODE_FILLS.items() if colour == key.colour)
         radius = 4 if key.shape == "round" else 0

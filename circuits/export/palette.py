@@ -14,7 +14,7 @@ GREY = "#555555"
 LIGHT_GREY = "#9A9A9A"
 INK = "#222222"
 
-COLOUR_NAMES = {
+_NAMES = {
     BLUE: "blue",
     VERMILLION: "vermillion",
     GREEN: "green",
@@ -23,7 +23,12 @@ COLOUR_NAMES = {
     LIGHT_GREY: "light-grey",
     INK: "ink",
 }
-"""Names for the colours of lines, by which a page can give them others on a dark background."""
+
+
+def colour_name(colour: str) -> str:
+    """Give the name of a line's colour, by which a page can give it another one on a dark background."""
+    return _NAMES.get(colour, "other")
+
 
 SLOT_COLOURS: dict[Slot | None, str] = {Slot.Q: BLUE, Slot.K: VERMILLION, Slot.V: GREEN, None: GREY}
 SLOT_ARROWS: dict[Slot | None, str] = {Slot.Q: "normal", Slot.K: "diamond", Slot.V: "dot", None: "normal"}

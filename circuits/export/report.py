@@ -17,7 +17,7 @@ from circuits.export.dot import SIGN, circuit_keys, circuit_notes
 from circuits.export.layout import count_nodes
 from circuits.export.markup import block_text, number, one_line
 from circuits.export.page import Column, EdgeRow, Group, Table, page_html, samples, size_text
-from circuits.export.palette import COLOUR_NAMES, MEMBER_COLOURS
+from circuits.export.palette import MEMBER_COLOURS, colour_name
 from circuits.export.words import evaluation_sentences, facts
 from circuits.graph import Node
 from circuits.scores import Floats
@@ -170,7 +170,7 @@ def _groups(diff: CircuitDiff) -> list[Group]:
     for member in diff.membership:
         counts[member] += 1
     return [
-        Group(member.value, f"{_MEMBERS[member]} ({count:,})", COLOUR_NAMES[MEMBER_COLOURS[member]])
+        Group(member.value, f"{_MEMBERS[member]} ({count:,})", colour_name(MEMBER_COLOURS[member]))
         for member, count in counts.items()
     ]
 
