@@ -6,13 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from circuits.circuit import Circuit
+from circuits.cli.comparison_tables import tables_of
 from circuits.comparison import CircuitDiff, Column, Comparison, Part, TransferMatrix
 from circuits.comparison.parts import only
+from circuits.export.difference import difference_dot
 from circuits.export.draw import draw_difference
 from circuits.export.files import write
+from circuits.export.render import ImageFormat, image
+from circuits.export.report import Table, comparison_html
+from circuits.export.several import draw_several
 from circuits.records import Evaluation
 
-NUMBERS = "comparison.json"
+NUMBERS, DIFFERENCE, REPORT = "comparison.json", "difference", "report"
+MAP, SHARED = "nodes.svg", "shared.svg"
 
 
 @dataclass(frozen=True)
@@ -29,23 +35,41 @@ def write_comparison(comparison: Comparison, folder: Path, *, command: str) -> W
     document = comparison.to_dict() | {"command": command}
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write(folder / NUMBERS, text)
-    files = [NUMBERS]
-    for part in comparison.parts:
-        name = f"{_safe(part.name)}.json"
-        write(folder / name, _as_circuit(part, comparison, command).to_json())
-        files.append(name)
+    files = [NUMBERS, *_parts(comparison, folder, command)]
     for name, diff in _differences(comparison):
         for suffix in (".dot", ".svg"):
             draw_difference(diff, folder / f"{name}{suffix}")
-            files.append(f"{name}{suffix}")
-    return Written(folder, tuple(files), text)
+        page = f"{name.replace(DIFFERENCE, REPORT)}.html"
+        write(folder / page, _page(comparison, diff))
+        files += [f"{name}.dot", f"{name}.svg", page]
+    draw_several(comparison, folder / MAP)
+    if len(comparison.circuits) > 2:
+        draw_several(comparison, folder / SHARED, shared=True)
+    return Written(folder, (*files, MAP, *([SHARED] if len(comparison.circuits) > 2 else [])), text)
+
+
+def _parts(comparison: Comparison, folder: Path, command: str) -> list[str]:
+    files: list[str] = []
+    for part in comparison.parts:
+        files.append(f"{_safe(part.name)}.json")
+        write(folder / files[-1], _as_circuit(part, comparison, command).to_json())
+    return files
+
+
+def _page(comparison: Comparison, diff: CircuitDiff) -> str:
+    svg = image(difference_dot(diff, page=True), ImageFormat.SVG).decode("utf-8")
+    tables = [
+        Table(each.title, tuple(each.columns), tuple(tuple(row) for row in each.rows), each.note)
+        for each in tables_of(comparison)
+    ]
+    return comparison_html(diff, svg, sentences=comparison.sentences(), tables=tables, title=" and ".join(diff.names))
 
 
 def _differences(comparison: Comparison) -> list[tuple[str, CircuitDiff]]:
     """Give every difference that is drawn, with the name of its file."""
     many = len(comparison.pairs) > 1
     drawn = [
-        (f"difference-{_safe(diff.names[0])}-{_safe(diff.names[1])}" if many else "difference", diff)
+        (f"{DIFFERENCE}-{_safe(diff.names[0])}-{_safe(diff.names[1])}" if many else DIFFERENCE, diff)
         for diff in comparison.pairs
     ]
     several = len(comparison.changes) > 1
