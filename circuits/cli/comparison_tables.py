@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from circuits.comparison import CircuitDiff, Comparison, EdgeChanges, Share
+from circuits.comparison import Chance, CircuitDiff, Comparison, EdgeChanges, Estimate, Overlap, Share
 from circuits.comparison.crossing import Contrast, Dissociation
+from circuits.comparison.overlap import MATCHED, REWIRED, UNIFORM
 
+LEAST_P = 0.001
 SHOWN = 10
 """How many of the most changed edges and nodes are listed."""
 
@@ -37,24 +39,45 @@ def tables_of(comparison: Comparison) -> list[Tabulated]:
 
 
 def _overlap(diff: CircuitDiff) -> Tabulated:
-    rows: list[list[str]] = []
-    for name, overlap in (("edges", diff.edge_overlap), ("nodes", diff.node_overlap)):
-        low, high = overlap.jaccard_ci
-        levels = [f"{each.expected:.2g} (p {each.p_value:.2g})" for each in overlap.chances]
-        found = f"{overlap.shared} of {overlap.size_a} and {overlap.size_b}"
-        rows.append([name, found, f"{overlap.jaccard:.2f} [{low:.2f}, {high:.2f}]", *levels, *[""] * (3 - len(levels))])
-    chance, weighted = diff.weighted_chance, diff.scores.weighted
-    rows.append(["|score|", "", weighted.describe(), "", "", _level(chance.expected, chance.p_value)])
+    edges, nodes, scores = diff.edge_overlap, diff.node_overlap, diff.scores
+    levels = {each.kind: each for each in nodes.chances}
+    rows = [["in both", str(edges.shared), str(nodes.shared), ""]]
+    rows += [
+        [f"in {name}", str(size), str(size_of_nodes), ""]
+        for name, size, size_of_nodes in zip(
+            diff.names, (edges.size_a, edges.size_b), (nodes.size_a, nodes.size_b), strict=True
+        )
+    ]
+    rows.append(["Jaccard index", _jaccard(edges), _jaccard(nodes), scores.weighted.describe()])
+    for each in edges.chances:
+        beside = levels.get(each.kind)
+        weighted = diff.weighted_chance if each.kind == diff.weighted_chance.kind else None
+        shared = [_level(each), _level(beside) if beside else "", _level(weighted, digits=2) if weighted else ""]
+        rows.append([_CHANCE[each.kind], *shared])
+    rows.append([f"ranks of {scores.n} scores", "", "", scores.ranks.describe()])
+    if scores.ranks_chance is not None:
+        rows.append([_CHANCE[MATCHED], "", "", _level(scores.ranks_chance, digits=2)])
     return Tabulated(
-        f"{diff.names[0]} and {diff.names[1]}: shared, and what chance would share",
-        ["", "shared", "Jaccard", "any", "same layers", "rewired"],
+        f"{diff.names[0]} and {diff.names[1]}: overlap, and what chance would give",
+        ["", "edges", "nodes", "|score|"],
         rows,
-        "Chance: any sets of these sizes; sets of the same kinds and layers; circuits of the same degrees.",
+        "Chance: any sets of these sizes; sets of the same kinds and layers; circuits whose nodes have as many edges.",
     )
 
 
-def _level(expected: float, p_value: float) -> str:
-    return f"{expected:.2g} (p {p_value:.2g})" if math.isfinite(expected) else ""
+_CHANCE = {UNIFORM: "  any by chance", MATCHED: "  of same layers", REWIRED: "  rewired"}
+
+
+def _jaccard(overlap: Overlap) -> str:
+    return Estimate(overlap.jaccard, *overlap.jaccard_ci).describe()
+
+
+def _level(chance: Chance, *, digits: int = 0) -> str:
+    if not math.isfinite(chance.expected):
+        return ""
+    expected = f"{chance.expected:.2f}" if digits else f"{chance.expected:.3g}"
+    p_value = "< 0.001" if chance.p_value < LEAST_P else f"{chance.p_value:.3f}"
+    return f"{expected} (p {p_value})"
 
 
 def _memberships(comparison: Comparison) -> Tabulated:
@@ -100,7 +123,7 @@ def _share(share: Share | None) -> str:
 
 
 def _random(share: Share | None) -> str:
-    return f"{round(share.random_median, 2) + 0.0:.2f}, {max(share.random):.2f}" if share and share.random else ""
+    return f"{_number(share.random_median)}, {_number(max(share.random))}" if share and share.random else ""
 
 
 def _dissociation(found: Dissociation) -> Tabulated:
@@ -108,22 +131,27 @@ def _dissociation(found: Dissociation) -> Tabulated:
     if found.only is not None:
         rows += _contrast(found.only, "only {} has")
     if found.shared is not None:
-        rows.append(["what both have", *(share.value.describe() for share in found.shared), "", ""])
+        rows.append(["what both have", *(_number(share.value.value) for share in found.shared), "", ""])
     note = "Random: own − other of random knock-outs of the same size and wiring: median, largest."
     columns = ["knocked out", found.a, found.b, "own − other", "random"]
     return Tabulated(f"{found.a} and {found.b}: share of the behaviour lost", columns, rows, note)
 
 
 def _contrast(contrast: Contrast, what: str) -> list[list[str]]:
-    return [
+    rows = [
         [
             what.format(contrast.behaviours[i]),
-            *(contrast.losses[knocked, behaviour].value.describe() for behaviour in contrast.behaviours),
+            *(_number(contrast.losses[knocked, behaviour].value.value) for behaviour in contrast.behaviours),
             contrast.gains[i].value.describe(),
             _random(contrast.gains[i]),
         ]
         for i, knocked in enumerate(contrast.knocked)
     ]
+    return [*rows, ["  together", "", "", contrast.interaction.describe(), ""]]
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _changes(change: EdgeChanges) -> list[Tabulated]:

@@ -109,6 +109,8 @@ class Comparison:
             sentences.append(f"All {len(self.circuits)} circuits have {held} in common.")
         for change in self.changes:
             sentences += change.sentences()
+        if len(self.circuits) == 1:
+            return sentences
         if self.transfer is None:
             sentences.append(
                 "Whether one circuit can do the other's work was not measured (cross-transfer), nor whether one can be "

@@ -52,7 +52,8 @@ def compared(given: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
 def test_compare_writes_numbers_parts_and_diagrams(compared: Path) -> None:
     names = {file.name for file in compared.iterdir()}
     parts = {"core.json", "only-mine.json", "only-yours.json"}
-    assert names == {"comparison.json", "difference.dot", "difference.svg", "report.html"} | parts
+    assert names == {"comparison.json", "difference.dot", "difference.svg", "nodes.svg", "report.html"} | parts
+    assert "Knocking out mine&#39;s circuit costs" in (compared / "report.html").read_text()
     document = json.loads((compared / "comparison.json").read_text())
     assert (document["format"], document["version"]) == ("circuits/comparison", 1)
     assert document["command"].startswith("circuits ")
@@ -107,12 +108,12 @@ def test_tables_fit_the_terminal(
     given: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    shown = done("compare", *given, "--pairs", 4, "--random", 1, "--out", tmp_path).stdout
+    shown = done("compare", *given, "--pairs", 6, "--random", 1, "--out", tmp_path).stdout
     tables = [line for line in shown.splitlines() if "mine" in line or "─" in line]
     ruled = [line for line in tables if "─" in line]
     assert ruled
     assert max(map(len, ruled)) <= columns
-    for title in ("shared, and what chance would share", "parts", "faithfulness alone", "share of the behaviour lost"):
+    for title in ("overlap, and what chance would give", "parts", "faithfulness alone", "share of the behaviour lost"):
         assert title in shown
 
 
@@ -149,6 +150,8 @@ def test_three_circuits_have_a_table_of_memberships_and_a_diagram_for_each_pair(
         "difference-mine#1-yours#2.svg",
         "difference-mine#1-mine#3.svg",
         "difference-yours#2-mine#3.svg",
+        "nodes.svg",
+        "shared.svg",
     }
     assert "edges and nodes by the circuits that have them" in result.stdout
     assert "●" in result.stdout
@@ -174,7 +177,8 @@ def test_edges_are_measured_in_another_model_that_does_not_show_the_behaviour(
     assert "does not show mine" in models[1]["remark"]
     assert any("so there is no circuit of it there to compare with" in text for text in document["sentences"])
     assert not any("other's work" in text for text in document["sentences"])
-    assert {"changes.svg", "changes.dot", "comparison.json"} <= {file.name for file in out.iterdir()}
+    files = {"changes.svg", "changes.dot", "changes.html", "comparison.json", "nodes.svg"}
+    assert {file.name for file in out.iterdir()} == files
 
 
 def test_circuits_of_one_behaviour_in_two_models_are_compared_edge_by_edge(
