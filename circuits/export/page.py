@@ -75,8 +75,8 @@ def page_html(svg: str, **content: Any) -> str:
         loader=PackageLoader("circuits", "export"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     script, style = _source("report.js"), _source("report.css")
-    shown = {"sentences": (), "words_first": False, "curve": "", "groups": (), "tables": (), "evidence": ()}
-    shown |= {"prompts": (), "facts": (), "commands": (), "sign": SIGN} | content
+    shown = {"sentences": (), "heading": "How well it works", "curve": "", "groups": (), "tables": (), "evidence": ()}
+    shown |= {"prompts": (), "facts": (), "commands": (), "sign": SIGN, "edge_note": ""} | content
     page = environment.get_template("page.html.j2").render(
         policy=Markup(_policy(script, style)),
         script=Markup(script),

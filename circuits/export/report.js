@@ -19,7 +19,8 @@ const groups = all('#stage [id^="group:"]').map((shape) => {
 const nodes = new Map(all('#stage [id^="node:"]').map((shape) => [shape.id.slice("node:".length), shape]));
 const evidence = new Map(all("#heads tr[data-node]").map((row) => [row.dataset.node, row.cells[1]]));
 const steps = [...new Set(edges.map((edge) => edge.size))].sort((a, b) => a - b);
-const state = { chosen: null, current: null, sort: null, zoom: 1 };
+const READABLE = 0.85; // the smallest scale at which names of nodes are read
+const state = { chosen: null, current: null, zoom: 1 };
 
 // ---------------------------------------------------------------------------------------------- what is shown
 
@@ -231,21 +232,23 @@ function sortBy(column) {
 
 // ---------------------------------------------------------------------------------------------- zoom, theme, copy
 
-function zoom(factor) {
-  const { width } = svg.viewBox.baseVal;
-  const fit = (byId("stage").clientWidth - 2) / width;
-  const [least, most] = [Math.min(fit, 0.2), 4];
-  state.zoom = factor ? Math.max(least, Math.min(most, state.zoom * factor)) : Math.min(fit, 1.7);
-  svg.style.width = `${width * state.zoom}px`;
+function zoomTo(scale) {
+  state.zoom = Math.max(0.02, Math.min(4, scale));
+  svg.style.width = `${svg.viewBox.baseVal.width * state.zoom}px`;
   svg.style.height = `${svg.viewBox.baseVal.height * state.zoom}px`;
 }
 
-function readable() {
-  zoom(0);
-  if (state.zoom < 0.85) zoom(0.85 / state.zoom);
+function fitting() {
+  const { width, height } = svg.viewBox.baseVal;
+  const stage = byId("stage");
+  const tallest = parseFloat(getComputedStyle(stage).maxHeight);
+  return Math.min((stage.clientWidth - 2) / width, (tallest - 2) / height, 1.7);
+}
+
+function beginReadable() {
+  zoomTo(Math.max(fitting(), READABLE));
   const stage = byId("stage");
   stage.scrollLeft = (stage.scrollWidth - stage.clientWidth) / 2;
-  stage.scrollTop = stage.scrollHeight;
 }
 
 function drag(event) {
@@ -335,14 +338,14 @@ function prepareControls() {
   byId("filter").addEventListener("input", filterRows);
   byId("search").addEventListener("change", find);
   byId("theme").addEventListener("click", nextTheme);
-  byId("fit").addEventListener("click", () => zoom(0));
-  byId("zoom-in").addEventListener("click", () => zoom(1.25));
-  byId("zoom-out").addEventListener("click", () => zoom(0.8));
+  byId("fit").addEventListener("click", () => zoomTo(fitting()));
+  byId("zoom-in").addEventListener("click", () => zoomTo(state.zoom * 1.25));
+  byId("zoom-out").addEventListener("click", () => zoomTo(state.zoom / 1.25));
   byId("stage").addEventListener("pointerdown", drag);
   byId("stage").addEventListener("wheel", (event) => {
     if (!event.ctrlKey) return;
     event.preventDefault();
-    zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1);
+    zoomTo(state.zoom * (event.deltaY < 0 ? 1.1 : 1 / 1.1));
   }, { passive: false });
   for (const button of all(".copy")) button.addEventListener("click", () => copy(button));
 }
@@ -372,10 +375,10 @@ function begin() {
   });
   let width = innerWidth;
   addEventListener("resize", () => {
-    if (innerWidth !== width) readable();
+    if (innerWidth !== width) beginReadable();
     width = innerWidth;
   });
-  readable();
+  beginReadable();
   update();
 }
 

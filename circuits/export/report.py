@@ -12,7 +12,7 @@ from circuits.circuit import Circuit
 from circuits.comparison import CircuitDiff, Membership
 from circuits.export.beside import Example
 from circuits.export.curve import curve_svg
-from circuits.export.difference import difference_keys, difference_notes
+from circuits.export.difference import common_scale, difference_keys, difference_notes
 from circuits.export.dot import SIGN, circuit_keys, circuit_notes
 from circuits.export.layout import count_nodes
 from circuits.export.markup import block_text, number, one_line
@@ -26,6 +26,7 @@ __all__ = ["Table", "comparison_html", "report_html"]
 
 SHOWN = 10
 """How many prompt pairs of each part are shown."""
+_LOSS = "Loss without it: of faithfulness on the pairs searched on, when this one edge is taken out."
 _PARTS = {"discovery": "searched on", "heldout": "judged on (held out)"}
 
 
@@ -58,6 +59,7 @@ def report_html(
         columns=_columns(circuit),
         about=f"{'measured' if circuit.measured else 'estimated'} by {circuit.method.scorer}",
         edges=_rows(circuit),
+        edge_note=_LOSS if circuit.removal is not None else "",
         evidence=_evidence(evidence or {}),
         prompts=_prompts(prompts),
         facts=facts(circuit),
@@ -84,11 +86,11 @@ def comparison_html(
         title=_title(title, f"{names[0]} and {names[1]}"),
         size=f"A: {names[0]}, {len(diff.a):,} edges. B: {names[1]}, {len(diff.b):,} edges. "
         f"Shared: {len(diff.shared):,}.",
-        size_name="|score| relative to the circuit's largest",
+        size_name="|score| relative to the " + ("largest" if common_scale(diff) else "circuit's largest"),
         relative="yes",
         keys=samples(difference_keys(diff)),
-        notes=[note for note in difference_notes() if note != SIGN],
-        words_first=True,
+        notes=[note for note in difference_notes(diff) if note != SIGN],
+        heading="In words",
         sentences=[one_line(text, limit=2000) for text in sentences],
         groups=_groups(diff),
         tables=tables,
@@ -109,7 +111,7 @@ def _title(given: str | None, otherwise: str) -> str:
 def _columns(circuit: Circuit) -> list[Column]:
     columns = [Column("edge"), Column("slot"), Column(f"score ({circuit.behaviour.unit})", True)]
     if circuit.removal is not None:
-        columns.append(Column("loss of faithfulness without it", True))
+        columns.append(Column("loss without it", True))
     return columns
 
 
@@ -137,11 +139,9 @@ def _row(circuit: Circuit, i: int, size: float, *, cells: tuple[str, ...], group
 def _difference_rows(diff: CircuitDiff) -> list[EdgeRow]:
     union = Circuit(diff.a.model, diff.a.behaviour, diff.a.method, diff.union, np.zeros(len(diff.union)))
     scores = np.full((2, len(diff.union)), np.nan)
-    sizes = np.zeros(len(diff.union))
     for row, circuit in enumerate((diff.a, diff.b)):
-        places = np.searchsorted(diff.union, circuit.edges)
-        scores[row, places] = circuit.scores
-        sizes[places] = np.fmax(sizes[places], relative_sizes(circuit))
+        scores[row, np.searchsorted(diff.union, circuit.edges)] = circuit.scores
+    sizes = relative_sizes(scores, common=common_scale(diff))
     both: list[list[float]] = scores.T.tolist()
     rows: list[EdgeRow] = []
     for i in _strongest_first(sizes):
@@ -151,10 +151,14 @@ def _difference_rows(diff: CircuitDiff) -> list[EdgeRow]:
     return rows
 
 
-def relative_sizes(circuit: Circuit) -> Floats:
-    """Give |score| as a share of the circuit's largest; 0 where there is no score."""
-    sizes = np.nan_to_num(np.abs(circuit.scores))
-    return sizes / max(float(sizes.max(initial=0.0)), np.finfo(float).tiny)
+def relative_sizes(scores: Floats, *, common: bool) -> Floats:
+    """Give |score| as a share of its circuit's largest (or of the largest of both), the larger share for shared edges.
+
+    ``scores`` has one row per circuit; NaN where an edge has no score.
+    """
+    sizes = np.nan_to_num(np.abs(scores))
+    largest = sizes.max(axis=None if common else 1, keepdims=True, initial=0.0)
+    return (sizes / np.where(largest > 0, largest, 1.0)).max(axis=0)
 
 
 _MEMBERS = {
