@@ -19,13 +19,15 @@ from circuits.tracing.attribution import attribute
 from circuits.tracing.batching import RowBudget, budget_of, in_batches
 from circuits.tracing.exact import patched_logits
 from circuits.tracing.gradients import gradients_at, gradients_by_layer
+from circuits.tracing.mask_gradients import mask_gradient
 from circuits.tracing.masked import needed_senders, run_masked
 from circuits.tracing.memory import AUTO, MemoryPlan, parse_budget, plan_memory
 from circuits.tracing.needs import ModelSizes, Needs, PromptSize
 from circuits.tracing.offload import Kept, kept_on_host
+from circuits.tracing.pairs import PairBatch
 from circuits.tracing.prefix import prefix_of
 from circuits.tracing.protocol import Masks, Progress, no_progress
-from circuits.tracing.runs import Columns, Run, difference, record, zero_run
+from circuits.tracing.runs import difference, record, zero_run
 from circuits.tracing.taps import Taps
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric
@@ -61,28 +63,6 @@ class Options:
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, got {self.batch_size}.")
         parse_budget(self.memory, 0, default=1.0)
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Pairs of one token length, recorded: ``base`` is what corrupted edges carry.
-
-    ``columns`` are the tokens whose logits the metric reads, in ascending order; None where it reads all.
-    """
-
-    index: NDArray[np.int64]
-    answers: AnswerTokens
-    clean: Run
-    corrupted: Run
-    base: Run
-    columns: Columns | None = None
-
-    def part(self, begin: int, end: int) -> "PairBatch":
-        """Give the pairs of the batch whose places are ``begin .. end - 1``, counted from there."""
-        chosen = slice(*np.searchsorted(self.index, (begin, end)).tolist())
-        answers = AnswerTokens(self.answers.answers[chosen], self.answers.wrong_answers[chosen])
-        runs = (run.rows(chosen) for run in (self.clean, self.corrupted, self.base))
-        return PairBatch(self.index[chosen] - begin, answers, *runs, columns=self.columns)
 
 
 class PatchingExperiment:
@@ -192,6 +172,33 @@ class PatchingExperiment:
     ) -> Float[Tensor, "circuit pair"]:
         logits = run_masked(self.tracer, self.graph, batch.base, change, masks[members], batch.columns)
         return self._metric(batch, logits.flatten(0, 1))
+
+    def circuit_gradient(
+        self, weights: NDArray[np.float64], *, among: EdgeIndices | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Measure one weighted circuit and its slope along each weight; see :meth:`Experiment.circuit_gradient`."""
+        wanted = weights != 0
+        wanted[slice(None) if among is None else among] = True
+        values, slopes, n_senders = np.empty(self.n_pairs), np.zeros(self.graph.n_edges), len(self.graph.senders)
+        for batch in self.batches:
+            budget = self.budget(batch, 2 * n_senders + 3 * len(self.graph.receivers))
+            run = partial(self._mask_gradient, batch, weights, wanted)
+            for pairs, (measured, slope) in in_batches(np.arange(len(batch.index)), run, budget, rows_per_item=1):
+                values[batch.index[pairs]] = _numpy(measured)
+                slopes += _numpy(slope)
+        return values, slopes / self.n_pairs
+
+    def _mask_gradient(
+        self, batch: PairBatch, weights: NDArray[np.float64], wanted: NDArray[np.bool_], pairs: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]:
+        chosen = batch.rows(slice(int(pairs[0]), int(pairs[-1]) + 1))
+        change = {0: chosen.clean.stream[0] - chosen.base.stream[0]}
+        loss = partial(self._single_metric, chosen)
+        given = self.tracer, self.graph, chosen.base, change, weights, loss
+        return mask_gradient(*given, among=wanted, columns=chosen.columns)
+
+    def _single_metric(self, batch: PairBatch, logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
+        return self._metric(batch, logits)[0]
 
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""

@@ -8,6 +8,7 @@ such a sender do not run, and layers before the first difference between circuit
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -96,6 +97,21 @@ def _reads_of_senders(graph: ComputationalGraph) -> list[list[int]]:
     return reads
 
 
+@runtime_checkable
+class Tape(Protocol):
+    """What a pass reads and writes through instead where gradients are wanted (``circuits.tracing.mask_gradients``)."""
+
+    def read(
+        self, masked: "MaskedPass", receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice
+    ) -> Float[Tensor, "1 receiver pair pos d_model"]:
+        """Give what some receivers of equal fan-in read."""
+        ...
+
+    def write(self, masked: "MaskedPass", places: list[int], made: Float[Tensor, "1 sender pair pos d_model"]) -> None:
+        """Put the changes of some senders in their places."""
+        ...
+
+
 class MaskedPass:
     """One forward pass of ``circuit x pair`` rows; ``changes[:, i]`` is ``current - base`` of the i-th needed sender.
 
@@ -112,7 +128,10 @@ class MaskedPass:
         changes: Changes,
         masks: NDArray[np.bool_],
         needed: list[int],
+        *,
+        tape: Tape | None = None,
     ) -> None:
+        self.tape = tape
         self.tracer, self.graph, self.base, self.masks = tracer, graph, base, masks
         self.given, self.needed = changes, needed
         self.place = {sender: i for i, sender in enumerate(needed)}
@@ -161,13 +180,18 @@ class MaskedPass:
         if busy:
             end = (busy[-1], Site.MLP_OUT if busy[-1] not in mlp else Site.Z)
             plan = Plan(start=busy[0], stop=end, stream=blank, attention=attention, mlp=mlp, idle=idle, visits=visits)
-            self.tracer.run(self.base.ids.repeat(self.circuits, 1), plan, prefix=self.base.prefix)
+            ids, gradients = self.base.ids.repeat(self.circuits, 1), self.tape is not None
+            self.tracer.run(ids, plan, prefix=self.base.prefix, gradients=gradients)
 
     def logits(self, columns: Columns | None) -> Float[Tensor, "circuit pair d_vocab"]:
         """Give the logits that follow from all changes."""
-        final = self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))
+        final = self.final()
         logits = unembed(self.tracer, self.base.ids.repeat(self.circuits, 1), final.flatten(0, 2), columns)
         return rearrange(logits, "(c b) v -> c b v", c=self.circuits)
+
+    def final(self) -> Float[Tensor, "circuit 1 pair 1 d_model"]:
+        """Give what the logits read at the last position."""
+        return self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))
 
     def _computed(self, layer: int) -> tuple[list[int], bool]:
         """Say which heads of a layer, and whether its MLP, must be computed."""
@@ -182,10 +206,12 @@ class MaskedPass:
         self, receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice = slice(None)
     ) -> Float[Tensor, "circuit receiver pair pos d_model"]:
         """Give what some receivers of equal fan-in read."""
+        if self.tape is not None:
+            return self.tape.read(self, receivers, base, positions)
         block = np.stack([self._live(receiver) for receiver in receivers], axis=1)
         used = np.flatnonzero(block.any(axis=(0, 1)))
         total = base.to(self.wide).expand(self.circuits, len(receivers), *base.shape)
-        summed, normed = self._how_read(used)
+        summed, normed = self.how_read(used)
         if len(summed):
             live, changes = self._chosen(block, summed, positions)
             total = torch.baddbmm(total.flatten(2), live, changes.flatten(2)).reshape(total.shape)
@@ -197,7 +223,7 @@ class MaskedPass:
             total = total + (written(layer, after.to(before.dtype)) - written(layer, before))
         return total.to(base.dtype)
 
-    def _how_read(self, used: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
+    def how_read(self, used: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
         """Part needed senders into those that add to the stream, and heads of layers with a norm behind their sum."""
         if self.tracer.anatomy.additive:
             return used, {}
@@ -251,7 +277,7 @@ class MaskedPass:
         places = [self.place[first + head] for head in heads]
         anatomy = self.tracer.anatomy
         made = anatomy.head_outputs(layer, rows, heads) * (anatomy.residual_scale if anatomy.additive else 1.0)
-        self.changes[:, places] = rearrange(made, "c b p h d -> c h b p d").to(self.wide)
+        self._write(places, rearrange(made, "c b p h d -> c h b p d"))
 
     def _mlp_input(self, layer: int, _: Tensor) -> Tensor:
         receiver = (layer + 1) * (self.graph.shape.n_heads + 2 * self.graph.shape.n_kv_heads + 1) - 1
@@ -259,6 +285,11 @@ class MaskedPass:
 
     def _mlp_output(self, layer: int, value: Tensor) -> None:
         sender = (layer + 1) * (self.graph.shape.n_heads + 1)
-        self.changes[:, self.place[sender]] = (
-            rearrange(value, "(c b) p d -> c b p d", c=self.circuits).to(self.wide) - self.base.mlp[layer]
-        )
+        made = rearrange(value, "(c b) p d -> c 1 b p d", c=self.circuits).to(self.wide) - self.base.mlp[layer]
+        self._write([self.place[sender]], made)
+
+    def _write(self, places: list[int], made: Float[Tensor, "circuit sender pair pos d_model"]) -> None:
+        if self.tape is not None:
+            self.tape.write(self, places, made.to(self.wide))
+        else:
+            self.changes[:, places] = made.to(self.wide)

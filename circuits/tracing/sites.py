@@ -15,7 +15,8 @@ from torch import Tensor
 
 from circuits.errors import PromptError, UsageError
 from circuits.tracing.batching import in_batches
-from circuits.tracing.experiment import PairBatch, PatchingExperiment
+from circuits.tracing.experiment import PatchingExperiment
+from circuits.tracing.pairs import PairBatch
 from circuits.tracing.plan import Plan, Site, Visit, put
 from circuits.tracing.protocol import Progress, no_progress
 from circuits.tracing.runs import Recorder, Run
