@@ -38,8 +38,9 @@ def test_discover_ioi_prints_a_circuit_and_draws_it(tmp_path: Path, smol: Path) 
 @pytest.mark.slow
 def test_compare_refusal_prints_overlap_and_transfer_and_draws_the_difference(tmp_path: Path, smol: Path) -> None:
     printed = run_quickly("compare_refusal.py", tmp_path)
-    assert re.search(r"Circuit A \(refusal, \d+ edges\) and circuit B \(capital, \d+ edges\) share", printed)
-    own = re.search(r"refusal: refusal +(-?[\d.]+)  capital +(-?[\d.]+)", printed)
+    assert re.search(r"refusal \(\d+ edges\) and capital \(\d+ edges\) share", printed)
+    assert "smollm2-135m does not show the behaviour, so there is no circuit of it there" in printed
+    own = re.search(r" refusal: refusal (-?[\d.]+) \[.*\]  capital (-?[\d.]+) \[", printed)
     assert own is not None
     assert float(own[1]) > 0.2
     assert (tmp_path / "outputs/examples/refusal_and_capital.svg").stat().st_size > 1000

@@ -10,7 +10,7 @@ import typer
 from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
-from circuits.cli.comparison_files import Written, write_comparison
+from circuits.cli.comparison_files import NUMBERS, Written, write_comparison
 from circuits.cli.comparison_tables import tables_of
 from circuits.cli.options import Machine, Voice, command
 from circuits.cli.output import Output, Told
@@ -21,7 +21,7 @@ from circuits.comparison import Comparison
 from circuits.comparison import compare as compare_circuits
 from circuits.comparison.names import names_of
 from circuits.comparison.parts import pruned_to_live_paths
-from circuits.errors import ModelUnavailableError, UsageError
+from circuits.errors import ModelUnavailableError, RenderError, UsageError
 
 if TYPE_CHECKING:
     from circuits.evaluation import Crossing
@@ -207,3 +207,5 @@ def _show(comparison: Comparison, circuits: list[Path], written: Written, output
     output.show(comparison.describe(), "", f"The diagrams, a report and the parts as circuits are in {written.folder}/")
     document: dict[str, Any] = json.loads(written.text)
     output.finish(document | {"files": {name: str(written.folder / name) for name in written.files}})
+    if written.undrawn:
+        raise RenderError(f"{written.undrawn} The numbers are in {written.folder / NUMBERS}.")

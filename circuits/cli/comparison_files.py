@@ -9,6 +9,7 @@ from circuits.circuit import Circuit
 from circuits.cli.comparison_tables import tables_of
 from circuits.comparison import CircuitDiff, Column, Comparison, Part, TransferMatrix
 from circuits.comparison.parts import only
+from circuits.errors import RenderError
 from circuits.export.difference import difference_dot
 from circuits.export.draw import draw_difference
 from circuits.export.files import write
@@ -23,29 +24,40 @@ MAP, SHARED = "nodes.svg", "shared.svg"
 
 @dataclass(frozen=True)
 class Written:
-    """What was written where; ``text`` is that of ``comparison.json``."""
+    """What was written where; ``text`` is that of ``comparison.json``, ``undrawn`` why diagrams are missing, if so."""
 
     folder: Path
     files: tuple[str, ...]
     text: str
+    undrawn: str = ""
 
 
 def write_comparison(comparison: Comparison, folder: Path, *, command: str) -> Written:
-    """Write all files into a folder that exists."""
+    """Write all files into a folder that exists; numbers and parts first, since diagrams may fail."""
     document = comparison.to_dict() | {"command": command}
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write(folder / NUMBERS, text)
     files = [NUMBERS, *_parts(comparison, folder, command)]
+    try:
+        files += _diagrams(comparison, folder)
+    except RenderError as problem:
+        return Written(folder, tuple(files), text, str(problem))
+    return Written(folder, tuple(files), text)
+
+
+def _diagrams(comparison: Comparison, folder: Path) -> list[str]:
+    files = [MAP]
+    draw_several(comparison, folder / MAP)
+    if len(comparison.circuits) > 2:
+        draw_several(comparison, folder / SHARED, shared=True)
+        files.append(SHARED)
     for name, diff in _differences(comparison):
         for suffix in (".dot", ".svg"):
             draw_difference(diff, folder / f"{name}{suffix}")
         page = f"{name.replace(DIFFERENCE, REPORT)}.html"
         write(folder / page, _page(comparison, diff))
         files += [f"{name}.dot", f"{name}.svg", page]
-    draw_several(comparison, folder / MAP)
-    if len(comparison.circuits) > 2:
-        draw_several(comparison, folder / SHARED, shared=True)
-    return Written(folder, (*files, MAP, *([SHARED] if len(comparison.circuits) > 2 else [])), text)
+    return files
 
 
 def _parts(comparison: Comparison, folder: Path, command: str) -> list[str]:

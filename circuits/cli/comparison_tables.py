@@ -163,7 +163,7 @@ def _changes(change: EdgeChanges) -> list[Tabulated]:
             str(change.circuit.edge_list[place]),
             f"{change.there.bounds[0, place]:.3f}",
             f"{change.here.bounds[0, place]:.3f}",
-            f"{change.bounds[0, place]:+.3f} [{change.bounds[1, place]:.3f}, {change.bounds[2, place]:.3f}]",
+            change.estimate(place).describe(),
         ]
         for place in order
     ]

@@ -1,8 +1,10 @@
 """The same edges on the same prompts in two models: what tuning, an edit or training changed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -111,6 +113,11 @@ class EdgeChanges:
         low, high = np.quantile(drawn[1] / np.maximum(drawn[0], 1e-300), [0.025, 0.975])
         return Estimate(float(there / here), float(low), float(high), "prompts")
 
+    @property
+    def gap_ratio(self) -> float:
+        """The gap between clean and corrupted prompts there over that here."""
+        return self.there.gap / self.here.gap if self.here.gap else math.nan
+
     @cached_property
     def model_names(self) -> tuple[str, str]:
         """What to call the two models."""
@@ -162,6 +169,10 @@ class EdgeChanges:
         ]
         return difference(made[0], made[1], names=self.model_names)
 
+    def draw(self, path: str | Path, *, title: str | None = None) -> None:
+        """Draw the edges that act in either model into one diagram; the suffix (.svg .pdf .png .dot) says as what."""
+        self.difference().draw(path, title=title)
+
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain JSON values, the most changed edges first."""
         order = np.argsort(-np.abs(self.bounds[0]), kind="stable")
@@ -180,19 +191,23 @@ class EdgeChanges:
                 for each in (self.here, self.there)
             ],
             "strength_there_over_here": asdict(self.strength),
+            "gap_there_over_here": self.gap_ratio,
             "rank_correlation": self.ranks,
             "edges": [self._edge(int(place)) for place in order],
             "nodes": [asdict(node) for node in self.nodes],
         }
         return cast("dict[str, Any]", finite(document))
 
+    def estimate(self, place: int) -> Estimate:
+        """Give the change of one edge of the circuit."""
+        return _estimate(self.bounds[:, place])
+
     def _edge(self, place: int) -> dict[str, Any]:
-        change = _estimate(self.bounds[:, place])
         return {
             "edge": str(self.circuit.edge_list[place]),
             "here": float(self.here.bounds[0, place]),
             "there": float(self.there.bounds[0, place]),
-            "change": asdict(change),
+            "change": asdict(self.estimate(place)),
             "changed": bool(self.changed[place]),
             "sign_flip": bool(self.flipped[place]),
         }
@@ -213,7 +228,8 @@ class EdgeChanges:
             f"{self.there.gap_alone:.2f} of {self.there.gap:.2f} in {there}.",
             f"{int(self.here.acting.sum())} of the {total} have an effect whose interval does not hold 0 in {here}, "
             f"{int(self.there.acting.sum())} in {there} (about {0.05 * total:.0f} would by chance); together their "
-            f"effects in {there} are {self.strength.describe()} of the size of those in {here}{self._alike()}.",
+            f"effects in {there} are {self.strength.describe()} of the size of those in {here} (the whole gap: "
+            f"{self.gap_ratio:.2f}){self._alike()}.",
             *self._changes_in_words(),
         ]
 

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -114,6 +115,12 @@ class CircuitDiff:
     def describe(self) -> str:
         """Say in sentences what the numbers do and do not support."""
         return "\n".join(self.sentences())
+
+    def draw(self, path: str | Path, *, title: str | None = None) -> None:
+        """Draw both circuits into one diagram; the suffix (.svg .pdf .png .dot) says as what."""
+        from circuits.export.draw import draw_difference
+
+        draw_difference(self, path, title=title)
 
     def _scores_in_words(self) -> list[str]:
         scores, flips = self.scores, len(self.sign_flips)

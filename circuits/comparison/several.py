@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Self, cast
 
 from circuits.circuit import Circuit
@@ -93,6 +94,21 @@ class Comparison:
     def with_changes(self, changes: Sequence[EdgeChanges]) -> Self:
         """Give the same comparison with what the same edges do in other models."""
         return replace(self, changes=tuple(changes))
+
+    def draw(self, path: str | Path, *, title: str | None = None) -> None:
+        """Draw two circuits into one diagram, or of more circuits the edges that several have, as the suffix says."""
+        if len(self.pairs) == 1:
+            self.pairs[0].draw(path, title=title)
+            return
+        from circuits.export.several import draw_several
+
+        draw_several(self, path, shared=True)
+
+    def draw_nodes(self, path: str | Path) -> None:
+        """Draw a map of the model's heads and MLPs that shows which circuits have them; the suffix says as what."""
+        from circuits.export.several import draw_several
+
+        draw_several(self, path)
 
     def sentences(self) -> list[str]:
         """Say what the numbers do and do not support, one sentence or two per entry."""

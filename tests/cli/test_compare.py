@@ -1,6 +1,7 @@
 """``circuits compare``: files, tables, refusals, and models of one shape."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from circuits.circuit import Circuit
-from tests.cli.conftest import as_json, discover_options, done
+from tests.cli.conftest import as_json, discover_options, done, invoke
 from tests.cli.test_bad_input import FAILED, USAGE, refused
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -197,6 +198,19 @@ def test_circuits_of_one_behaviour_in_two_models_are_compared_edge_by_edge(
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_numbers_and_parts_are_written_and_shown_when_diagrams_cannot_be(
+    given: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    result = invoke("compare", *given[:2], "--no-transfer", "--out", tmp_path / "out")
+    assert result.exit_code == FAILED
+    assert "The numbers are in" in " ".join(result.stderr.split())
+    assert "overlap, and what chance would give" in result.stdout
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"comparison.json", "core.json", "only-mine.json", "only-yours.json"}
 
 
 def test_one_circuit_alone_cannot_be_compared(found: Path) -> None:
