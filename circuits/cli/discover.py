@@ -80,7 +80,7 @@ def discover(
     output = voice.output()
     names = ScorerName.parse(scorer), PrunerName.parse(pruner)
     chosen = measurement.behaviour(behaviour)
-    options = measurement.options(chosen, machine, direction=direction or Direction.NOISING)
+    options = measurement.options(chosen, machine, direction=direction or Direction.NOISING, scorer=names[0])
 
     from circuits.discovery import DiscoverySettings
 

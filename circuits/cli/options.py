@@ -18,7 +18,7 @@ from circuits.cli.output import Output, Told
 from circuits.cli.prompting import Prompting
 from circuits.errors import UsageError
 from circuits.records import BehaviourInfo
-from circuits.vocabulary import Ablation, Choice, Direction, Metric
+from circuits.vocabulary import Ablation, Choice, Direction, Metric, ScorerName
 
 if TYPE_CHECKING:
     from circuits.model import Model
@@ -102,18 +102,39 @@ class Machine:
         ),
     ] = "auto"
 
-    def load(self, progress: Told, *, default: str = DEFAULT_MODEL) -> "Model":
-        """Load the model that was asked for."""
-        from circuits.model import load_model
+    checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--checkpointing/--no-checkpointing",
+            help="Gradients layer by layer: less memory, a forward pass more. Default: where memory is too small.",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    matmul_precision: Annotated[
+        str,
+        typer.Option(
+            metavar="highest|high|medium",
+            help="Of float32 products, where the device has it: high allows TF32, medium bfloat16.",
+            rich_help_panel="Model",
+        ),
+    ] = "highest"
 
+    def load(self, progress: Told, *, default: str = DEFAULT_MODEL) -> "Model":
+        """Load the model that was asked for; the guards see it at full precision."""
+        from circuits.model import load_model
+        from circuits.models.devices import MatmulPrecision
+
+        precision = MatmulPrecision.parse(self.matmul_precision)
         progress(LOADING, 0, 0)
-        return load_model(
+        model = load_model(
             self.model or default,
             device=self.device,
             dtype=self.dtype,
             attention=self.attention,
             progress=then_loading(progress),
         )
+        precision.use()
+        return model
 
     def tokenizer(self, progress: Told) -> Tokenizer:
         """Load the tokenizer of the model that was asked for."""
@@ -173,7 +194,13 @@ class Measurement(Prompting):
         return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
 
     def options(
-        self, behaviour: Behaviour, machine: Machine, *, direction: str = Direction.NOISING, ablation: str | None = None
+        self,
+        behaviour: Behaviour,
+        machine: Machine,
+        *,
+        direction: str = Direction.NOISING,
+        ablation: str | None = None,
+        scorer: ScorerName | None = None,
     ) -> "Options":
         """Say what is measured; names and numbers are checked before anything long begins."""
         chosen = Ablation.parse(self.ablation or ablation or Ablation.CORRUPTED)
@@ -181,7 +208,15 @@ class Measurement(Prompting):
 
         from circuits.tracing.experiment import Options
 
-        return Options(behaviour.metric, chosen, towards, rows, memory)
+        return Options(
+            metric=behaviour.metric,
+            ablation=chosen,
+            direction=towards,
+            batch_size=rows,
+            memory=memory,
+            keep_gradients=scorer in (ScorerName.EAP, ScorerName.CLEAN_CORRUPTED),
+            checkpointing=machine.checkpointing,
+        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from circuits.scores import EdgeScores
 from circuits.vocabulary import Direction, ScorerName
 
 if TYPE_CHECKING:
-    from circuits.tracing.experiment import PatchingExperiment
+    from circuits.sequences import AnyExperiment
 
 
 @command
@@ -48,7 +48,7 @@ def score(
     name, wanted = ScorerName.parse(scorer), _Wanted(edges)
     searched = verifying.top_k(name)
     chosen = measurement.behaviour(behaviour)
-    options = measurement.options(chosen, machine, direction=direction or Direction.NOISING)
+    options = measurement.options(chosen, machine, direction=direction or Direction.NOISING, scorer=name)
     file = prepared_file(out or default_folder(model_name(machine), chosen.name) / f"scores-{name}.csv", SUFFIXES)
 
     from circuits.scoring import score as score_edges
@@ -127,7 +127,7 @@ class _Wanted:
                 "a3.h5->m7."
             )
 
-    def indices(self, experiment: "PatchingExperiment", steps: int, progress: Told) -> EdgeIndices | None:
+    def indices(self, experiment: "AnyExperiment", steps: int, progress: Told) -> EdgeIndices | None:
         """Give the edges' positions; None: all edges."""
         from circuits.scoring import score as score_edges
         from circuits.scoring.scorers import Settings

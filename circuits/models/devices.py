@@ -3,9 +3,29 @@
 import torch
 
 from circuits.errors import DeviceError, UnknownNameError
+from circuits.vocabulary import Choice
 
 ATTENTION = ("auto", "sdpa", "eager")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class MatmulPrecision(Choice):
+    """How precisely float32 matrices are multiplied, in torch's names; without effect on devices with one way only."""
+
+    HIGHEST = "highest"
+    HIGH = "high"
+    """TF32, or two bfloat16 numbers each."""
+    MEDIUM = "medium"
+    """One bfloat16 number each."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """Say what the members are, for error messages."""
+        return "matmul precision"
+
+    def use(self) -> None:
+        """Multiply so from now on, in the whole process."""
+        torch.set_float32_matmul_precision(self.value)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -228,7 +228,7 @@ def table(shapes: list[str], device: str, run: Callable[[str, str, str], dict[st
     for shape in shapes:
         for operation in OPERATIONS:
             found = rows.setdefault(shape, {})[operation] = run(shape, operation, device)
-            said = f"{shape:5} {operation:12} measured {human(found['peak']):>8}"
+            said = f"{shape:5} {operation:27} measured {human(found['peak']):>8}"
             if "formula" in found:
                 found["ratio"] = round(found["formula"] / max(1, found["peak"]), 2)
                 said += f"   formula {human(found['formula']):>8}   ratio {found['ratio']}"

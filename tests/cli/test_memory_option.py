@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.cli.conftest import discover_options, done, invoke
 from tests.cli.test_interruption import stopped
@@ -46,3 +48,24 @@ def test_an_interrupted_run_continues_with_other_memory(
     arguments: list[object] = [prompts, *discover_options(tiny_folder, tmp_path), "--pruner", "top", "--size", 20]
     stopped(monkeypatch, arguments, "edge_effects", 1)
     assert "continuing the run" in done("discover", *arguments, "--memory", "4MB", "--resume").stderr
+
+
+def test_gradients_layer_by_layer_and_less_precise_products_are_options_of_every_measurement(
+    tiny_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    usual, _ = scores(prompts, tiny_folder, tmp_path / "usual.csv")
+    before = torch.get_float32_matmul_precision()
+    try:
+        options = ("--checkpointing", "--memory", "1GB", "--matmul-precision", "high")
+        found, said = scores(prompts, tiny_folder, tmp_path / "layers.csv", *options)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert "one layer's activations at a time" in " ".join(said.split())
+    np.testing.assert_allclose(found, usual, atol=1e-4)
+
+
+def test_an_unknown_matmul_precision_is_refused_before_the_model_is_loaded(prompts: Path) -> None:
+    result = invoke("score", prompts, "--model", "/nowhere", "--matmul-precision", "hihg")
+    assert result.exit_code == 2
+    assert "there is no matmul precision 'hihg'. Closest: 'high'" in result.stderr
