@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from circuits.scores import Floats
 
 SIGNIFICANT = 0.05
+LEAST_P = 1e-12
+"""Smaller probabilities are not told apart."""
+MUCH = 0.25
+"""From this share of what is shared on, an excess over chance is more than small."""
 Strata = NDArray[np.int64]
 UNIFORM, MATCHED, REWIRED = "uniform", "matched", "rewired"
 
@@ -102,12 +106,23 @@ class Overlap:
                 "circuits favour the same few well-connected nodes: it does not show that the behaviours share a "
                 "mechanism."
             )
+        beside = " and ".join(_WORDS[each.kind] for each in self.controls)
         return (
-            f"That is more than chance, also beside {' and '.join(_WORDS[each.kind] for each in self.controls)}: the "
-            f"two use the same {members}. Whether for the same purpose, only transfer and knocking out can tell."
+            f"That is more than chance, also beside {beside}: {self.excess:.0%} of the shared {members} are beyond "
+            f"what the strictest of these expects, {_AMOUNT[self.excess >= MUCH]}. Whether for the same purpose, only "
+            "transfer and knocking out can tell."
         )
 
+    @property
+    def excess(self) -> float:
+        """The share of what is shared that is beyond the expectation of the strictest idea of chance."""
+        return 1 - max(each.expected for each in self.chances) / self.shared if self.shared else 0.0
 
+
+_AMOUNT = {
+    True: "so the two use the same parts beyond their kind and depth",
+    False: "a small excess: most of what they share is explained by kind, depth or well-connected nodes",
+}
 _WORDS = {
     MATCHED: "sets of the same kinds and layers",
     REWIRED: "rewired circuits of the same degrees",
@@ -115,7 +130,8 @@ _WORDS = {
 
 
 def _level(chance: Chance) -> str:
-    return f"{chance.expected:.2g} (95 %: {chance.low:.0f} to {chance.high:.0f}), p = {chance.p_value:.2g}"
+    p_value = f"p = {chance.p_value:.2g}" if chance.p_value >= LEAST_P else f"p < {LEAST_P:g}"
+    return f"{chance.expected:.3g} (95 %: {chance.low:.0f} to {chance.high:.0f}), {p_value}"
 
 
 def chance_overlap(population: int, size_a: int, size_b: int, shared: int, *controls: Chance) -> Overlap:

@@ -83,12 +83,12 @@ def _left_out(diff: CircuitDiff, keep: EdgeIndices) -> list[str]:
     if len(keep) == len(diff.union):
         return []
     drawn = [diff.membership[int(i)] for i in keep]
-    counts = [
-        f"{drawn.count(group)} of {diff.membership.count(group)} of {name}"
-        for group, name in _GROUPS.items()
-        if group in diff.membership
-    ]
-    return [f"drawn: the strongest {', '.join(counts)}"]
+    counts: list[str] = []
+    for group, name in _GROUPS.items():
+        total, shown = diff.membership.count(group), drawn.count(group)
+        if total:
+            counts.append(f"{name}: {f'the strongest {shown} of {total:,}' if shown < total else f'all {total}'}")
+    return [f"drawn of {'; '.join(counts)}"]
 
 
 def _difference_line(edge: Edge, member: Membership, strength: float, scores: tuple[float, float]) -> Line:
@@ -115,7 +115,7 @@ def _borders(diff: CircuitDiff) -> dict[Node, str]:
 
 def _difference_facts(diff: CircuitDiff) -> list[str]:
     levels = {each.kind: each for each in diff.edge_overlap.chances}
-    chance = " or ".join(f"{levels[kind].expected:.2g}" for kind in ("uniform", "matched", "rewired") if kind in levels)
+    chance = " or ".join(f"{levels[kind].expected:.3g}" for kind in ("uniform", "matched", "rewired") if kind in levels)
     return [
         f"A: {len(diff.a):,} edges, {diff.a.behaviour.name} in {diff.a.model.id}",
         f"B: {len(diff.b):,} edges, {diff.b.behaviour.name} in {diff.b.model.id}",

@@ -262,7 +262,11 @@ def test_the_verdict_follows_the_chance_levels() -> None:
     assert "no more than sets of the same kinds" in chance_overlap(1000, 50, 50, 20, explained, beaten).verdict()
     beyond = chance_overlap(1000, 50, 50, 20, beaten).verdict()
     assert "also beside rewired circuits" in beyond
+    assert "88% of the shared edges are beyond what the strictest of these expects, so the two use" in beyond
     assert "no more than" not in beyond
+    small = chance_overlap(1000, 50, 50, 20, Chance("rewired", 18, 17, 19, 0.001)).verdict()
+    assert "10% of the shared edges are beyond what the strictest of these expects, a small excess" in small
+    assert "so the two use" not in small
 
 
 def test_a_sampled_chance_counts_what_was_found_as_a_draw() -> None:
