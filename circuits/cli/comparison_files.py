@@ -51,11 +51,11 @@ def _diagrams(comparison: Comparison, folder: Path) -> list[str]:
     if len(comparison.circuits) > 2:
         draw_several(comparison, folder / SHARED, shared=True)
         files.append(SHARED)
-    for name, diff in _differences(comparison):
+    for name, diff, title in _differences(comparison):
         for suffix in (".dot", ".svg"):
-            draw_difference(diff, folder / f"{name}{suffix}")
+            draw_difference(diff, folder / f"{name}{suffix}", title=title)
         page = f"{name.replace(DIFFERENCE, REPORT)}.html"
-        write(folder / page, _page(comparison, diff))
+        write(folder / page, _page(comparison, diff, title))
         files += [f"{name}.dot", f"{name}.svg", page]
     return files
 
@@ -68,26 +68,26 @@ def _parts(comparison: Comparison, folder: Path, command: str) -> list[str]:
     return files
 
 
-def _page(comparison: Comparison, diff: CircuitDiff) -> str:
+def _page(comparison: Comparison, diff: CircuitDiff, title: str) -> str:
     svg = image(difference_dot(diff, page=True), ImageFormat.SVG).decode("utf-8")
     tables = [
         Table(each.title, tuple(each.columns), tuple(tuple(row) for row in each.rows), each.note)
         for each in tables_of(comparison)
     ]
-    return comparison_html(diff, svg, sentences=comparison.sentences(), tables=tables, title=" and ".join(diff.names))
+    return comparison_html(diff, svg, sentences=comparison.sentences(), tables=tables, title=title)
 
 
-def _differences(comparison: Comparison) -> list[tuple[str, CircuitDiff]]:
-    """Give every difference that is drawn, with the name of its file."""
+def _differences(comparison: Comparison) -> list[tuple[str, CircuitDiff, str]]:
+    """Give every difference that is drawn, with the name of its file and its title."""
     many = len(comparison.pairs) > 1
-    drawn = [
-        (f"{DIFFERENCE}-{_safe(diff.names[0])}-{_safe(diff.names[1])}" if many else DIFFERENCE, diff)
-        for diff in comparison.pairs
-    ]
+    drawn: list[tuple[str, CircuitDiff, str]] = []
+    for diff in comparison.pairs:
+        a, b = diff.names
+        drawn.append((f"{DIFFERENCE}-{_safe(a)}-{_safe(b)}" if many else DIFFERENCE, diff, f"{a} (A) and {b} (B)"))
     several = len(comparison.changes) > 1
     for change in comparison.changes:
         name = f"changes-{_safe(change.name)}" if several else "changes"
-        drawn.append((name, change.difference()))
+        drawn.append((name, change.difference(), change.title))
     return drawn
 
 

@@ -171,7 +171,13 @@ class EdgeChanges:
 
     def draw(self, path: str | Path, *, title: str | None = None) -> None:
         """Draw the edges that act in either model into one diagram; the suffix (.svg .pdf .png .dot) says as what."""
-        self.difference().draw(path, title=title)
+        self.difference().draw(path, title=self.title if title is None else title)
+
+    @property
+    def title(self) -> str:
+        """The title of its diagram."""
+        here, there = self.model_names
+        return f"edges of {self.name} that have an effect in {here} (A) or {there} (B)"
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain JSON values, the most changed edges first."""
