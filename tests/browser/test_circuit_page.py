@@ -144,19 +144,31 @@ def test_pointing_at_an_edge_shows_score_loss_and_whether_it_is_estimated(opened
     assert opened.run(f"document.querySelector('tr.hot').dataset.edge === {name!r}")
 
 
-def test_the_card_stays_inside_the_window(opened: Browser, circuit: Circuit) -> None:
-    for width in (400, 900, 1600):
-        opened.size(width, 700)
-        for node in circuit.nodes:
-            opened.move(1, 1)
-            opened.move(*opened.centre(at_node(str(node))))
-            box = opened.run(
-                "(({left, right, top}) => [left, right, top])(document.getElementById('card').getBoundingClientRect())"
-            )
-            assert card(opened)
-            assert box[0] >= -1
-            assert box[1] <= width + 1
-            assert box[2] >= -1
+_BOXES = """(() => {
+  const box = (id) => {
+    const { left, right, top, bottom } = document.getElementById(id).getBoundingClientRect();
+    return [left, right, top, bottom];
+  };
+  return [box('card'), box(NODE)];
+})()"""
+
+
+@pytest.mark.parametrize("width", [400, 900, 1600])
+def test_the_card_stands_inside_the_window_beside_the_node(opened: Browser, circuit: Circuit, width: int) -> None:
+    opened.size(width, 700)
+    for node in circuit.nodes:
+        opened.move(1, 1)
+        opened.move(*opened.centre(at_node(str(node))))
+        assert card(opened)
+        (left, right, top, bottom), (node_left, node_right, _, _) = opened.run(_BOXES.replace("NODE", f"'node:{node}'"))
+        assert left >= -1
+        assert right <= width + 1
+        assert top >= -1
+        if width > 400:
+            gap = max(left - node_right, node_left - right)
+            assert 0 < gap < 30, node
+        else:
+            assert abs(bottom - 692) < 2
 
 
 # --------------------------------------------------------------------------------------------------------------- paths

@@ -1,14 +1,18 @@
 """``circuits heads`` says what each head of a circuit does, on narrow and on wide terminals, and writes files."""
 
 import csv
+import html
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from circuits.circuit import Circuit
+from circuits.errors import GuardError
 from circuits.graph import NodeKind
-from tests.cli.conftest import as_json, done, invoke
+from tests.cli.conftest import as_json, discover_options, done, invoke
 
 
 def heads_options(prompts: Path, folder: Path) -> list[object]:
@@ -64,6 +68,62 @@ def test_a_behaviour_that_is_not_built_in_needs_its_prompt_file(found: Path, tin
     result = invoke("heads", found / "circuit.json", "--model", tiny_folder)
     assert result.exit_code == 2
     assert "give its prompt file with --behaviour FILE" in " ".join(result.stderr.split())
+
+
+def test_the_evidence_lies_beside_the_circuit_and_is_drawn(
+    found: Path, prompts: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    circuit = Path(shutil.copy(found / "circuit.json", tmp_path))
+    done("draw", circuit, "--out", tmp_path / "before.html")
+    done("heads", circuit, *heads_options(prompts, tiny_folder))
+    written = json.loads((tmp_path / "heads.json").read_text())
+    text = written["heads"][0]["text"]
+    for name in ("after.html", "after.svg"):
+        done("draw", circuit, "--out", tmp_path / name)
+    fact = html.escape(text.split("; ")[1])
+    assert fact in (tmp_path / "after.html").read_text()
+    assert fact in html.unescape((tmp_path / "after.svg").read_text())
+    assert fact not in (tmp_path / "before.html").read_text()
+
+
+def test_evidence_of_another_circuit_is_warned_about_and_not_drawn(
+    found: Path, other_found: Path, tmp_path: Path
+) -> None:
+    shutil.copy(found / "circuit.json", tmp_path)
+    shutil.copy(other_found / "heads.json", tmp_path)
+    result = done("draw", tmp_path / "circuit.json", "--out", tmp_path / "report.html")
+    assert "of another circuit" in " ".join(result.stderr.split())
+    assert "What the heads do" not in (tmp_path / "report.html").read_text()
+
+
+def test_discover_measures_the_heads_and_keeps_the_prompts_for_its_report(found: Path) -> None:
+    page = (found / "report.html").read_text()
+    heads = json.loads((found / "heads.json").read_text())
+    assert heads["circuit_digest"] == Circuit.load(found / "circuit.json").digest
+    assert [row["head"] for row in heads["heads"]] == re.findall(r'<tr data-node="(.*?)">', page)
+    kept = json.loads((found / "prompts.json").read_text())["prompts"]
+    assert [pair["split"] for pair in kept] == ["discovery"] * 6 + ["heldout"] * 6
+    assert all(html.escape(pair["clean"]) in page for pair in kept)
+    assert all(len(pair["answers"]) == len(pair["wrong_answers"]) == 1 for pair in kept)
+
+
+def test_discover_can_leave_the_heads_out(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    done("discover", prompts, *discover_options(tiny_folder, tmp_path), "--no-heads", "--pruner", "top", "--size", 9)
+    assert not (tmp_path / "heads.json").exists()
+    assert "What the heads do" not in (tmp_path / "report.html").read_text()
+
+
+def test_heads_that_cannot_be_measured_are_a_warning_and_not_a_failure(
+    tiny_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise GuardError("attention cannot be told from what heads put out.")
+
+    monkeypatch.setattr("circuits.heads.head_roles", refuse)
+    options = (*discover_options(tiny_folder, tmp_path), "--pruner", "top", "--size", 9)
+    result = done("discover", prompts, *options)
+    assert "no evidence on heads: attention cannot be told" in " ".join(result.stderr.split())
+    assert (tmp_path / "report.html").is_file()
 
 
 @pytest.mark.real
