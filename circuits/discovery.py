@@ -23,7 +23,8 @@ from circuits.scoring import Agreement, agreement, score
 from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings as ScorerSettings
 from circuits.scoring.verified import TopK
-from circuits.tracing.experiment import Options, PatchingExperiment
+from circuits.sequences import AnyExperiment, experiment_on
+from circuits.tracing.experiment import Options
 from circuits.vocabulary import PrunerName, ScorerName
 
 StageProgress = Callable[[str, int, int], None]
@@ -101,7 +102,7 @@ def discover(
     selection = _selected(experiment, scores, settings, journal, progress)
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
-    heldout = model.experiment(prompts.heldout, experiment.options)
+    heldout = experiment_on(model, prompts.heldout, experiment.options)
     ranked = scores.ranked(by_magnitude=selection.by_magnitude)
     evaluation = evaluate(
         heldout,
@@ -128,10 +129,10 @@ def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings)
 
 def shown(
     model: Model, prompts: PromptSet, settings: DiscoverySettings, progress: StageProgress = lambda _s, _d, _t: None
-) -> tuple[PatchingExperiment, tuple[str, ...]]:
+) -> tuple[AnyExperiment, tuple[str, ...]]:
     """Record the discovery pairs and check that the model shows the behaviour; give remarks on weak spots."""
     progress("recording the prompts", 0, 0)
-    experiment = model.experiment(prompts.discovery, settings.options_for(prompts))
+    experiment = experiment_on(model, prompts.discovery, settings.options_for(prompts))
     warnings = check_gap(
         experiment.clean, experiment.corrupted, experiment.metric, behaviour=prompts.behaviour, model=model.info.id
     )
@@ -139,7 +140,7 @@ def shown(
 
 
 def _scored(
-    experiment: PatchingExperiment, settings: DiscoverySettings, journal: Journal | None, progress: StageProgress
+    experiment: AnyExperiment, settings: DiscoverySettings, journal: Journal | None, progress: StageProgress
 ) -> EdgeScores:
     kept = journal.scores(experiment.graph) if journal else None
     if kept is not None:
@@ -157,7 +158,7 @@ def _scored(
 
 
 def _selected(
-    experiment: PatchingExperiment,
+    experiment: AnyExperiment,
     scores: EdgeScores,
     settings: DiscoverySettings,
     journal: Journal | None,
@@ -187,7 +188,7 @@ def _selected(
 
 
 def _agreement(
-    experiment: PatchingExperiment, scores: EdgeScores, settings: DiscoverySettings, progress: StageProgress
+    experiment: AnyExperiment, scores: EdgeScores, settings: DiscoverySettings, progress: StageProgress
 ) -> Agreement | None:
     if scores.measured or scores.verification is not None or not settings.sample:
         return None

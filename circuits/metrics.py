@@ -7,6 +7,7 @@ Notation: ``A`` the answers and ``W`` the wrong answers of a prompt, ``l`` its l
 - log-odds: ``log p(A) - log(1 - p(A))``, in float64 with 1e-8 added to both
 - probability difference: ``p(A) - p(W)``
 - log probability: ``log p(A)``
+- sequence: ``w log p(A)`` with the weight ``w`` of a row, of which a pair has several (:mod:`circuits.sequences`)
 - KL: ``KL(p_clean || p)``, lower is better
 """
 
@@ -33,21 +34,35 @@ Logits = Float[Tensor, "row d_vocab"]
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """The answers and wrong answers of prompt pairs as token ids, one row per pair, filled up with -1."""
+    """The answers and wrong answers of prompt pairs as token ids, one row per pair, filled up with -1.
+
+    ``weights`` are the factors of rows that are parts of a sequence; None: all 1.
+    """
 
     answers: Int[Tensor, "pair k"]
     wrong_answers: Int[Tensor, "pair j"]
+    weights: Float[Tensor, " pair"] | None = None
 
     @classmethod
     def of(cls, pairs: Sequence[TokenPair], device: torch.device | str = "cpu") -> Self:
-        """Collect the answers of pairs."""
+        """Collect the answers of pairs; raises :class:`UsageError` for answers of several tokens."""
+        if any(pair.sequences or pair.wrong_sequences for pair in pairs):
+            raise UsageError(
+                f"answers of several tokens are measured token by token: by the metric {Metric.SEQUENCE}, with the "
+                "commands discover, score, evaluate and compare (circuits.sequences.experiment_on in Python). "
+                "Use another metric, and answers of one token."
+            )
+        weights = [pair.weight for pair in pairs]
         return cls(
-            _padded([pair.answers for pair in pairs], device), _padded([pair.wrong_answers for pair in pairs], device)
+            _padded([pair.answers for pair in pairs], device),
+            _padded([pair.wrong_answers for pair in pairs], device),
+            _factors(weights, torch.device(device)) if any(weight != 1 for weight in weights) else None,
         )
 
-    def rows(self, index: Int[Tensor, "row"]) -> Self:
+    def rows(self, index: Int[Tensor, "row"] | slice) -> Self:
         """Select pairs, in the order of ``index``; a pair may come several times."""
-        return type(self)(self.answers[index], self.wrong_answers[index])
+        weights = None if self.weights is None else self.weights[index]
+        return type(self)(self.answers[index], self.wrong_answers[index], weights)
 
     @property
     def tokens(self) -> Int[Tensor, " token"]:
@@ -61,13 +76,18 @@ class AnswerTokens:
         def places(ids: Int[Tensor, "pair k"]) -> Int[Tensor, "pair k"]:
             return torch.where(ids == PADDING, ids, torch.searchsorted(columns, ids))
 
-        return type(self)(places(self.answers), places(self.wrong_answers))
+        return type(self)(places(self.answers), places(self.wrong_answers), self.weights)
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> Int[Tensor, "pair k"]:
     width = max((len(row) for row in rows), default=0)
     filled = [[*row, *[PADDING] * (width - len(row))] for row in rows]
     return torch.tensor(filled, dtype=torch.long, device=device).reshape(len(rows), width)
+
+
+def _factors(weights: Sequence[float], device: torch.device) -> Float[Tensor, " pair"]:
+    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    return torch.tensor(weights, dtype=exact, device=device)
 
 
 def measure(metric: Metric, logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
@@ -102,6 +122,12 @@ def log_probability(logits: Logits, answers: AnswerTokens, clean_logits: Logits 
     return _logsumexp(logits, answers.answers) - logits.logsumexp(-1)
 
 
+def sequence(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Log of the answers' total probability, times the row's weight."""
+    values = log_probability(logits, answers, clean_logits)
+    return values if answers.weights is None else values * answers.weights.to(values.dtype)
+
+
 def log_odds(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
     """Log of the answers' total probability over that of everything else; between -18.4 and 18.4."""
     del clean_logits
@@ -133,6 +159,7 @@ METRICS: Mapping[Metric, Callable[[Logits, AnswerTokens, Logits | None], Rows]] 
     Metric.LOG_ODDS: log_odds,
     Metric.PROBABILITY_DIFFERENCE: probability_difference,
     Metric.LOG_PROBABILITY: log_probability,
+    Metric.SEQUENCE: sequence,
     Metric.KL: kl,
 }
 

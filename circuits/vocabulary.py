@@ -36,6 +36,8 @@ class Metric(Choice):
     """Total probability of the answers minus that of the wrong answers."""
     LOG_PROBABILITY = "log-probability"
     """Log of the answers' total probability."""
+    SEQUENCE = "sequence"
+    """Mean log probability of the answers, each a sequence of tokens, minus that of the wrong answers."""
     KL = "kl"
     """Kullback-Leibler divergence from the clean run's next-token distribution, in nats; lower is better."""
 

@@ -33,7 +33,7 @@ ROWS = (
     ("models",),
     ("tracing",),
     ("model",),
-    ("openings",),
+    ("openings", "sequences"),
     ("scoring", "pruning", "evaluation", "heads"),
     ("ablation",),
     ("journal",),

@@ -145,5 +145,10 @@ class Behaviour:
 
 def digest_of(*parts: Sequence[TokenPair]) -> str:
     """Hash tokens and answers of the pairs, in order; texts and tags do not count."""
-    content = [[[pair.clean, pair.corrupted, pair.answers, pair.wrong_answers] for pair in part] for part in parts]
+    content = [[_content(pair) for pair in part] for part in parts]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def _content(pair: TokenPair) -> list[object]:
+    sequences = [pair.sequences, pair.wrong_sequences] if pair.sequences or pair.wrong_sequences else []
+    return [pair.clean, pair.corrupted, pair.answers, pair.wrong_answers, *sequences]

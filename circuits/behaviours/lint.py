@@ -55,9 +55,34 @@ def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
             return _ids_of_vocabulary(tokenizer, given)
         return tuple(single_token(tokenizer, clean_text, clean, text, rendered=rendered) for text in texts)
 
-    answers, wrong_answers = ids(pair.answers, pair.answer_ids), ids(pair.wrong_answers, pair.wrong_ids)
-    _check_answers(tokenizer, answers, wrong_answers, metric)
-    return TokenPair(clean, corrupted, answers, wrong_answers, clean_text, corrupted_text, pair.tags)
+    def sequences(texts: Sequence[str], given: Tokens) -> tuple[Tokens, ...]:
+        if given:
+            return tuple((token,) for token in _ids_of_vocabulary(tokenizer, given))
+        found = [answer_tokens(tokenizer, clean_text, clean, text, rendered=rendered) for text in texts]
+        return tuple(tokens for tokens in found if tokens)
+
+    sides = (pair.answers, pair.answer_ids), (pair.wrong_answers, pair.wrong_ids)
+    if metric is Metric.SEQUENCE:
+        right, wrong = (sequences(*side) for side in sides)
+        _check_sequences(tokenizer, right, wrong)
+        first, first_wrong = ({tokens[0]: None for tokens in side} for side in (right, wrong))
+        answers = tuple(token for token in first if token not in first_wrong)
+        wrong_answers = tuple(token for token in first_wrong if token not in first)
+    else:
+        right, wrong = (), ()
+        answers, wrong_answers = (ids(*side) for side in sides)
+        _check_answers(tokenizer, answers, wrong_answers, metric)
+    texts = clean_text, corrupted_text
+    return TokenPair(clean, corrupted, answers, wrong_answers, *texts, pair.tags, right, wrong)
+
+
+def _check_sequences(tokenizer: Tokenizer, right: Sequence[Tokens], wrong: Sequence[Tokens]) -> None:
+    if not right:
+        raise PromptError(f"there is no answer; the metric {Metric.SEQUENCE} needs at least one.")
+    both = [tokens for tokens in right if tokens in wrong]
+    if both:
+        text = tokenizer.decode(list(both[0]))
+        raise PromptError(f"{text!r} is an answer and a wrong answer at once; remove it from one of the two.")
 
 
 def _check_sides(tokenizer: Tokenizer, clean: Tokens, corrupted: Tokens) -> None:

@@ -32,7 +32,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A checked pair as token ids: two prompts of one length that differ, and answers of one token each."""
+    """A checked pair as token ids: two prompts of one length that differ, and answers of one token each.
+
+    Where answers are measured as ``sequences`` of tokens, ``answers`` are the first tokens by which alone they differ
+    from the wrong ones. ``weight`` is the factor of a pair that stands for one token of a sequence.
+    """
 
     clean: Tokens
     corrupted: Tokens
@@ -41,6 +45,9 @@ class TokenPair:
     clean_text: str
     corrupted_text: str
     tags: Mapping[str, str] = field(default_factory=no_tags)
+    sequences: tuple[Tokens, ...] = ()
+    wrong_sequences: tuple[Tokens, ...] = ()
+    weight: float = 1.0
 
     @property
     def length(self) -> int:

@@ -51,6 +51,7 @@ def evaluate(
 
     from circuits.evaluation import evaluate as judge
     from circuits.export.files import write
+    from circuits.sequences import experiment_on
 
     with output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
@@ -60,7 +61,7 @@ def evaluate(
         count = measurement.pairs or found.behaviour.n_heldout or HELDOUT
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=count, seed=seed)
         progress("recording the prompts", 0, 0)
-        experiment = model.experiment(prompts.heldout, options)
+        experiment = experiment_on(model, prompts.heldout, options)
         told = partial(progress, "evaluating")
         evaluation = judge(experiment, found.edges, ranked=_ranked(found, circuit), seed=seed, progress=told)
     rows = size_rows(found) + evaluation_rows(evaluation, metric=chosen.metric, unit=chosen.metric.unit)

@@ -80,7 +80,7 @@ def patch(
         begun = recorded(Session(machine, measurement, output), chosen, options, progress, pairs=PATCHING_PAIRS)
         tokens = position_labels(begun.model.tokenizer, begun.pairs)
         found = patch_sites(
-            begun.experiment,
+            begun.of_one_token,
             place,
             tokens,
             by_position=by_position,

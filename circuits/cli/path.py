@@ -39,7 +39,7 @@ def path(
         begun = recorded(Session(machine, measurement, output), chosen, options, progress)
         parsed = [Path.parse(text, begun.model.graph) for text in paths]
         progress("measuring paths", 0, 0)
-        effects = path_effects(begun.experiment, parsed)
+        effects = path_effects(begun.of_one_token, parsed)
     _report(begun, [str(one) for one in parsed], effects, output)
 
 

@@ -18,6 +18,7 @@ from circuits.scores import EdgeScores
 
 if TYPE_CHECKING:
     from circuits.model import Model
+    from circuits.sequences import AnyExperiment
     from circuits.tracing.experiment import Options, PatchingExperiment
 
 
@@ -28,8 +29,20 @@ class Recorded:
     behaviour: str
     model: "Model"
     pairs: tuple[TokenPair, ...]
-    experiment: "PatchingExperiment"
+    experiment: "AnyExperiment"
     warnings: tuple[str, ...]
+
+    @property
+    def of_one_token(self) -> "PatchingExperiment":
+        """The experiment, where it measures one token of an answer; raises :class:`UsageError`."""
+        from circuits.tracing.experiment import PatchingExperiment
+
+        if isinstance(self.experiment, PatchingExperiment):
+            return self.experiment
+        raise UsageError(
+            f"the metric {self.experiment.metric} measures several tokens, and activation patching and paths one; "
+            "choose another metric."
+        )
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ def recorded(
 ) -> Recorded:
     """Load the model, record the prompts, and check that the model shows the behaviour."""
     from circuits.behaviours.lint import check_gap
+    from circuits.sequences import experiment_on
 
     measurement = session.measurement
     model = session.machine.load(progress)
@@ -53,7 +67,7 @@ def recorded(
     count = measurement.pairs or pairs
     prompts = behaviour.prompts(model.tokenizer, discovery=count, heldout=0, seed=measurement.seed or 0)
     progress("recording the prompts", 0, 0)
-    experiment = model.experiment(prompts.discovery, options)
+    experiment = experiment_on(model, prompts.discovery, options)
     clean, corrupted = experiment.clean, experiment.corrupted
     warnings = check_gap(clean, corrupted, options.metric, behaviour=behaviour.name, model=model.info.id)
     return Recorded(behaviour.name, model, prompts.discovery, experiment, warnings)

@@ -18,7 +18,8 @@ from circuits.errors import BehaviourNotShownError, UsageError
 from circuits.evaluation.crossing import cross
 from circuits.graph import EdgeIndices
 from circuits.model import Model
-from circuits.tracing.experiment import Options, PatchingExperiment
+from circuits.sequences import AnyExperiment, experiment_on
+from circuits.tracing.experiment import Options
 from circuits.tracing.memory import AUTO
 from circuits.vocabulary import Ablation, Metric
 
@@ -81,7 +82,7 @@ def measure_comparison(
             require_runs(circuit, model)
             prompts[place] = settings.prompts(circuit, model)
             progress(f"recording the prompts of {name}", 0, 0)
-            experiment = model.experiment(prompts[place].heldout, settings.options(circuit))
+            experiment = experiment_on(model, prompts[place].heldout, settings.options(circuit))
             columns[place] = _column(comparison, name, experiment, (prompts[place], model), settings, progress)
         for pair in changing:
             for place in (place for place in pair if place in members):
@@ -134,7 +135,7 @@ def measure_edges(
     progress: StageProgress = lambda _stage, _done, _total: None,
 ) -> ModelEffects:
     """Measure a circuit's edges in a model, each exactly and all alone."""
-    experiment = model.experiment(pairs, settings.options(circuit))
+    experiment = experiment_on(model, pairs, settings.options(circuit))
     stage = f"measuring {len(circuit)} edges in {model.info.id}"
     effects = experiment.edge_effects(circuit.edges, progress=lambda done, total: progress(stage, done, total))
     return ModelEffects(
@@ -159,7 +160,7 @@ def require_runs(circuit: Circuit, model: Model) -> None:
 def _column(
     comparison: Comparison,
     name: str,
-    experiment: PatchingExperiment,
+    experiment: AnyExperiment,
     recorded: tuple[PromptSet, Model],
     settings: Crossing,
     progress: StageProgress,
@@ -208,7 +209,7 @@ def _shared(circuits: Mapping[str, EdgeIndices]) -> list[str]:
     return [shared_by(a, b) for a, b in combinations(circuits, 2)]
 
 
-def _remark(experiment: PatchingExperiment, behaviour: str, model: Model) -> str:
+def _remark(experiment: AnyExperiment, behaviour: str, model: Model) -> str:
     try:
         check_gap(experiment.clean, experiment.corrupted, experiment.metric, behaviour=behaviour, model=model.info.id)
     except BehaviourNotShownError as error:

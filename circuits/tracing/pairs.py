@@ -30,6 +30,6 @@ class PairBatch:
 
     def rows(self, chosen: slice) -> "PairBatch":
         """Give some pairs of the batch, by their row."""
-        answers = AnswerTokens(self.answers.answers[chosen], self.answers.wrong_answers[chosen])
+        answers = self.answers.rows(chosen)
         runs = (run.rows(chosen) for run in (self.clean, self.corrupted, self.base))
         return PairBatch(self.index[chosen], answers, *runs, columns=self.columns)

@@ -1,0 +1,156 @@
+"""Answers of several tokens: the log probability of *Sorry, I can't* against that of *To make a*.
+
+By causality ``log P(t1 t2 ... | prompt) = sum over k of log P(t_k | prompt, t1 .. t_(k-1))``, exactly. So every token
+of every answer becomes a row of its own: the clean and the corrupted prompt, both continued by the tokens before it,
+and the log probability of this token at their last position. A pair's value is the weighted sum over its rows: the mean
+over its answers minus the mean over its wrong answers. Rows that several answers share (``Sorry`` in *Sorry, I can't*
+and *Sorry, but*) are measured once.
+
+Patching and circuits act on every position of a row, those of the answer's earlier tokens included.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.tokens import Tokens
+from circuits.errors import PromptError
+from circuits.graph import ComputationalGraph, EdgeIndices
+from circuits.model import Model
+from circuits.tracing.experiment import Options, PatchingExperiment
+from circuits.tracing.memory import MemoryPlan
+from circuits.tracing.protocol import Masks, Progress, no_progress
+from circuits.vocabulary import Metric
+
+Floats = NDArray[np.float64]
+
+
+def rows_of(pair: TokenPair) -> list[TokenPair]:
+    """Turn a pair into one row per token of its answers, each with its weight.
+
+    Raises :class:`PromptError` where nothing is left to be measured: no answers, or the same on both sides.
+    """
+    weights: dict[tuple[Tokens, int], float] = {}
+    for sequences, sign in ((pair.sequences, 1), (pair.wrong_sequences, -1)):
+        for sequence in sequences:
+            for place, token in enumerate(sequence):
+                row = sequence[:place], token
+                weights[row] = weights.get(row, 0.0) + sign / len(sequences)
+    rows = [
+        TokenPair(
+            (*pair.clean, *before), (*pair.corrupted, *before), (token,), (), pair.clean_text, pair.corrupted_text,
+            pair.tags, weight=weight,
+        )
+        for (before, token), weight in weights.items()
+        if abs(weight) > 1e-12
+    ]  # fmt: skip
+    if not rows:
+        raise PromptError(
+            f"the pair {pair.clean_text!r} has no answers by the metric {Metric.SEQUENCE}; expected some, other than "
+            "the wrong ones."
+        )
+    return rows
+
+
+def experiment_on(model: Model, pairs: Sequence[TokenPair], options: Options | None = None) -> "AnyExperiment":
+    """Set up measurements on prompt pairs, whose answers may be of several tokens if the metric is ``sequence``.
+
+    Cost: two forward passes of the pairs; of answers of several tokens, of all rows (see :func:`rows_of`).
+    """
+    options = options or Options()
+    if options.metric is Metric.SEQUENCE:
+        return SequenceExperiment(pairs, lambda rows: model.experiment(rows, options))
+    return model.experiment(pairs, options)
+
+
+class SequenceExperiment:
+    """Implements :class:`~circuits.tracing.protocol.Experiment` for answers of several tokens.
+
+    Everything is one number per pair, the sum over its rows; every cost is that of as many pairs as there are rows.
+    ``measure`` sets up the experiment on them.
+    """
+
+    def __init__(
+        self, pairs: Sequence[TokenPair], measure: Callable[[Sequence[TokenPair]], PatchingExperiment]
+    ) -> None:
+        rows = [rows_of(pair) for pair in pairs]
+        self.n_pairs = len(pairs)
+        self._starts = np.cumsum([0, *map(len, rows)])
+        self._rows = measure([row for several in rows for row in several])
+
+    @property
+    def graph(self) -> ComputationalGraph:
+        """The model's graph."""
+        return self._rows.graph
+
+    @property
+    def options(self) -> Options:
+        """What is measured, and how."""
+        return self._rows.options
+
+    @property
+    def metric(self) -> Metric:
+        """The metric, ``sequence``."""
+        return self._rows.metric
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """How the rows fit into memory."""
+        return self._rows.plan
+
+    @property
+    def clean(self) -> Floats:
+        """Metric of the clean run, shape ``(pair,)``."""
+        return self._summed(self._rows.clean)
+
+    @property
+    def corrupted(self) -> Floats:
+        """Metric with every edge corrupted, shape ``(pair,)``."""
+        return self._summed(self._rows.corrupted)
+
+    def part(self, begin: int, end: int) -> "SequenceExperiment":
+        """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
+        fewer = copy(self)
+        starts = self._starts[begin : end + 1]
+        fewer.n_pairs, fewer._starts = len(starts) - 1, starts - starts[0]
+        fewer._rows = self._rows.part(int(starts[0]), int(starts[-1]))
+        return fewer
+
+    def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> Floats:
+        """Measure circuits; see :meth:`Experiment.circuits`."""
+        return self._summed(self._rows.circuits(masks, progress=progress))
+
+    def circuit_gradient(self, weights: Floats, *, among: EdgeIndices | None = None) -> tuple[Floats, Floats]:
+        """Measure one weighted circuit and its slope along each weight; see :meth:`Experiment.circuit_gradient`."""
+        values, slopes = self._rows.circuit_gradient(weights, among=among)
+        return self._summed(values), slopes * (self._rows.n_pairs / self.n_pairs)
+
+    def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> Floats:
+        """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
+        return self._summed(self._rows.edge_effects(edges, progress=progress))
+
+    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> Floats:
+        """Estimate all edges to first order; see :meth:`Experiment.attributions`.
+
+        Pair by pair, since its rows lie in batches of several lengths and the spread is that over pairs.
+        """
+        total, squares = np.zeros(self.graph.n_edges), np.zeros(self.graph.n_edges)
+        for pair in range(self.n_pairs):
+            begin, end = int(self._starts[pair]), int(self._starts[pair + 1])
+            values = self._rows.part(begin, end).attributions(points)[0] * (end - begin)
+            total += values
+            squares += values**2
+            progress(pair + 1, self.n_pairs)
+        mean = total / self.n_pairs
+        spread = np.sqrt(np.maximum(squares / self.n_pairs - mean**2, 0) * self.n_pairs / max(1, self.n_pairs - 1))
+        return np.stack([mean, spread])
+
+    def _summed(self, rows: Floats) -> Floats:
+        """Sum the last axis, rows, over each pair's own."""
+        return np.add.reduceat(rows, self._starts[:-1], axis=-1)
+
+
+AnyExperiment = PatchingExperiment | SequenceExperiment
