@@ -11,7 +11,7 @@ from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
 from circuits.cli.comparison_files import NUMBERS, Written, write_comparison
-from circuits.cli.comparison_tables import tables_of
+from circuits.cli.comparison_tables import short_names, tables_of
 from circuits.cli.options import Machine, Voice, command
 from circuits.cli.output import Output, Told
 from circuits.cli.places import default_folder, prepared_folder
@@ -198,8 +198,9 @@ class _Runs:
 
 
 def _show(comparison: Comparison, circuits: list[Path], written: Written, output: Output) -> None:
-    named = zip(comparison.names, circuits, strict=True)
-    output.show("\n".join(f"{name}: {file}" for name, file in named), "")
+    short = short_names(comparison)
+    named = ((name, short[name], file) for name, file in zip(comparison.names, circuits, strict=True))
+    output.show("\n".join(f"{f'{a} = ' if a != name else ''}{name}: {file}" for name, a, file in named), "")
     for each in tables_of(comparison):
         output.show(table(each.title, each.columns, each.rows, numbers=range(1, len(each.columns))))
         if each.note:

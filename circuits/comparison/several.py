@@ -115,7 +115,10 @@ class Comparison:
         models = list(dict.fromkeys(circuit.model.id for circuit in self.circuits))
         sentences: list[str] = []
         if len(models) > 1:
-            of = ", ".join(f"{name} of {each.model.id}" for name, each in zip(self.names, self.circuits, strict=True))
+            of = ", ".join(
+                f"{name} is {each.behaviour.name} in {each.model.id}"
+                for name, each in zip(self.names, self.circuits, strict=True)
+            )
             sentences.append(f"The models differ: {of}.")
         for diff in self.pairs:
             sentences += diff.sentences()

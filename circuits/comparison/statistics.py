@@ -96,7 +96,7 @@ def compared_scores(
     chance = None
     if scores_a is not None and scores_b is not None and math.isfinite(ranks):
         chance = _ranks_chance((a, b), (scores_a, scores_b), strata, ranks, generator)
-    found = _around(weighted, draws[:, 0], over), _around(ranks, draws[:, 1], over)
+    found = _around(weighted, draws[:, 0], over, least=0), _around(ranks, draws[:, 1], over, least=-1)
     return PairScores(*found, len(ranked), on_union, chance)
 
 
@@ -163,8 +163,8 @@ def _weighted(values: Floats, inside: np.ndarray) -> float:
     return weighted_jaccard(places[0], sizes[0], places[1], sizes[1])
 
 
-def _around(value: float, draws: Floats, over: str) -> Estimate:
-    """Put the spread of resampled values around the estimate: noise added to noisy scores would shift it."""
+def _around(value: float, draws: Floats, over: str, *, least: float) -> Estimate:
+    """Put the spread of resampled values around the estimate, up to 1: noise added to noisy scores would shift it."""
     draws = draws[np.isfinite(draws)]
     if not math.isfinite(value):
         return UNKNOWN
@@ -172,4 +172,4 @@ def _around(value: float, draws: Floats, over: str) -> Estimate:
         return Estimate(value, math.nan, math.nan)
     low, middle, high = np.quantile(draws, [0.025, 0.5, 0.975])
     shift = value - middle if over == PROMPTS else 0.0
-    return Estimate(value, float(low + shift), float(high + shift), over)
+    return Estimate(value, max(least, float(low + shift)), min(1.0, float(high + shift)), over)

@@ -3,7 +3,7 @@
 from circuits.comparison.crossing import Column, Contrast, Dissociation, Share, TransferMatrix
 
 MOST = 0.5
-"""From this share on a circuit does most of the work."""
+"""From this share on, of what the behaviour's own circuit does, a circuit does most of the work."""
 
 
 def transfer_sentences(matrix: TransferMatrix, names: tuple[str, ...]) -> list[str]:
@@ -12,13 +12,17 @@ def transfer_sentences(matrix: TransferMatrix, names: tuple[str, ...]) -> list[s
     for row in names:
         for column in matrix.columns:
             if row != column and (row, column) in matrix.cells:
-                share = matrix.cell(row, column)
-                sentences.append(f"{row}'s circuit alone on {column}'s prompts: {_kept(share)}.")
+                share, own = matrix.cell(row, column), matrix.cells.get((column, column))
+                sentences.append(f"{row}'s circuit alone on {column}'s prompts: {_kept(share, own)}.")
     return sentences
 
 
-def _kept(share: Share) -> str:
-    text = f"faithfulness {share.value.describe()}, n = {share.n}"
+def _kept(share: Share, own: Share | None) -> str:
+    """Say how much of another behaviour a circuit keeps, against what that one's own circuit keeps."""
+    text, most = f"faithfulness {share.value.describe()}, n = {share.n}", MOST
+    if own is not None:
+        text += f" (its own circuit {own.value.value:.2f})"
+        most *= min(own.value.value, 1.0)
     if share.beyond_random is None:
         return f"{text}; without random circuits of the same size beside it, this cannot be told from chance"
     text += (
@@ -27,9 +31,9 @@ def _kept(share: Share) -> str:
     )
     if not share.beyond_random:
         return f"{text}, so no more than chance: it does not do the other's work"
-    if share.value.low > MOST:
+    if share.value.low > most:
         return f"{text}, so it does most of the other's work"
-    if share.value.high < MOST:
+    if share.value.high < most:
         return f"{text}, so it does a small part of the other's work, more than chance"
     return f"{text}, so it does part of the other's work; whether most of it, these prompts do not tell"
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from circuits.circuit import Circuit
+from circuits.cli.comparison_tables import tables_of
+from circuits.comparison import compare
 from tests.cli.conftest import as_json, discover_options, done, invoke
 from tests.cli.test_bad_input import FAILED, USAGE, refused
+from tests.export.example_circuits import circuit_of
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 FEW = ("--pairs", 6, "--random", 2)
@@ -116,6 +119,16 @@ def test_tables_fit_the_terminal(
     assert max(map(len, ruled)) <= columns
     for title in ("overlap, and what chance would give", "parts", "faithfulness alone", "share of the behaviour lost"):
         assert title in shown
+
+
+def test_long_names_are_letters_in_tables_and_the_letters_are_explained() -> None:
+    circuits = [circuit_of({"input->m0": 1.0}, name=name) for name in ("a behaviour with a long name", "another")]
+    tables = tables_of(compare(*circuits))
+    assert tables[0].title.startswith("A and B: overlap")
+    assert tables[0].note.endswith("A is a behaviour with a long name, B is another.")
+    plain = tables_of(compare(circuits[1], circuit_of({"input->m1": 1.0}, name="short")))
+    assert plain[0].title.startswith("another and short: overlap")
+    assert [row[0] for row in plain[1].rows] == ["only another", "only short"]
 
 
 def test_compare_runs_no_model_when_told_so(

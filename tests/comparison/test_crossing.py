@@ -89,6 +89,15 @@ def test_what_is_said_of_transfer_follows_the_numbers(
     assert not_claimed not in sentence
 
 
+def test_transfer_is_judged_against_the_behaviours_own_circuit() -> None:
+    """A share of 0.3 is most of what an own circuit of 0.4 does, and a small part of what one of 1 does."""
+    for own, claim in ((0.4, "(its own circuit 0.40); 5 random"), (1.0, "small part")):
+        matrix = transfer_matrix((column("a", {}, alone={"a": own, "b": 0.3}, noise=0.01),), ("a", "b"))
+        (sentence,) = transfer_sentences(matrix, ("a", "b"))
+        assert claim in sentence
+        assert ("most of the other's work" in sentence) is (own < 1)
+
+
 def test_transfer_that_the_prompts_do_not_decide_is_said_to_be_open() -> None:
     matrix = transfer_matrix((column("a", {}, alone={"b": 0.5}, noise=2.0),), ("a", "b"))
     assert "whether most of it, these prompts do not tell" in transfer_sentences(matrix, ("a", "b"))[0]

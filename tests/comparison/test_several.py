@@ -60,7 +60,10 @@ def test_parts_of_one_behaviour_keep_its_name() -> None:
     assert comparison.names == ("tiny-grouped", "tuned")
     assert comparison.core is not None
     assert comparison.core.circuit.behaviour.name == "first"
-    assert comparison.sentences()[0] == "The models differ: tiny-grouped of tiny-grouped, tuned of tuned."
+    assert (
+        comparison.sentences()[0]
+        == "The models differ: tiny-grouped is first in tiny-grouped, tuned is first in tuned."
+    )
 
 
 def test_a_part_is_saved_loaded_and_drawn_like_any_circuit(tmp_path: Path) -> None:
