@@ -113,6 +113,14 @@ class Overlap:
             "transfer and knocking out can tell."
         )
 
+    def in_short(self) -> str:
+        """Say in a few words how the overlap compares with chance."""
+        if not self.uniform.beaten:
+            return "no more than chance"
+        if not all(each.beaten for each in self.controls):
+            return "no more than kinds, layers and well-connected nodes explain"
+        return f"{self.excess:.0%} of them beyond what kinds, layers and well-connected nodes explain"
+
     @property
     def excess(self) -> float:
         """The share of what is shared that is beyond the expectation of the strictest idea of chance."""

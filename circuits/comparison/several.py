@@ -22,7 +22,7 @@ from circuits.comparison.crossing import (
 from circuits.comparison.names import names_of
 from circuits.comparison.pair import CircuitDiff, difference, finite, require_one_shape
 from circuits.comparison.parts import CORE, MembershipCount, Part, membership_counts, parts_of
-from circuits.comparison.words import column_sentences, dissociation_sentences, transfer_sentences
+from circuits.comparison.words import column_sentences, dissociation_sentences, in_short, transfer_sentences
 from circuits.errors import UnknownNameError, UsageError
 from circuits.scores import EdgeScores
 
@@ -120,6 +120,7 @@ class Comparison:
                 for name, each in zip(self.names, self.circuits, strict=True)
             )
             sentences.append(f"The models differ: {of}.")
+        sentences += self._in_short()
         for diff in self.pairs:
             sentences += diff.sentences()
         if len(self.circuits) > 2:
@@ -141,6 +142,10 @@ class Comparison:
         for found in self.dissociations:
             sentences += dissociation_sentences(found)
         return sentences
+
+    def _in_short(self) -> list[str]:
+        dissociated = {(each.a, each.b): each for each in self.dissociations}
+        return [in_short(diff, self.transfer, dissociated.get(diff.names)) for diff in self.pairs]
 
     def describe(self) -> str:
         """Say in sentences what the numbers do and do not support."""

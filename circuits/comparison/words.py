@@ -1,9 +1,60 @@
 """What transfer and knocking out do and do not support, in sentences."""
 
+from enum import StrEnum
+
 from circuits.comparison.crossing import Column, Contrast, Dissociation, Share, TransferMatrix
+from circuits.comparison.pair import CircuitDiff
 
 MOST = 0.5
 """From this share on, of what the behaviour's own circuit does, a circuit does most of the work."""
+
+
+class Work(StrEnum):
+    """How much of another behaviour's work a circuit does, against that one's own circuit."""
+
+    MOST = "most"
+    PART = "part"
+    LITTLE = "a small part"
+    NONE = "none"
+    UNKNOWN = "unknown"
+
+
+def work(share: Share, own: Share | None) -> Work:
+    """Judge a circuit on another behaviour: beyond random circuits, and beside what its own circuit does."""
+    if share.beyond_random is None:
+        return Work.UNKNOWN
+    if not share.beyond_random:
+        return Work.NONE
+    most = MOST * min(own.value.value, 1.0) if own else MOST
+    if share.value.low > most:
+        return Work.MOST
+    return Work.LITTLE if share.value.high < most else Work.PART
+
+
+def in_short(diff: CircuitDiff, matrix: TransferMatrix | None, found: Dissociation | None) -> str:
+    """Say in one sentence what was found about two circuits."""
+    a, b = diff.names
+    parts = [f"{a} and {b} share {len(diff.shared)} edges, {diff.edge_overlap.in_short()}"]
+    for row, column in ((a, b), (b, a)):
+        if matrix and (row, column) in matrix.cells:
+            done = work(matrix.cell(row, column), matrix.cells.get((column, column)))
+            parts.append(_IN_SHORT[done].format(row, column))
+    if found is not None:
+        whole, only = found.whole.double, found.only is not None and found.only.double
+        text = "knocked out, they are doubly dissociated" if whole else "knocked out whole, they are not dissociated"
+        if only and not whole:
+            text += ", but what only one of them has is, doubly"
+        parts.append(text)
+    return f"In short: {'; '.join(parts)}."
+
+
+_IN_SHORT = {
+    Work.MOST: "{}'s does most of what {}'s own circuit does",
+    Work.PART: "{}'s does part of what {}'s own circuit does",
+    Work.LITTLE: "{}'s does a small part of what {}'s own circuit does",
+    Work.NONE: "{}'s does none of {}'s work",
+    Work.UNKNOWN: "whether {}'s does {}'s work is open",
+}
 
 
 def transfer_sentences(matrix: TransferMatrix, names: tuple[str, ...]) -> list[str]:
@@ -19,23 +70,22 @@ def transfer_sentences(matrix: TransferMatrix, names: tuple[str, ...]) -> list[s
 
 def _kept(share: Share, own: Share | None) -> str:
     """Say how much of another behaviour a circuit keeps, against what that one's own circuit keeps."""
-    text, most = f"faithfulness {share.value.describe()}, n = {share.n}", MOST
+    text = f"faithfulness {share.value.describe()}, n = {share.n}"
     if own is not None:
         text += f" (its own circuit {own.value.value:.2f})"
-        most *= min(own.value.value, 1.0)
-    if share.beyond_random is None:
-        return f"{text}; without random circuits of the same size beside it, this cannot be told from chance"
-    text += (
-        f"; {len(share.random)} random circuits of the same size: median {share.random_median:.2f}, largest "
-        f"{max(share.random):.2f}"
+    if share.random:
+        median, largest = (round(value, 2) + 0.0 for value in (share.random_median, max(share.random)))  # no -0.00
+        text += f"; {len(share.random)} random circuits of the same size: median {median:.2f}, largest {largest:.2f}"
+    return (
+        text
+        + {
+            Work.MOST: ", so it does most of the other's work",
+            Work.PART: ", so it does part of the other's work; whether most of it, these prompts do not tell",
+            Work.LITTLE: ", so it does a small part of the other's work, more than chance",
+            Work.NONE: ", so no more than chance: it does not do the other's work",
+            Work.UNKNOWN: "; without random circuits of the same size beside it, this cannot be told from chance",
+        }[work(share, own)]
     )
-    if not share.beyond_random:
-        return f"{text}, so no more than chance: it does not do the other's work"
-    if share.value.low > most:
-        return f"{text}, so it does most of the other's work"
-    if share.value.high < most:
-        return f"{text}, so it does a small part of the other's work, more than chance"
-    return f"{text}, so it does part of the other's work; whether most of it, these prompts do not tell"
 
 
 def dissociation_sentences(found: Dissociation) -> list[str]:

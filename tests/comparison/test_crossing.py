@@ -103,6 +103,32 @@ def test_transfer_that_the_prompts_do_not_decide_is_said_to_be_open() -> None:
     assert "whether most of it, these prompts do not tell" in transfer_sentences(matrix, ("a", "b"))[0]
 
 
+# ------------------------------------------------------------------------------------------------------------ in short
+
+
+@pytest.mark.parametrize(
+    ("transferred", "lost", "claims"),
+    [
+        (0.9, 0.1, ("a's does most of what b's own circuit does", "they are doubly dissociated")),
+        (0.2, 0.1, ("b's does a small part of what a's own circuit does",)),
+        (0.0, 0.9, ("a's does none of b's work", "knocked out whole, they are not dissociated")),
+    ],
+)
+def test_in_short_says_the_verdicts_that_the_sentences_give(
+    transferred: float, lost: float, claims: tuple[str, ...]
+) -> None:
+    circuits = (circuit_of({"input->m0": 1.0}, name="a"), circuit_of({"input->m1": 1.0}, name="b"))
+    columns = [
+        column(own, {own: 0.9, other: lost}, alone={own: 1.0, other: transferred})
+        for own, other in (("a", "b"), ("b", "a"))
+    ]
+    first, *rest = compare(*circuits).with_columns(columns).sentences()
+    assert first.startswith("In short: a and b share 0 edges, no more than chance; ")
+    for claim in claims:
+        assert claim in first
+    assert ("this is a double dissociation" in " ".join(rest)) is ("they are doubly dissociated" in first)
+
+
 # -------------------------------------------------------------------------------------------------------- dissociation
 
 
