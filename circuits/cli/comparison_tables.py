@@ -69,7 +69,7 @@ def _overlap(diff: CircuitDiff, short: Mapping[str, str]) -> Tabulated:
         weighted = diff.weighted_chance if each.kind == diff.weighted_chance.kind else None
         shared = [_level(each), _level(beside) if beside else "", _level(weighted, digits=2) if weighted else ""]
         rows.append([_CHANCE[each.kind], *shared])
-    rows.append([f"ranks of {scores.n} scores", "", "", scores.ranks.describe()])
+    rows.append([f"ranks, {scores.n} edges", "", "", scores.ranks.describe()])
     if scores.ranks_chance is not None:
         rows.append([_CHANCE[MATCHED], "", "", _level(scores.ranks_chance, digits=2)])
     return Tabulated(
@@ -90,7 +90,8 @@ def _jaccard(overlap: Overlap) -> str:
 def _level(chance: Chance, *, digits: int = 0) -> str:
     if not math.isfinite(chance.expected):
         return ""
-    expected = f"{chance.expected:.2f}" if digits else f"{chance.expected:.3g}"
+    few = 2 if abs(chance.expected) < 1 else 3
+    expected = f"{chance.expected:.2f}" if digits else f"{chance.expected:.{few}g}"
     p_value = "< 0.001" if chance.p_value < LEAST_P else f"{chance.p_value:.3f}"
     return f"{expected} (p {p_value})"
 
@@ -117,7 +118,7 @@ def _transfer(comparison: Comparison, matrix: TransferMatrix, short: Mapping[str
         if any((row, column) in matrix.cells for column in matrix.columns)
     ]
     rows += [
-        [f"random, as {short[row]}", *(_random(matrix.cells.get((row, column))) for column in matrix.columns)]
+        [f"random, {short[row]}", *(_random(matrix.cells.get((row, column))) for column in matrix.columns)]
         for row in comparison.names
         if any((share := matrix.cells.get((row, column))) and share.random for column in matrix.columns)
     ]
