@@ -106,6 +106,19 @@ class EdgeScores:
             return self.measured_edges
         return np.full(self.graph.n_edges, self.measured) & ~np.isnan(self.values)
 
+    def intervals(self, indices: EdgeIndices) -> Floats | None:
+        """Give 95 % intervals (normal) of edges' mean scores over pairs: rows of (low, high), NaN where unknown.
+
+        Of an estimate it says how the estimate varies over pairs, not how far it is from the effect. Where only some
+        edges were measured, the others have none. ``None`` where nothing is known per pair.
+        """
+        if self.sd is None or self.n < 2:
+            return None
+        reach = 1.96 * self.sd[indices] / math.sqrt(self.n)
+        if self.measured_edges is not None:
+            reach = np.where(self.measured_edges[indices], reach, math.nan)
+        return np.stack([self.values[indices] - reach, self.values[indices] + reach], axis=1)
+
     def ranked(self, *, by_magnitude: bool = False) -> EdgeIndices:
         """Give scored edges from the highest score down (or the largest |score|); ties keep graph order."""
         scored = self.scored

@@ -1,6 +1,7 @@
 """Scores at rest: which edges are scored, their ranking, and the rows of scores.csv."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,22 @@ def test_edges_without_a_number_are_not_scored() -> None:
 
 def test_a_score_of_zero_is_a_score() -> None:
     assert scores([0.0] * 8).scored.tolist() == list(range(8))
+
+
+def test_the_interval_of_a_score_is_that_of_the_mean_over_pairs() -> None:
+    values = np.array([[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 0.0, 0.0]])
+    measured = EdgeScores(
+        GRAPH, np.r_[values.mean(1), [NAN] * 6], "exact", True, sd=np.r_[values.std(1, ddof=1), [NAN] * 6], n=4
+    )
+    found = measured.intervals(np.array([0, 1, 2]))
+    assert found is not None
+    reach = 1.96 * np.std([1.0, 2.0, 3.0, 6.0], ddof=1) / 2
+    np.testing.assert_allclose(found[0], [3 - reach, 3 + reach])
+    assert found[1].tolist() == [0.0, 0.0]
+    assert np.isnan(found[2]).all()
+    assert scores().intervals(np.array([0])) is None
+    some = replace(measured, measured_edges=np.array([False, True] + [False] * 6))
+    assert np.isnan(some.intervals(np.array([0, 1]))).any(1).tolist() == [True, False]  # type: ignore[arg-type]
 
 
 def test_ranking_is_from_the_highest_score_down_with_ties_in_graph_order() -> None:

@@ -25,6 +25,7 @@ from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, s
 from circuits.cli.verifying import Verifying
 from circuits.errors import RenderError
 from circuits.export.beside import HEADS, PROMPTS, beside
+from circuits.export.draw import draw
 from circuits.vocabulary import Direction, PrunerName, ScorerName
 
 if TYPE_CHECKING:
@@ -167,7 +168,13 @@ def _report(found: "Discovery", folder: Path, output: Output) -> None:
         for name in DRAWN:
             progress("drawing", 0, 0)
             try:
-                found.circuit.draw(folder / name, evidence=known.evidence, prompts=known.prompts)
+                draw(
+                    found.circuit,
+                    folder / name,
+                    evidence=known.evidence,
+                    prompts=known.prompts,
+                    intervals=found.scores.intervals(found.circuit.edges),
+                )
                 files.append(name)
             except RenderError as problem:
                 undrawn = str(problem)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from circuits.circuit import Circuit
+from circuits.cli.evidence import known_intervals
 from circuits.cli.options import CircuitArgument, Voice, command
 from circuits.cli.places import prepared_file
 from circuits.export.beside import beside
@@ -33,7 +34,8 @@ def draw(
     file, known = prepared_file(out, DRAWINGS), beside(circuit, found)
     for remark in known.remarks:
         output.warn(remark)
-    draw_circuit(found, file, title=title, evidence=known.evidence, prompts=known.prompts)
+    intervals = known_intervals(found, circuit) if file.suffix.lower() == ".html" else None
+    draw_circuit(found, file, title=title, evidence=known.evidence, prompts=known.prompts, intervals=intervals)
     output.show(f"circuit of {len(found)} edges drawn into {out}")
     output.finish({"edges": len(found), "file": str(out)})
 

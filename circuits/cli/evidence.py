@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from circuits.behaviours.behaviour import PromptSet, Tokenizer, TokenPair
 from circuits.behaviours.tokens import token_texts
+from circuits.circuit import Circuit
 from circuits.cli.output import Told
+from circuits.cli.session import scores_beside
 from circuits.errors import CircuitsError
 from circuits.export.beside import HEADS, PROMPTS, Example, prompts_json
 from circuits.export.files import write
@@ -14,6 +16,7 @@ from circuits.export.files import write
 if TYPE_CHECKING:
     from circuits.discovery import Discovery, DiscoverySettings
     from circuits.model import Model
+    from circuits.scores import Floats
 
 EVIDENCE_PAIRS = 16
 """On how many held-out pairs ``discover`` measures heads, to add little to its time; ``circuits heads`` takes more."""
@@ -57,3 +60,9 @@ def leave_evidence(
         return [f"the report has no evidence on heads: {problem}"]
     write(folder / HEADS, roles.to_json())
     return []
+
+
+def known_intervals(circuit: Circuit, path: Path) -> "Floats | None":
+    """Give the intervals of the edges' scores from the scores beside a circuit, where they are known per pair."""
+    scores = scores_beside(circuit, path)
+    return None if scores is None else scores.intervals(circuit.edges)

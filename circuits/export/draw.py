@@ -15,6 +15,7 @@ from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mi
 from circuits.export.mermaid import circuit_mermaid
 from circuits.export.render import ImageFormat, image
 from circuits.graph import Node
+from circuits.scores import Floats
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Drawing:
     title: str | None = None
     evidence: Mapping[Node, str] = field(default_factory=dict[Node, str])
     prompts: Sequence[Example] = ()
+    intervals: Floats | None = None
 
 
 Writer = Callable[[Drawing], bytes | str]
@@ -38,14 +40,15 @@ def draw(
     title: str | None = None,
     evidence: Mapping[Node, str] | None = None,
     prompts: Sequence[Example] = (),
+    intervals: Floats | None = None,
 ) -> None:
     """Draw a circuit into a ``.svg``, ``.pdf``, ``.png``, ``.dot``, ``.mmd`` (Mermaid) or ``.html`` (report) file.
 
-    ``evidence`` on heads goes into tooltips and the report, ``prompts`` into the report. Raises
-    :class:`UnknownNameError` for another suffix, :class:`RenderError` when Graphviz is missing, and
+    ``evidence`` on heads goes into tooltips and the report; ``prompts`` and the ``intervals`` of the edges' scores into
+    the report. Raises :class:`UnknownNameError` for another suffix, :class:`RenderError` when Graphviz is missing, and
     :class:`OutputError` when the place cannot be written to.
     """
-    write(path, DRAWINGS[_suffix(path, DRAWINGS)](Drawing(circuit, title, evidence or {}, prompts)))
+    write(path, DRAWINGS[_suffix(path, DRAWINGS)](Drawing(circuit, title, evidence or {}, prompts, intervals)))
 
 
 def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = None) -> None:
@@ -72,7 +75,14 @@ def _report(drawing: Drawing) -> str:
     from circuits.export.report import report_html
 
     svg = image(circuit_dot(drawing.circuit, page=True), ImageFormat.SVG).decode("utf-8")
-    return report_html(drawing.circuit, svg, title=drawing.title, evidence=drawing.evidence, prompts=drawing.prompts)
+    return report_html(
+        drawing.circuit,
+        svg,
+        title=drawing.title,
+        evidence=drawing.evidence,
+        prompts=drawing.prompts,
+        intervals=drawing.intervals,
+    )
 
 
 def _suffix(path: str | Path, known: Iterable[str]) -> str:

@@ -26,7 +26,6 @@ __all__ = ["Table", "comparison_html", "report_html"]
 
 SHOWN = 10
 """How many prompt pairs of each part are shown."""
-_LOSS = "Loss without it: of faithfulness on the pairs searched on, when this one edge is taken out."
 _PARTS = {"discovery": "searched on", "heldout": "judged on (held out)"}
 
 
@@ -37,12 +36,14 @@ def report_html(
     title: str | None = None,
     evidence: Mapping[Node, str] | None = None,
     prompts: Sequence[Example] = (),
+    intervals: Floats | None = None,
 ) -> str:
     """Give the page: diagram, evaluation in words, curve, table of edges, evidence, prompts, how it was found.
 
     ``svg`` is the diagram as :func:`circuits.export.render.image` gives it (best of ``circuit_dot(circuit,
     page=True)``); it is put into the page as it is. Everything else is escaped. ``evidence`` is one text per head
-    (``HeadRoles.texts()``); of ``prompts`` the first ten of each part are shown.
+    (``HeadRoles.texts()``); of ``prompts`` the first ten of each part are shown; ``intervals`` has a row of two numbers
+    for every edge, from :meth:`circuits.scores.EdgeScores.intervals`.
     """
     evaluation = circuit.evaluation
     chosen = (len(circuit), evaluation.faithfulness) if evaluation else None
@@ -56,10 +57,10 @@ def report_html(
         notes=[note for note in circuit_notes(circuit) if note != SIGN],
         sentences=evaluation_sentences(circuit),
         curve=Markup(curve_svg(evaluation.curve, chosen=chosen)) if evaluation else "",
-        columns=_columns(circuit),
+        columns=_columns(circuit, intervals),
         about=f"{'measured' if circuit.measured else 'estimated'} by {circuit.method.scorer}",
-        edges=_rows(circuit),
-        edge_note=_LOSS if circuit.removal is not None else "",
+        edges=_rows(circuit, intervals),
+        edge_note=" ".join(_edge_notes(circuit, intervals)),
         evidence=_evidence(evidence or {}),
         prompts=_prompts(prompts),
         facts=facts(circuit),
@@ -108,25 +109,42 @@ def _title(given: str | None, otherwise: str) -> str:
 # ------------------------------------------------------------------------------------------------------ rows of edges
 
 
-def _columns(circuit: Circuit) -> list[Column]:
+def _columns(circuit: Circuit, intervals: Floats | None) -> list[Column]:
     columns = [Column("edge"), Column("slot"), Column(f"score ({circuit.behaviour.unit})", True)]
+    if intervals is not None:
+        columns.append(Column("95 % interval", True))
     if circuit.removal is not None:
         columns.append(Column("loss without it", True))
     return columns
 
 
-def _rows(circuit: Circuit) -> list[EdgeRow]:
-    scores = circuit.scores.tolist()
-    removal = None if circuit.removal is None else circuit.removal.tolist()
-    return [
-        _row(circuit, i, scores[i], cells=(number(scores[i]), *([] if removal is None else [number(removal[i])])))
-        for i in _strongest_first(np.abs(circuit.scores))
-    ]
+def _edge_notes(circuit: Circuit, intervals: Floats | None) -> list[str]:
+    notes: list[str] = []
+    if intervals is not None:
+        notes.append("Interval: of the mean over prompt pairs.")
+    if circuit.removal is not None:
+        notes.append("Loss without it: of faithfulness on the pairs searched on, when this one edge is taken out.")
+    return notes
 
 
-def _strongest_first(sizes: Floats) -> list[int]:
+def _rows(circuit: Circuit, intervals: Floats | None) -> list[EdgeRow]:
+    scores: list[float] = circuit.scores.tolist()
+    return [_row(circuit, i, scores[i], cells=_cells(circuit, intervals, i)) for i in _strongest_first(circuit.scores)]
+
+
+def _cells(circuit: Circuit, intervals: Floats | None, i: int) -> tuple[str, ...]:
+    cells = [number(float(circuit.scores[i]))]
+    if intervals is not None:
+        low, high = intervals[i].tolist()
+        cells.append(f"[{low:.3g}, {high:.3g}]" if low == low else "")  # noqa: PLR0124 - NaN
+    if circuit.removal is not None:
+        cells.append(number(float(circuit.removal[i])))
+    return tuple(cells)
+
+
+def _strongest_first(scores: Floats) -> list[int]:
     """Give places in the order of the table: ties in graph order, what has no score last."""
-    order: list[int] = np.argsort(-np.nan_to_num(sizes), kind="stable").tolist()
+    order: list[int] = np.argsort(-np.nan_to_num(np.abs(scores)), kind="stable").tolist()
     return order
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from circuits.circuit import Circuit
 from circuits.errors import GuardError
+from circuits.export.scores import read_scores
 from circuits.graph import NodeKind
 from tests.cli.conftest import as_json, discover_options, done, invoke
 
@@ -105,6 +106,27 @@ def test_discover_measures_the_heads_and_keeps_the_prompts_for_its_report(found:
     assert [pair["split"] for pair in kept] == ["discovery"] * 6 + ["heldout"] * 6
     assert all(html.escape(pair["clean"]) in page for pair in kept)
     assert all(len(pair["answers"]) == len(pair["wrong_answers"]) == 1 for pair in kept)
+
+
+@pytest.mark.parametrize("scorer", ["exact", "eap-ig"])
+def test_scores_have_their_interval_in_the_report_of_discover_and_of_draw(
+    tiny_folder: Path, prompts: Path, tmp_path: Path, scorer: str
+) -> None:
+    options = (*discover_options(tiny_folder, tmp_path), "--no-heads", "--pruner", "top", "--size", 9)
+    done("discover", prompts, *options, "--scorer", scorer)
+    done("draw", tmp_path / "circuit.json", "--out", tmp_path / "again.html")
+    circuit = Circuit.load(tmp_path / "circuit.json")
+    scores = read_scores(tmp_path / "scores.parquet", circuit.graph)
+    intervals = scores.intervals(circuit.edges)
+    assert intervals is not None
+    for name in ("report.html", "again.html"):
+        page = (tmp_path / name).read_text()
+        for edge, (low, high) in zip(circuit.edge_list, intervals.tolist(), strict=True):
+            row = page.split(f"<code>{html.escape(str(edge))}</code>")[1].split("</tr>")[0]
+            assert f"[{low:.3g}, {high:.3g}]" in row
+    (tmp_path / "scores.parquet").unlink()
+    done("draw", tmp_path / "circuit.json", "--out", tmp_path / "without.html")
+    assert "95 % interval" not in (tmp_path / "without.html").read_text()
 
 
 def test_discover_can_leave_the_heads_out(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
