@@ -230,7 +230,7 @@ class EdgeChanges:
                 for name, each in ((here, self.here), (there, self.there))
                 if each.remark
             ),
-            f"Alone, these edges raise it by {self.here.gap_alone:.2f} of {self.here.gap:.2f} {unit} in {here} and by "
+            f"Alone, these edges move it by {self.here.gap_alone:.2f} of {self.here.gap:.2f} {unit} in {here} and by "
             f"{self.there.gap_alone:.2f} of {self.there.gap:.2f} in {there}.",
             f"{int(self.here.acting.sum())} of the {total} have an effect whose interval does not hold 0 in {here}, "
             f"{int(self.there.acting.sum())} in {there} (about {0.05 * total:.0f} would by chance); together their "

@@ -56,7 +56,7 @@ def test_the_words_say_what_changed_and_that_the_other_model_does_not_show_the_b
     words = "\n".join(CHANGES.sentences())
     assert "is 4.00 clean and -4.00 corrupted nats in tuned, -3.90 clean and -4.00 corrupted in base" in words
     assert "base does not show the behaviour, so there is no circuit of it there" in words
-    assert "Alone, these edges raise it by 6.40 of 8.00 nats in tuned and by 0.08 of 0.10 in base" in words
+    assert "Alone, these edges move it by 6.40 of 8.00 nats in tuned and by 0.08 of 0.10 in base" in words
     assert "4 of 5 edges changed (95 % intervals): 3 do more for the behaviour in tuned, 1 less, 1 change sign" in words
     assert "from base to tuned: input->m0 (0.10 to 3.00), m1->logits (0.00 to 2.00)" in words
     assert "of the size of those in tuned (the whole gap: 0.01)" in words
