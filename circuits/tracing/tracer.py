@@ -3,12 +3,13 @@
 import gc
 import inspect
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from nnsight import NNsight, TransformersModel
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
@@ -49,10 +50,21 @@ class Tracer:
             None if path is None else _Unembedding(_follow(self._model, path), module.get_submodule(path))
         )
 
+        self._directions: Tensor | None = None
+
     @property
     def selects_columns(self) -> bool:
         """Whether logits of some tokens only can be computed."""
-        return self._unembedding is not None
+        return self._unembedding is not None and self._directions is None
+
+    def reading(self, directions: Float[Tensor, "direction d_model"]) -> "Tracer":
+        """Give a tracer in whose runs the logits are lengths along directions of the final stream, after its norm.
+
+        They take the place of the whole unembedding, with its bias, scale and cap.
+        """
+        other = copy(self)
+        other._directions = directions
+        return other
 
     def run(
         self,
@@ -96,10 +108,15 @@ class Tracer:
                 layer.play(number, plan, trace, rows)
         if plan.final is not None:
             _Place(self._final_norm, "input").visit(plan.final, rows)
-        if plan.logits is not None:
-            if self._unembedding is not None:
-                self._unembedding.unembed(plan.columns)
-            plan.logits(logits_of(self._model.output)[:, -1])
+        if plan.logits is None:
+            return
+        if self._directions is not None:
+            last = unwrap(self._final_norm.output, rows)[:, -1].to(self._directions.dtype)
+            plan.logits(functional.linear(last, self._directions))
+            return
+        if self._unembedding is not None:
+            self._unembedding.unembed(plan.columns)
+        plan.logits(logits_of(self._model.output)[:, -1])
 
 
 @dataclass(frozen=True)
