@@ -13,6 +13,7 @@ from circuits.behaviours.lint import check_gap
 from circuits.circuit import Circuit
 from circuits.errors import UsageError
 from circuits.evaluation import evaluate
+from circuits.experiments import AnyExperiment, experiment_on
 from circuits.journal import Journal
 from circuits.model import Model
 from circuits.openings import finds_openings, suited
@@ -23,7 +24,6 @@ from circuits.scoring import Agreement, agreement, score
 from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings as ScorerSettings
 from circuits.scoring.verified import TopK
-from circuits.sequences import AnyExperiment, experiment_on
 from circuits.tracing.experiment import Options
 from circuits.vocabulary import PrunerName, ScorerName
 
@@ -102,7 +102,7 @@ def discover(
     selection = _selected(experiment, scores, settings, journal, progress)
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
-    heldout = experiment_on(model, prompts.heldout, experiment.options)
+    heldout = experiment_on(model, prompts.heldout, experiment.options, reference=prompts.reference)
     ranked = scores.ranked(by_magnitude=selection.by_magnitude)
     evaluation = evaluate(
         heldout,
@@ -132,7 +132,7 @@ def shown(
 ) -> tuple[AnyExperiment, tuple[str, ...]]:
     """Record the discovery pairs and check that the model shows the behaviour; give remarks on weak spots."""
     progress("recording the prompts", 0, 0)
-    experiment = experiment_on(model, prompts.discovery, settings.options_for(prompts))
+    experiment = experiment_on(model, prompts.discovery, settings.options_for(prompts), reference=prompts.reference)
     warnings = check_gap(
         experiment.clean, experiment.corrupted, experiment.metric, behaviour=prompts.behaviour, model=model.info.id
     )

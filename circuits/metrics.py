@@ -8,6 +8,7 @@ Notation: ``A`` the answers and ``W`` the wrong answers of a prompt, ``l`` its l
 - probability difference: ``p(A) - p(W)``
 - log probability: ``log p(A)``
 - sequence: ``w log p(A)`` with the weight ``w`` of a row, of which a pair has several (:mod:`circuits.sequences`)
+- projection: the length along a direction of the final stream, which takes the place of the logits
 - KL: ``KL(p_clean || p)``, lower is better
 """
 
@@ -49,7 +50,7 @@ class AnswerTokens:
         if any(pair.sequences or pair.wrong_sequences for pair in pairs):
             raise UsageError(
                 f"answers of several tokens are measured token by token: by the metric {Metric.SEQUENCE}, with the "
-                "commands discover, score, evaluate and compare (circuits.sequences.experiment_on in Python). "
+                "commands discover, score, evaluate and compare (circuits.experiments.experiment_on in Python). "
                 "Use another metric, and answers of one token."
             )
         weights = [pair.weight for pair in pairs]
@@ -128,6 +129,18 @@ def sequence(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None 
     return values if answers.weights is None else values * answers.weights.to(values.dtype)
 
 
+def projection(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
+    """Length along the one direction that was read instead of logits."""
+    del answers, clean_logits
+    if logits.shape[-1] != 1:
+        raise UsageError(
+            f"the metric {Metric.PROJECTION} reads the residual stream along a direction, and got the logits of "
+            f"{logits.shape[-1]} tokens; it is measured by discover, score, patch, path, evaluate and compare "
+            "(circuits.experiments.experiment_on in Python). Use another metric here."
+        )
+    return logits[:, 0]
+
+
 def log_odds(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
     """Log of the answers' total probability over that of everything else; between -18.4 and 18.4."""
     del clean_logits
@@ -160,6 +173,7 @@ METRICS: Mapping[Metric, Callable[[Logits, AnswerTokens, Logits | None], Rows]] 
     Metric.PROBABILITY_DIFFERENCE: probability_difference,
     Metric.LOG_PROBABILITY: log_probability,
     Metric.SEQUENCE: sequence,
+    Metric.PROJECTION: projection,
     Metric.KL: kl,
 }
 

@@ -19,7 +19,6 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import PromptError
 from circuits.graph import ComputationalGraph, EdgeIndices
-from circuits.model import Model
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.memory import MemoryPlan
 from circuits.tracing.protocol import Masks, Progress, no_progress
@@ -53,17 +52,6 @@ def rows_of(pair: TokenPair) -> list[TokenPair]:
             "the wrong ones."
         )
     return rows
-
-
-def experiment_on(model: Model, pairs: Sequence[TokenPair], options: Options | None = None) -> "AnyExperiment":
-    """Set up measurements on prompt pairs, whose answers may be of several tokens if the metric is ``sequence``.
-
-    Cost: two forward passes of the pairs; of answers of several tokens, of all rows (see :func:`rows_of`).
-    """
-    options = options or Options()
-    if options.metric is Metric.SEQUENCE:
-        return SequenceExperiment(pairs, lambda rows: model.experiment(rows, options))
-    return model.experiment(pairs, options)
 
 
 class SequenceExperiment:
@@ -151,6 +139,3 @@ class SequenceExperiment:
     def _summed(self, rows: Floats) -> Floats:
         """Sum the last axis, rows, over each pair's own."""
         return np.add.reduceat(rows, self._starts[:-1], axis=-1)
-
-
-AnyExperiment = PatchingExperiment | SequenceExperiment

@@ -38,6 +38,8 @@ class Metric(Choice):
     """Log of the answers' total probability."""
     SEQUENCE = "sequence"
     """Mean log probability of the answers, each a sequence of tokens, minus that of the wrong answers."""
+    PROJECTION = "projection"
+    """Length of the final residual stream, after its norm, along the difference of clean and corrupted means."""
     KL = "kl"
     """Kullback-Leibler divergence from the clean run's next-token distribution, in nats; lower is better."""
 
@@ -59,7 +61,8 @@ class Metric(Choice):
     @property
     def unit(self) -> str:
         """The unit of the metric's values."""
-        return "probability" if self is Metric.PROBABILITY_DIFFERENCE else "nats"
+        units = {Metric.PROBABILITY_DIFFERENCE: "probability", Metric.PROJECTION: "length"}
+        return units.get(self, "nats")
 
 
 class Ablation(Choice):

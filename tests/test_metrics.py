@@ -10,6 +10,7 @@ from circuits.metrics import METRICS, AnswerTokens, measure
 from circuits.vocabulary import Metric
 
 QUARTERS = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log() + 3.0  # probabilities 1/2, 1/4, 1/8, 1/8
+OF_LOGITS = [metric for metric in Metric if metric is not Metric.PROJECTION]
 WITH_WRONG = (Metric.LOGIT_DIFFERENCE, Metric.MEAN_LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE)
 
 
@@ -79,7 +80,7 @@ def test_log_odds_stay_finite_at_both_ends():
     assert torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("metric", OF_LOGITS)
 def test_metrics_do_not_change_when_all_logits_shift(metric):
     pair = answers(((0,), (1,)))
     clean = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64)
@@ -87,7 +88,7 @@ def test_metrics_do_not_change_when_all_logits_shift(metric):
     assert_close(measure(metric, logits + 7, pair, clean), measure(metric, logits, pair, clean))
 
 
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("metric", OF_LOGITS)
 def test_gradients_are_those_of_finite_differences(metric):
     generator = torch.Generator().manual_seed(1)
     logits, clean = torch.randn(2, 3, 7, dtype=torch.float64, generator=generator)
@@ -95,7 +96,7 @@ def test_gradients_are_those_of_finite_differences(metric):
     assert torch.autograd.gradcheck(lambda x: measure(metric, x, pairs, clean), logits.requires_grad_())
 
 
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("metric", OF_LOGITS)
 def test_every_metric_has_a_function_and_computes_bfloat16_logits_in_float32_or_wider(metric):
     assert metric in METRICS
     logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(2)).bfloat16()
@@ -133,3 +134,16 @@ def test_metrics_say_whether_zero_divides_right_from_wrong():
     compared = {Metric.LOGIT_DIFFERENCE, Metric.MEAN_LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE}
     assert {metric for metric in Metric if metric.compares} == compared
     assert {metric for metric in Metric if metric.signed} == compared | {Metric.LOG_ODDS}
+
+
+def test_a_projection_is_what_was_read_instead_of_logits_and_refuses_logits():
+    read = torch.tensor([[2.5], [-1.0]])
+    assert measure(Metric.PROJECTION, read, answers(((0,), ()), ((0,), ()))).tolist() == [2.5, -1.0]
+    with pytest.raises(UsageError, match="reads the residual stream along a direction, and got the logits of 4 tokens"):
+        measure(Metric.PROJECTION, QUARTERS, answers(((0,), ())))
+    assert set(METRICS) == set(Metric)
+
+
+def test_units_name_what_is_measured():
+    assert [Metric.PROJECTION.unit, Metric.PROBABILITY_DIFFERENCE.unit] == ["length", "probability"]
+    assert {metric.unit for metric in OF_LOGITS} == {"nats", "probability"}

@@ -14,11 +14,12 @@ from circuits.behaviours.lint import check_pair
 from circuits.behaviours.pairs import Pair
 from circuits.discovery import DiscoverySettings, discover
 from circuits.errors import PromptError, UsageError
+from circuits.experiments import experiment_on
 from circuits.metrics import AnswerTokens
 from circuits.model import load_model
 from circuits.pruning import top
 from circuits.scoring import score
-from circuits.sequences import SequenceExperiment, experiment_on, rows_of
+from circuits.sequences import SequenceExperiment, rows_of
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
 from tests.reference.gradients import gradient_edge_scores

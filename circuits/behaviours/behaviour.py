@@ -16,6 +16,9 @@ from circuits.errors import PromptError, UsageError
 from circuits.records import UNCHANGED, Variant
 from circuits.vocabulary import Metric
 
+REFERENCE = 64
+"""How many pairs a direction is taken from."""
+
 __all__ = ["Behaviour", "Message", "Pair", "PromptSet", "TokenPair", "Tokenizer"]
 
 
@@ -24,7 +27,8 @@ class PromptSet:
     """The pairs of a behaviour that one model is measured on; no clean prompt is in both parts.
 
     ``digest`` is a SHA-256 over all tokens and answers of both parts, in order; ``variant`` says what is not as the
-    behaviour has it by itself.
+    behaviour has it by itself. ``reference`` pairs, of the metric ``projection`` only, are what its direction is taken
+    from: discovery pairs, and the same ones however many are drawn.
     """
 
     behaviour: str
@@ -33,6 +37,7 @@ class PromptSet:
     heldout: tuple[TokenPair, ...]
     digest: str
     variant: Variant = UNCHANGED
+    reference: tuple[TokenPair, ...] = ()
 
     @property
     def n_discovery(self) -> int:
@@ -114,7 +119,9 @@ class Behaviour:
                 f"{self.name} has {len(drawn[0])} discovery and {len(drawn[1])} held-out pairs with this tokenizer; "
                 f"at least {MINIMUM} of each, with different clean prompts, are needed: add pairs, or another model."
             )
-        return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest_of(drawn[0], drawn[1]), self.variant)
+        reference = draw(parts[0], REFERENCE, 0) if self.metric is Metric.PROJECTION else ()
+        digest = digest_of(drawn[0], drawn[1])
+        return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest, self.variant, reference)
 
     def checked(self, tokenizer: Tokenizer | None) -> list[TokenPair]:
         """Give every usable pair as tokens.

@@ -50,8 +50,8 @@ def evaluate(
     file = prepared_file(out, (".json",)) if out else None
 
     from circuits.evaluation import evaluate as judge
+    from circuits.experiments import experiment_on
     from circuits.export.files import write
-    from circuits.sequences import experiment_on
 
     with output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
@@ -61,7 +61,7 @@ def evaluate(
         count = measurement.pairs or found.behaviour.n_heldout or HELDOUT
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=count, seed=seed)
         progress("recording the prompts", 0, 0)
-        experiment = experiment_on(model, prompts.heldout, options)
+        experiment = experiment_on(model, prompts.heldout, options, reference=prompts.reference)
         told = partial(progress, "evaluating")
         evaluation = judge(experiment, found.edges, ranked=_ranked(found, circuit), seed=seed, progress=told)
     rows = size_rows(found) + evaluation_rows(evaluation, metric=chosen.metric, unit=chosen.metric.unit)

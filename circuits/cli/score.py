@@ -19,7 +19,7 @@ from circuits.scores import EdgeScores
 from circuits.vocabulary import Direction, ScorerName
 
 if TYPE_CHECKING:
-    from circuits.sequences import AnyExperiment
+    from circuits.experiments import AnyExperiment
 
 
 @command

@@ -17,8 +17,8 @@ from circuits.export.scores import read_scores
 from circuits.scores import EdgeScores
 
 if TYPE_CHECKING:
+    from circuits.experiments import AnyExperiment
     from circuits.model import Model
-    from circuits.sequences import AnyExperiment
     from circuits.tracing.experiment import Options, PatchingExperiment
 
 
@@ -59,7 +59,7 @@ def recorded(
 ) -> Recorded:
     """Load the model, record the prompts, and check that the model shows the behaviour."""
     from circuits.behaviours.lint import check_gap
-    from circuits.sequences import experiment_on
+    from circuits.experiments import experiment_on
 
     measurement = session.measurement
     model = session.machine.load(progress)
@@ -67,7 +67,7 @@ def recorded(
     count = measurement.pairs or pairs
     prompts = behaviour.prompts(model.tokenizer, discovery=count, heldout=0, seed=measurement.seed or 0)
     progress("recording the prompts", 0, 0)
-    experiment = experiment_on(model, prompts.discovery, options)
+    experiment = experiment_on(model, prompts.discovery, options, reference=prompts.reference)
     clean, corrupted = experiment.clean, experiment.corrupted
     warnings = check_gap(clean, corrupted, options.metric, behaviour=behaviour.name, model=model.info.id)
     return Recorded(behaviour.name, model, prompts.discovery, experiment, warnings)

@@ -16,9 +16,9 @@ from circuits.comparison.crossing import shared_by, without
 from circuits.comparison.names import names_of
 from circuits.errors import BehaviourNotShownError, UsageError
 from circuits.evaluation.crossing import cross
+from circuits.experiments import AnyExperiment, experiment_on
 from circuits.graph import EdgeIndices
 from circuits.model import Model
-from circuits.sequences import AnyExperiment, experiment_on
 from circuits.tracing.experiment import Options
 from circuits.tracing.memory import AUTO
 from circuits.vocabulary import Ablation, Metric
@@ -82,7 +82,8 @@ def measure_comparison(
             require_runs(circuit, model)
             prompts[place] = settings.prompts(circuit, model)
             progress(f"recording the prompts of {name}", 0, 0)
-            experiment = experiment_on(model, prompts[place].heldout, settings.options(circuit))
+            drawn = prompts[place]
+            experiment = experiment_on(model, drawn.heldout, settings.options(circuit), reference=drawn.reference)
             columns[place] = _column(comparison, name, experiment, (prompts[place], model), settings, progress)
         for pair in changing:
             for place in (place for place in pair if place in members):

@@ -1,0 +1,62 @@
+# ruff: noqa: F722
+"""The direction in which clean and corrupted prompts differ, such as harmful and harmless requests.
+
+Difference of means (Arditi et al. 2024, arXiv:2406.11717) of what the unembedding reads: the final residual stream at
+the last position, after the final norm; unit length, from corrupted to clean. The paper chooses a layer and position;
+here it is the end of the model, to which every edge leads.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.tokens import Tokens
+from circuits.errors import UsageError
+from circuits.model import Model
+from circuits.tracing.plan import Plan
+from circuits.tracing.runs import Recorder
+from circuits.tracing.tracer import Tracer
+
+ROWS = 16
+SAME = 1e-5
+"""Means that differ by a smaller share than this differ by rounding."""
+
+
+def direction_of(model: Model, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_model"]:
+    """Give the unit vector from the mean of corrupted to the mean of clean prompts, in float32 or wider.
+
+    Cost: one forward pass of both sides. Raises :class:`UsageError` without pairs, or where the means are the same.
+    """
+    if not pairs:
+        raise UsageError(
+            "a direction is the difference of means over reference pairs, and there are none; give discovery pairs."
+        )
+    anatomy = model.tracer.anatomy
+    wide = torch.promote_types(anatomy.dtype, torch.float32)
+    everything = torch.eye(anatomy.shape.d_model, dtype=wide, device=anatomy.device)
+    tracer = model.tracer.reading(everything)
+    clean, corrupted = (_mean(tracer, [getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted"))
+    difference = clean - corrupted
+    length = (difference @ difference).sqrt()
+    if float(length) <= SAME * float((clean @ clean).sqrt()):
+        raise UsageError(
+            "the clean and the corrupted reference prompts have the same mean, so no direction leads from one to the "
+            "other; use prompts on which the model differs, or another metric."
+        )
+    return difference / length
+
+
+def _mean(tracer: Tracer, prompts: Sequence[Tokens]) -> Float[Tensor, " d_model"]:
+    """Give the mean of what the unembedding reads after prompts of any lengths, which are never padded."""
+    found: list[Tensor] = []
+    for length in dict.fromkeys(map(len, prompts)):
+        members = [prompt for prompt in prompts if len(prompt) == length]
+        for first in range(0, len(members), ROWS):
+            recorder = Recorder()
+            ids = torch.tensor(members[first : first + ROWS], device=tracer.anatomy.device)
+            tracer.run(ids, Plan(logits=recorder.keep_logits))
+            found.append(recorder.logits)
+    return torch.cat(found).mean(0)
