@@ -19,7 +19,7 @@ const groups = all('#stage [id^="group:"]').map((shape) => {
 const nodes = new Map(all('#stage [id^="node:"]').map((shape) => [shape.id.slice("node:".length), shape]));
 const evidence = new Map(all("#heads tr[data-node]").map((row) => [row.dataset.node, row.cells[1]]));
 const steps = [...new Set(edges.map((edge) => edge.size))].sort((a, b) => a - b);
-const READABLE = 0.85; // the smallest scale at which names of nodes are read
+const READABLE = 0.78; // the smallest scale at which names of nodes are read
 const state = { chosen: null, current: null, zoom: 1 };
 
 // ---------------------------------------------------------------------------------------------- what is shown
@@ -93,16 +93,24 @@ function highlight() {
 function choose(name) {
   state.chosen = state.chosen === name ? null : name;
   highlight();
+  hideCard(); // it would cover the paths; pointing at the node again shows it
 }
 
 // ---------------------------------------------------------------------------------------------- the card
+
+function scores(edge) {
+  return headings.flatMap((heading, i) => {
+    const text = edge.row.cells[i].textContent;
+    return heading.startsWith("score") && text ? [`${heading} ${text}`] : [];
+  });
+}
 
 function cardOfNode(name) {
   const [ins, outs] = ["to", "from"].map((end) => edges.filter((edge) => edge.shown && edge[end] === name));
   const parts = [make("b", nodes.get(name).dataset.what), make("span", `${ins.length} edges in, ${outs.length} out`)];
   const list = make("ul");
   for (const edge of [...ins, ...outs].sort((a, b) => b.size - a.size).slice(0, 3)) {
-    list.append(make("li", `${edge.name}: ${headings[2]} ${edge.row.cells[2].textContent}`));
+    list.append(make("li", `${edge.name}: ${scores(edge).join(", ")}`));
   }
   parts.push(list);
   if (evidence.has(name)) parts.push(...evidence.get(name).cloneNode(true).children);
