@@ -9,7 +9,6 @@ import numpy as np
 from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.lint import check_gap
-from circuits.behaviours.pairs import TokenPair
 from circuits.circuit import Circuit
 from circuits.comparison import Column, Comparison, EdgeChanges, ModelEffects
 from circuits.comparison.crossing import shared_by, without
@@ -89,7 +88,7 @@ def measure_comparison(
             for place in (place for place in pair if place in members):
                 drawn = prompts.setdefault(pair[0], settings.prompts(comparison.circuits[pair[0]], model))
                 union = _union(comparison, pair)
-                effects[pair, place] = measure_edges(union, model, drawn.heldout, settings, progress=progress)
+                effects[pair, place] = measure_edges(union, model, drawn, settings, progress=progress)
     changes = [_changes(comparison, pair, effects) for pair in changing]
     return comparison.with_columns([columns[i] for i in range(len(columns))]).with_changes(changes)
 
@@ -112,7 +111,7 @@ def compare_models(
     model = here if isinstance(here, Model) else here(circuit)
     require_runs(circuit, model)
     prompts, tokenizer = settings.prompts(circuit, model), model.info.tokenizer_digest
-    own = measure_edges(circuit, model, prompts.heldout, settings, progress=progress)
+    own = measure_edges(circuit, model, prompts, settings, progress=progress)
     del model
     other = there if isinstance(there, Model) else there(circuit)
     require_runs(circuit, other)
@@ -123,20 +122,20 @@ def compare_models(
         )
     if other.info.digest and other.info.digest == own.model.digest:
         raise UsageError(f"{other.info.id} has the same weights as the circuit's own model; name another model.")
-    found = measure_edges(circuit, other, prompts.heldout, settings, progress=progress)
+    found = measure_edges(circuit, other, prompts, settings, progress=progress)
     return EdgeChanges(circuit.behaviour.name, circuit, own, found)
 
 
 def measure_edges(
     circuit: Circuit,
     model: Model,
-    pairs: Sequence[TokenPair],
+    prompts: PromptSet,
     settings: Crossing,
     *,
     progress: StageProgress = lambda _stage, _done, _total: None,
 ) -> ModelEffects:
-    """Measure a circuit's edges in a model, each exactly and all alone."""
-    experiment = experiment_on(model, pairs, settings.options(circuit))
+    """Measure a circuit's edges in a model on held-out prompts, each exactly and all alone."""
+    experiment = experiment_on(model, prompts.heldout, settings.options(circuit), reference=prompts.reference)
     stage = f"measuring {len(circuit)} edges in {model.info.id}"
     effects = experiment.edge_effects(circuit.edges, progress=lambda done, total: progress(stage, done, total))
     return ModelEffects(
