@@ -22,6 +22,8 @@ from circuits.tracing.experiment import Options
 from circuits.tracing.memory import AUTO
 from circuits.vocabulary import Ablation, Metric
 
+_ADVICE = " A circuit explains"
+"""How the advice begins that ends the message of a behaviour that is not shown: not to be heeded in a comparison."""
 StageProgress = Callable[[str, int, int], None]
 Models = Model | Callable[[Circuit], Model]
 """The model of every circuit, or what gives a circuit's own; it is asked once per model, one after the other."""
@@ -213,7 +215,7 @@ def _remark(experiment: AnyExperiment, behaviour: str, model: Model) -> str:
     try:
         check_gap(experiment.clean, experiment.corrupted, experiment.metric, behaviour=behaviour, model=model.info.id)
     except BehaviourNotShownError as error:
-        return str(error)
+        return str(error).partition(_ADVICE)[0]
     return ""
 
 

@@ -88,6 +88,7 @@ def test_the_same_edges_in_another_model_are_measured_on_the_same_prompts(model:
     prompts = settings.prompts(mine, model)
     np.testing.assert_allclose(changes.there.clean, other.experiment(prompts.heldout).clean, rtol=1e-4)
     assert "does not show mine" in changes.there.remark
+    assert "use another model" not in changes.there.remark
     assert changes.here.remark == ""
 
 
