@@ -1,6 +1,9 @@
 """Any number of circuits: names, membership, core and differences as circuits, refusals."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,3 +146,28 @@ def test_the_same_circuits_give_the_same_comparison() -> None:
     other = compare(a, b, seed=1).to_dict()
     assert other != compare(a, b).to_dict()
     assert other["memberships"] == compare(a, b).to_dict()["memberships"]
+
+
+HASHED = """
+from circuits.comparison import compare
+from circuits.export.several import node_map_dot, shared_dot
+from tests.export.example_circuits import random_circuit
+found = compare(*(random_circuit(120, seed=i // 2, name=name) for i, name in enumerate("xyz")))
+print(found.to_dict(), node_map_dot(found), shared_dot(found), *(part.circuit.to_json() for part in found.parts))
+"""
+
+
+def test_two_processes_with_different_hash_seeds_find_the_same() -> None:
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", HASHED],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "4242")
+    )
+    assert first == second
+    assert len(first) > 50_000
