@@ -133,9 +133,10 @@ function showCard(parts, shape) {
   const frame = card.parentElement.getBoundingClientRect();
   const at = shape.getBoundingClientRect();
   const right = at.right - frame.left + 12;
-  const left = right + card.offsetWidth <= frame.width ? right : at.left - frame.left - card.offsetWidth - 12;
+  const room = document.documentElement.clientWidth - frame.left - card.offsetWidth - 4;
+  const left = right <= room ? right : at.left - frame.left - card.offsetWidth - 12;
   const lowest = Math.min(frame.height, innerHeight - frame.top) - card.offsetHeight - 4;
-  card.style.left = `${Math.max(0, Math.min(left, frame.width - card.offsetWidth))}px`;
+  card.style.left = `${Math.max(0, Math.min(left, room))}px`;
   card.style.top = `${Math.max(0, -frame.top, Math.min(at.top - frame.top, lowest))}px`;
 }
 
