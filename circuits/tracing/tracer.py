@@ -113,6 +113,8 @@ class Tracer:
         if self._directions is not None:
             last = unwrap(self._final_norm.output, rows)[:, -1].to(self._directions.dtype)
             plan.logits(functional.linear(last, self._directions))
+            if self._unembedding is not None:
+                self._unembedding.unembed(torch.zeros(1, dtype=torch.long, device=last.device))  # as good as none
             return
         if self._unembedding is not None:
             self._unembedding.unembed(plan.columns)
