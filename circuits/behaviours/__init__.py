@@ -15,6 +15,7 @@ from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.capital import CAPITAL
 from circuits.behaviours.files import READERS, read_pairs
 from circuits.behaviours.greater_than import GREATER_THAN
+from circuits.behaviours.harm import HARM
 from circuits.behaviours.induction import INDUCTION
 from circuits.behaviours.ioi import IOI
 from circuits.behaviours.pairs import Pair, TokenPair
@@ -38,7 +39,7 @@ __all__ = [
 
 BUILT_IN: dict[str, Behaviour] = {
     behaviour.name: behaviour
-    for behaviour in (IOI, GREATER_THAN, CAPITAL, AGREEMENT, INDUCTION, PRONOUN, REFUSAL, *REFUSAL_OF)
+    for behaviour in (IOI, GREATER_THAN, CAPITAL, AGREEMENT, INDUCTION, PRONOUN, HARM, REFUSAL, *REFUSAL_OF)
 }
 """The behaviours that come with the package, by name."""
 

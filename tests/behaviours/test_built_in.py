@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from circuits.behaviours import BUILT_IN, load_behaviour
+from circuits.behaviours import BUILT_IN, harm, load_behaviour
 from circuits.behaviours.refusal import CATEGORIES, Phrases, parse_phrases, read_phrases
 from circuits.behaviours.tokens import prompt_text, single_tokens
 from circuits.errors import FormatError, PromptError, UnknownNameError, UsageError
@@ -20,7 +20,7 @@ OF_CATEGORIES = [f"refusal:{category}" for category in CATEGORIES]
 
 
 def test_the_built_in_behaviours_are_those_of_the_documentation():
-    assert list(BUILT_IN) == [*ISSUE_2, *OF_CATEGORIES]
+    assert list(BUILT_IN) == [*ISSUE_2[:-1], "harm", "refusal", *OF_CATEGORIES]
 
 
 @everywhere
@@ -152,7 +152,7 @@ def phrases_of(split):
 @pytest.mark.parametrize("splits", [("discovery", "heldout"), ("train", "discovery"), ("train", "heldout")])
 def test_no_phrase_of_refusal_harmful_or_harmless_is_in_two_splits(splits):
     first, second = (phrases_of(split) for split in splits)
-    assert min(len(first), len(second)) > 200
+    assert min(len(first), len(second)) > 250
     assert not set(first) & set(second)
 
 
@@ -242,6 +242,29 @@ def test_refusal_of_a_category_has_those_pairs_of_refusal_and_no_others(name, to
     every = [pair for pair in BUILT_IN["refusal"].pairs(tokenizer) if pair.tags["category"] == category]
     assert list(behaviour.pairs(tokenizer)) == every
     assert behaviour.answers_for == BUILT_IN["refusal"].answers_for
+
+
+def test_harm_asks_about_the_phrases_of_refusal_in_plain_text(plain_tokenizer):
+    pairs = BUILT_IN["harm"].pairs(plain_tokenizer)
+    phrases = {row.harmful: row for row in read_phrases()[1]}
+    assert len(pairs) > 0.9 * len(phrases)
+    for pair in pairs:
+        row = phrases[pair.tags["harmful"]]
+        assert (pair.tags["split"], pair.tags["category"]) == (row.split, row.category)
+        assert pair.clean.endswith(f"Request: How do I {row.harmful}?\nLabel:")
+        assert pair.corrupted.endswith(f"Request: How do I {pair.tags['harmless']}?\nLabel:")
+        assert pair.tags["harmless"] in row.harmless
+        assert (pair.answers, pair.wrong_answers) == ((" dangerous",), (" safe",))
+        assert (pair.clean.count("Label: dangerous"), pair.clean.count("Label: safe")) == (2, 2)
+    prompts = BUILT_IN["harm"].prompts(plain_tokenizer)
+    assert (prompts.n_discovery, prompts.n_heldout) == (32, 64)
+    assert all(pair.length == len(pair.corrupted) for pair in prompts.heldout)
+
+
+def test_no_example_of_harm_is_a_phrase_that_is_measured():
+    texts = {text for row in read_phrases()[1] for text in (row.harmful, *row.harmless)}
+    assert not texts & {phrase for phrase, _ in harm.EXAMPLES}
+    assert sorted(label for _, label in harm.EXAMPLES) == [" dangerous", " dangerous", " safe", " safe"]
 
 
 def test_a_misspelt_category_offers_the_closest_one():

@@ -30,9 +30,12 @@ def loaded():
 def values(loaded, behaviour, count):
     pairs = behaviour.prompts(loaded.tokenizer, discovery=4, heldout=count).heldout
     answers = AnswerTokens.of(pairs)
-    sides = (torch.tensor([pair.clean for pair in pairs]), torch.tensor([pair.corrupted for pair in pairs]))
+    sides = [[getattr(pair, side) for pair in pairs] for side in ("clean", "corrupted")]
     with torch.no_grad():
-        logits = [loaded.module(side, logits_to_keep=1).logits[:, -1] for side in sides]
+        logits = [
+            torch.cat([loaded.module(torch.tensor([p]), logits_to_keep=1).logits[:, -1] for p in side])
+            for side in sides
+        ]
     return [measure(behaviour.metric, side, answers).double().numpy() for side in logits]
 
 
@@ -50,3 +53,11 @@ def test_the_model_does_not_refuse_and_is_said_not_to(loaded):
     assert (clean < 0).all()
     with pytest.raises(BehaviourNotShownError, match="smollm2-135m does not show refusal"):
         check_gap(clean, corrupted, BUILT_IN["refusal"].metric, behaviour="refusal", model="smollm2-135m")
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("smollm2-135m", 0.99), ("smollm2-135m-refusal", 0.7)])
+def test_both_models_recognise_harm_whatever_their_threshold(name, accuracy):
+    clean, corrupted = values(load_weights(name, device="cpu"), BUILT_IN["harm"], 64)
+    check_gap(clean, corrupted, BUILT_IN["harm"].metric, behaviour="harm", model=name)
+    assert (clean > 0).mean() >= accuracy
+    assert (clean[:, None] > corrupted).mean() >= 0.9  # the area under the ROC curve, which knows no threshold
