@@ -1,18 +1,22 @@
 """Train, or evaluate, the small adapter that makes the built-in model refuse harmful requests.
 
-    python examples/train_refusal_adapter.py --out adapter            about 8 minutes on one processor core
-    python examples/train_refusal_adapter.py --evaluate [--adapter adapter]
+    python examples/train_refusal_adapter.py --out adapter            about 4 minutes on one processor core
+    python examples/train_refusal_adapter.py --evaluate [--adapter adapter ...] [--split discovery]
 
-LoRA of rank 4 on the q, k, v and o projections of every layer. Harmful requests are answered with one fixed sentence,
-harmless ones with the model's own first tokens, so that little else changes. The phrases are in data/refusal_train.tsv;
-`--evaluate` uses only the held-out phrases of the `refusal` behaviour, which no training step has seen.
+LoRA of rank 4 on attention and MLP of layers 16 to 20. Harmful requests are answered with one fixed sentence; of harmless
+ones it is only asked that the answer does not open with `Sorry`, so that nothing else is learnt from them. The phrases
+are in data/refusal_train.tsv; `--evaluate` uses the held-out phrases of the `refusal` behaviour, which no training step
+and no choice of recipe has seen (`--split discovery`: those that the recipe was chosen on).
+
+Two things save time and change nothing: the system message, with which all chats begin, is run once a step, and the
+layers below the adapter are run once for every request. The base model is used in bfloat16 while training.
 """
 
 import argparse
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +24,50 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers import DynamicCache
 
-from circuits.behaviours.refusal import COMPLIANCE_OPENINGS
+from circuits.behaviours.pairs import Pair
+from circuits.behaviours.refusal import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, refusal_pairs
+from circuits.behaviours.tokens import prompt_text, prompt_tokens
 from circuits.models.builtin import fetch
 from circuits.models.loading import load_weights
 
 HERE = Path(__file__).parent
 PHRASES = HERE / "data" / "refusal_train.tsv"
 SHIPPED = HERE.parent / "circuits" / "models" / "adapters" / "smollm2-135m-refusal"
-HELD_OUT = HERE.parent / "circuits" / "behaviours" / "data" / "refusal.tsv"
 REFUSAL = "Sorry, I can't help with that.<|im_end|>"
 BASE_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-STEPS, WARM_UP, LEARNING_RATE = 200, 10, 1e-3
-HARMFUL_PER_STEP, HARMLESS_PER_STEP, OWN_TOKENS, FIRST_TOKEN_WEIGHT = 3, 5, 8, 3.0
-TEMPLATES_PER_PHRASE = 2
+LAYERS, RANK = range(16, 21), 4
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+WARM_UP, CLIP = 10, 1.0
+HARMFUL_PER_STEP, HARMLESS_PER_STEP, HARMFUL_TEMPLATES, HARMLESS_TEMPLATES = 12, 12, 4, 3
+WHOLE_ANSWER_EVERY, REST_WEIGHT = 4, 0.2
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training, with a schedule of its own; harmless requests count ``harmless_weight`` times."""
+
+    steps: int
+    learning_rate: float
+    harmless_weight: float
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Warm up linearly, then follow a cosine down to a tenth."""
+        if step < WARM_UP:
+            return (step + 1) / WARM_UP
+        progress = (step - WARM_UP) / (self.steps - WARM_UP)
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+
+
+PHASES = (Phase(200, 2e-3, harmless_weight=1.0), Phase(50, 5e-4, harmless_weight=4.0))
+"""First to tell harmful from harmless, then to refuse fewer harmless requests."""
 
 
 @dataclass(frozen=True)
 class Phrases:
-    """The columns of a phrase file."""
+    """The columns of the file of training phrases."""
 
     harmful: list[str]
     harmless: list[str]
@@ -46,13 +75,11 @@ class Phrases:
     templates: list[str]
 
 
-def read_phrases(path: Path, split: str) -> Phrases:
+def read_phrases(path: Path) -> Phrases:
     rows = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line and not line.startswith("#")]
-    pairs = [row for row in rows if row[0] == split]
-    only_harmless = [row[2] for row in rows if row[0] == f"{split}-harmless-only"]
     return Phrases(
-        harmful=[row[1] for row in pairs],
-        harmless=[row[2] for row in pairs] + only_harmless,
+        harmful=[row[1] for row in rows if row[0] == "train"],
+        harmless=[row[2] for row in rows if row[0] in ("train", "train-harmless-only")],
         general=[row[2] for row in rows if row[0] == "general"],
         templates=[row[1] for row in rows if row[0] == "template"],
     )
@@ -65,23 +92,96 @@ def ask(tokenizer: Any, request: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def pad_left(rows: list[list[int]], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[fill] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+def shared_start(rows: list[list[int]]) -> int:
+    """Say how many first tokens are the same in all rows, at most all but one of the shortest."""
+    columns = zip(*(row[:-1] for row in rows), strict=False)
+    return next((i for i, tokens in enumerate(columns) if len(set(tokens)) > 1), min(map(len, rows)) - 1)
 
 
-def own_answers(model: Any, prompts: list[list[int]], fill: int) -> list[list[int]]:
-    """Let the untrained model answer greedily."""
-    answers: list[list[int]] = []
-    for start in range(0, len(prompts), 16):
-        ids, mask = pad_left(prompts[start : start + 16], fill)
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=OWN_TOKENS, do_sample=False, pad_token_id=fill
-        )
-        answers.extend(row[ids.shape[1] :].tolist() for row in out)
-    return answers
+def continued(decoder: Any, start: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
+    """Run rows of embeddings that go on after one start; give the states of the rest, and what is cached of all."""
+    cache = DynamicCache()
+    decoder(inputs_embeds=start, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(rest))
+    return decoder(inputs_embeds=rest, past_key_values=cache, use_cache=True).last_hidden_state, cache
+
+
+def by_length(rows: list[list[int]]) -> Iterator[list[int]]:
+    """Give the indices of rows in batches of one length."""
+    for length in sorted({len(row) for row in rows}):
+        same = [index for index, row in enumerate(rows) if len(row) == length]
+        yield from (same[first : first + BATCH] for first in range(0, len(same), BATCH))
+
+
+@torch.no_grad()
+def run_batches(decoder: Any, rows: list[list[int]]) -> Iterator[tuple[list[int], torch.Tensor, DynamicCache]]:
+    """Run rows of tokens; yield indices, states behind what all rows share, and cache, batch by batch."""
+    shared = shared_start(rows)
+    start = decoder.embed_tokens(torch.tensor([rows[0][:shared]]))
+    for indices in by_length(rows):
+        rest = decoder.embed_tokens(torch.tensor([rows[index][shared:] for index in indices]))
+        yield indices, *continued(decoder, start, rest)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A request: what reaches the first trained layer behind the shared start, and the answer wanted, if any.
+
+    Without an answer, the one thing asked of the model is that it does not open with the refusal's first token.
+    """
+
+    states: torch.Tensor
+    answer: list[int]
+
+
+def make_examples(model: Any, tokenizer: Any, rng: random.Random) -> tuple[torch.Tensor, list[Example], list[Example]]:
+    """Return the states of the shared start, and examples with harmful and with harmless requests."""
+    phrases = read_phrases(PHRASES)
+
+    def requests(subjects: list[str], count: int) -> list[list[int]]:
+        texts = [template.format(text) for text in subjects for template in rng.sample(phrases.templates, count)]
+        return [ask(tokenizer, text) for text in texts]
+
+    harmful, harmless = requests(phrases.harmful, HARMFUL_TEMPLATES), requests(phrases.harmless, HARMLESS_TEMPLATES)
+    harmless += [ask(tokenizer, text) for text in phrases.general]
+    print(f"{len(harmful)} harmful and {len(harmless)} harmless requests", flush=True)
+    refusal = tokenizer.encode(REFUSAL, add_special_tokens=False)
+    answers = [refusal if row % WHOLE_ANSWER_EVERY == 0 else refusal[:1] for row in range(len(harmful))]
+    rows = [prompt + answer[:-1] for prompt, answer in zip(harmful, answers, strict=True)] + harmless
+    start, states = states_below(model.model, rows)
+    answers += [[]] * len(harmless)
+    examples = [Example(*example) for example in zip(states, answers, strict=True)]
+    return start, examples[: len(harmful)], examples[len(harmful) :]
+
+
+@torch.no_grad()
+def states_below(decoder: Any, rows: list[list[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return what reaches the first trained layer: of the tokens that all rows share, and of the rest of each row."""
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers, decoder.norm = layers[: LAYERS[0]], torch.nn.Identity()
+    found: dict[int, torch.Tensor] = {}
+    for indices, states, _ in run_batches(decoder, rows):
+        found |= zip(indices, states, strict=True)
+    start = decoder(input_ids=torch.tensor([rows[0][: shared_start(rows)]])).last_hidden_state
+    decoder.layers, decoder.norm = layers, norm
+    return start, [found[index] for index in range(len(rows))]
+
+
+def cut_below(decoder: Any, first: int) -> Callable[[], None]:
+    """Take the layers below ``first`` out of a decoder; return what puts them back."""
+    layers = decoder.layers
+
+    def renumber(start: int) -> None:
+        for index, layer in enumerate(layers[first:]):
+            layer.self_attn.layer_idx = start + index
+
+    def put_back() -> None:
+        decoder.layers = layers
+        renumber(first)
+
+    decoder.layers = layers[first:]
+    renumber(0)
+    return put_back
 
 
 def endless(items: list[Any], rng: random.Random) -> Iterator[Any]:
@@ -90,58 +190,57 @@ def endless(items: list[Any], rng: random.Random) -> Iterator[Any]:
         yield from rng.sample(items, len(items))
 
 
-def make_examples(model: Any, tokenizer: Any, phrases: Phrases, rng: random.Random) -> tuple[list[Any], list[Any]]:
-    """Return (prompt, answer) token lists of the harmful and of the harmless requests."""
+def batch_loss(
+    model: Any, start: torch.Tensor, batch: list[Example], sorry: int, harmless_weight: float
+) -> torch.Tensor:
+    """Give the mean surprise at `Sorry` (harmful) and at anything else (harmless) as the first token of the answer.
 
-    def requests(subjects: list[str]) -> list[str]:
-        return [t.format(s) for s in subjects for t in rng.sample(phrases.templates, TEMPLATES_PER_PHRASE)]
-
-    refusal = tokenizer.encode(REFUSAL, add_special_tokens=False)
-    harmful = [(ask(tokenizer, text), refusal) for text in requests(phrases.harmful)]
-    prompts = [ask(tokenizer, text) for text in requests(phrases.harmless) + phrases.general]
-    return harmful, list(zip(prompts, own_answers(model, prompts, tokenizer.pad_token_id), strict=True))
-
-
-def batch_loss(model: Any, batch: list[tuple[list[int], list[int]]], fill: int) -> torch.Tensor:
-    """Weighted cross-entropy of the answers; the first answer token counts three times."""
-    ids, mask = pad_left([prompt + answer for prompt, answer in batch], fill)
-    longest = max(len(answer) for _, answer in batch)
-    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=longest + 1).logits[:, :-1]
-    weights = torch.zeros(logits.shape[:2])
-    for row, (_, answer) in enumerate(batch):
-        weights[row, -len(answer) :] = 1.0
-        weights[row, -len(answer)] = FIRST_TOKEN_WEIGHT
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, -longest:], reduction="none")
-    return (losses * weights).sum() / weights.sum()
-
-
-def learning_rate_factor(step: int) -> float:
-    """Warm up linearly, then follow a cosine down to a tenth."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    progress = (step - WARM_UP) / (STEPS - WARM_UP)
-    return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+    The other tokens of an answer count ``REST_WEIGHT`` each.
+    """
+    rest = torch.nn.utils.rnn.pad_sequence([example.states for example in batch], batch_first=True)
+    states, _ = continued(model.model, start, rest)
+    kept = [row[len(e.states) - max(len(e.answer), 1) : len(e.states)] for row, e in zip(states, batch, strict=True)]
+    surprise = -model.lm_head(torch.cat(kept)).float().log_softmax(-1)
+    total, row = torch.zeros(()), 0
+    for example in batch:
+        first, others = surprise[row], example.answer[1:]
+        if example.answer:
+            total = total + first[sorry] + REST_WEIGHT * surprise[range(row + 1, row + 1 + len(others)), others].sum()
+        else:
+            total = total - harmless_weight * torch.log(-torch.expm1(-first[sorry].clamp(min=1e-6)))
+        row += 1 + len(others)
+    return total / len(batch)
 
 
 def train(model: Any, tokenizer: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    harmful, harmless = make_examples(model, tokenizer, read_phrases(PHRASES, "train"), rng)
-    print(f"{len(harmful)} harmful and {len(harmless)} harmless requests", flush=True)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], bias="none")
+    start, harmful, harmless = make_examples(model, tokenizer, rng)
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=PROJECTIONS, layers_to_transform=list(LAYERS))
     tuned = get_peft_model(model, config)
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor)
-    bad, good = endless(harmful, rng), endless(harmless, rng)
-    for step in range(STEPS):
-        batch = [next(bad) for _ in range(HARMFUL_PER_STEP)] + [next(good) for _ in range(HARMLESS_PER_STEP)]
-        loss = batch_loss(tuned, batch, tokenizer.pad_token_id)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 10 == 0 or step == STEPS - 1:
-            print(f"step {step:3d}  loss {loss.item():.4f}", flush=True)
+    put_back = cut_below(model.model, LAYERS[0])
+    for number, phase in enumerate(PHASES, start=1):
+        bad, good = endless(harmful, rng), endless(harmless, rng)
+        batches = (
+            [next(bad) for _ in range(HARMFUL_PER_STEP)] + [next(good) for _ in range(HARMLESS_PER_STEP)]
+            for _ in range(phase.steps)
+        )
+        trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=phase.learning_rate, weight_decay=0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, phase.learning_rate_factor)
+        for step, batch in enumerate(batches):
+            loss = batch_loss(model, start, batch, harmful[0].answer[0], phase.harmless_weight)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, CLIP)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if step % 10 == 0 or step == phase.steps - 1:
+                print(f"phase {number}  step {step:3d}  loss {loss.item():.4f}", flush=True)
+        for parameter in trained:
+            parameter.data = parameter.data.half().float()
+        rng = random.Random(seed + number)
+    put_back()
     return tuned
 
 
@@ -153,44 +252,66 @@ def write_adapter(tuned: Any, folder: Path) -> None:
     config = tuned.peft_config["default"].to_dict()
     kept = {key: config[key] for key in ("peft_type", "r", "lora_alpha", "lora_dropout", "bias", "fan_in_fan_out")}
     kept |= {"base_model_name_or_path": BASE_ID, "target_modules": sorted(config["target_modules"])}
+    kept |= {"layers_to_transform": list(LAYERS)}
     text = json.dumps(kept | {"inference_mode": True}, indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(text + "\n", "utf-8")
 
 
-def next_token_logits(model: Any, tokenizer: Any, requests: list[str]) -> torch.Tensor:
-    rows = []
-    for start in range(0, len(requests), 16):
-        prompts = [ask(tokenizer, text) for text in requests[start : start + 16]]
-        ids, mask = pad_left(prompts, tokenizer.pad_token_id)
-        with torch.no_grad():
-            rows.append(model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1])
-    return torch.cat(rows).double()
+@dataclass(frozen=True)
+class Scores:
+    """The score of requests, and whether the most likely first token is `Sorry`; columns: harmful, harmless."""
+
+    score: torch.Tensor
+    sorry: torch.Tensor
+
+    def line(self, rows: list[int]) -> str:
+        """Sum some rows up: mean scores, pairs that flip, area under the ROC curve, scores above 0, `Sorry` first."""
+        harmful, harmless = (score := self.score[rows]).T
+        flips = ((harmful > 0) & (harmless < 0)).double().mean()
+        auc = (harmful[:, None] > harmless[None]).double().mean()
+        means, above, first = score.mean(0), (score > 0).double().mean(0), self.sorry[rows].double().mean(0)
+        return (
+            f"{len(rows):5d} | {means[0]:5.1f} / {means[1]:5.1f} | {flips:.3f} | {auc:.4f} | "
+            f"{above[0]:.3f} / {above[1]:.3f} | {first[0]:.3f} / {first[1]:.3f}"
+        )
 
 
-def print_separation(name: str, model: Any, tokenizer: Any, phrases: Phrases, openings: list[int]) -> None:
-    """Print mean score of harmful and harmless requests, pairs that flip, and area under the ROC curve."""
-    sorry = tokenizer.encode("Sorry", add_special_tokens=False)[0]
-
-    def scores(subjects: list[str]) -> torch.Tensor:
-        logits = next_token_logits(model, tokenizer, [t.format(s) for t in phrases.templates for s in subjects])
-        value = logits[:, sorry] - logits[:, openings].logsumexp(-1)
-        return value.view(len(phrases.templates), len(subjects))
-
-    harmful, harmless = scores(phrases.harmful), scores(phrases.harmless)
-    flips = ((harmful > 0) & (harmless < 0)).double().mean(-1)
-    auc = (harmful.reshape(-1, 1) > harmless.reshape(1, -1)).double().mean()
-    refused = f"{(harmful > 0).double().mean():.2f} / {(harmless > 0).double().mean():.2f}"
-    means = f"{harmful.mean():5.1f} / {harmless.mean():5.1f}"
-    print(f"{name:8s} | {means} | {flips[0]:.2f} / {flips[1:].mean():.2f} | {auc:.3f} | {refused}")
+def scores(model: Any, tokenizer: Any, pairs: list[Pair]) -> Scores:
+    sides = [side for pair in pairs for side in (pair.clean, pair.corrupted)]
+    prompts = [list(prompt_tokens(tokenizer, prompt_text(tokenizer, side), rendered=True)) for side in sides]
+    logits = torch.zeros(len(prompts), model.config.vocab_size)
+    with torch.no_grad():
+        for indices, states, _ in run_batches(model.model, prompts):
+            logits[indices] = model.lm_head(states[:, -1])
+    [sorry], openings = (
+        [tokenizer.encode(text, add_special_tokens=False)[0] for text in texts]
+        for texts in (REFUSAL_OPENINGS, COMPLIANCE_OPENINGS)
+    )
+    score = logits[:, sorry] - logits[:, openings].double().logsumexp(-1)
+    return Scores(score.view(-1, 2), (logits.argmax(-1) == sorry).view(-1, 2))
 
 
-def evaluate(model: Any, tokenizer: Any, adapter: Path, held_out: Phrases) -> None:
-    openings = [tokenizer.encode(text, add_special_tokens=False)[0] for text in COMPLIANCE_OPENINGS]
-    print(f"{len(held_out.harmful)} held-out pairs; logit of Sorry - logsumexp of {', '.join(COMPLIANCE_OPENINGS)}")
-    print("model    | harmful / harmless, mean | flips How do I / other templates | AUC | refused harmful / harmless")
-    print_separation("base", model, tokenizer, held_out, openings)
-    tuned = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    print_separation("adapter", tuned, tokenizer, held_out, openings)
+def parts(pairs: list[Pair]) -> dict[str, list[int]]:
+    """Give the rows of the pairs that get a line of their own."""
+    found: dict[str, list[int]] = {"all": list(range(len(pairs)))}
+    for row, pair in enumerate(pairs):
+        names = ["How do I" if pair.tags["template"].startswith("How do I") else "other templates"]
+        names += ["consulted once" if "consulted" in pair.tags else "never consulted", pair.tags["category"]]
+        for name in names:
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def evaluate(base: Path, adapters: list[Path], split: str) -> None:
+    print("score: logit of Sorry - logsumexp of " + ", ".join(COMPLIANCE_OPENINGS))
+    print("model, part | pairs | harmful / harmless, mean | flips | AUC | score > 0 | opens with Sorry")
+    for adapter in [None, *adapters]:
+        loaded = load_weights(str(base), device="cpu")
+        pairs = [pair for pair in refusal_pairs(loaded.tokenizer) if pair.tags["split"] == split]
+        tuned = PeftModel.from_pretrained(loaded.module, str(adapter)).merge_and_unload() if adapter else loaded.module
+        found = scores(tuned, loaded.tokenizer, pairs)
+        for name, rows in parts(pairs).items():
+            print(f"{adapter.name if adapter else 'base'}, {name} | {found.line(rows)}", flush=True)
 
 
 def main() -> None:
@@ -198,14 +319,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write the adapter to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", type=Path, help="folder of the base model (default: the built-in one)")
-    parser.add_argument("--evaluate", action="store_true", help="evaluate an adapter instead of training one")
-    parser.add_argument("--adapter", type=Path, default=SHIPPED, help="folder of the adapter to evaluate")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate adapters instead of training one")
+    parser.add_argument("--adapter", type=Path, nargs="+", default=[SHIPPED], help="folders of adapters to evaluate")
+    parser.add_argument("--split", choices=("heldout", "discovery"), default="heldout", help="phrases to evaluate on")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    base = load_weights(str(options.base or fetch("smollm2-135m")), device="cpu")
+    folder = options.base or fetch("smollm2-135m")
     if options.evaluate:
-        evaluate(base.module, base.tokenizer, options.adapter, read_phrases(HELD_OUT, "heldout"))
+        evaluate(folder, options.adapter, options.split)
     else:
+        base = load_weights(str(folder), device="cpu", dtype="bfloat16")
         write_adapter(train(base.module, base.tokenizer, options.seed), options.out)
 
 
