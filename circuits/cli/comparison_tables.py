@@ -66,7 +66,7 @@ def _overlap(diff: CircuitDiff, short: Mapping[str, str]) -> Tabulated:
     rows.append(["Jaccard index", _jaccard(edges), _jaccard(nodes), scores.weighted.describe()])
     for each in edges.chances:
         beside = levels.get(each.kind)
-        weighted = diff.weighted_chance if each.kind == diff.weighted_chance.kind else None
+        weighted = next((level for level in diff.weighted_chances if level.kind == each.kind), None)
         shared = [_level(each), _level(beside) if beside else "", _level(weighted, digits=2) if weighted else ""]
         rows.append([_CHANCE[each.kind], *shared])
     rows.append([f"ranks, {scores.n} edges", "", "", scores.ranks.describe()])

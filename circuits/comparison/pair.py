@@ -12,8 +12,16 @@ import numpy as np
 
 from circuits.circuit import Circuit
 from circuits.comparison.names import names_of
-from circuits.comparison.overlap import REWIRED, Chance, Overlap, chance_overlap, matched_chance, sampled_chance
-from circuits.comparison.rewiring import rewired, weighted_jaccard
+from circuits.comparison.overlap import (
+    MATCHED,
+    REWIRED,
+    Chance,
+    Overlap,
+    chance_overlap,
+    matched_chance,
+    sampled_chance,
+)
+from circuits.comparison.rewiring import rewired, shuffled_within, weighted_jaccard
 from circuits.comparison.statistics import PairScores, compared_scores
 from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices, Node, NodeKind
@@ -35,8 +43,8 @@ class CircuitDiff:
     """What two circuits share.
 
     ``scores.weighted`` is 1 for equal weight on the same edges, 0 for disjoint circuits, unknown where scores are
-    missing; ``weighted_chance`` is what rewired circuits of the same degrees and weights reach. ``sign_flips`` are
-    shared edges whose scores have opposite signs. All edges are positions in graph order.
+    missing; ``weighted_chances`` are what circuits of the same weights reach by chance. ``sign_flips`` are shared edges
+    whose scores have opposite signs. All edges are positions in graph order.
     """
 
     a: Circuit
@@ -45,7 +53,7 @@ class CircuitDiff:
     edge_overlap: Overlap
     node_overlap: Overlap
     scores: PairScores
-    weighted_chance: Chance
+    weighted_chances: tuple[Chance, ...]
     only_a: EdgeIndices
     only_b: EdgeIndices
     shared: EdgeIndices
@@ -91,7 +99,8 @@ class CircuitDiff:
             "b": self.names[1],
             "edge_overlap": asdict(self.edge_overlap),
             "node_overlap": asdict(self.node_overlap),
-            "weighted_overlap": asdict(self.scores.weighted) | {"chance": asdict(self.weighted_chance)},
+            "weighted_overlap": asdict(self.scores.weighted)
+            | {"chances": [asdict(each) for each in self.weighted_chances]},
             "rank_correlation": asdict(self.scores.ranks)
             | {"edges": self.scores.n, "of": "union" if self.scores.on_union else "shared"},
             **{name: [str(edge(int(index))) for index in indices] for name, indices in groups.items()},
@@ -126,10 +135,11 @@ class CircuitDiff:
         scores, flips = self.scores, len(self.sign_flips)
         sentences: list[str] = []
         if scores.weighted.known:
-            beyond = "more than" if self.weighted_chance.beaten else "no more than"
+            beyond = "more than" if all(each.beaten for each in self.weighted_chances) else "no more than"
+            levels = " or ".join(f"{each.expected:.2f} {_SAME[each.kind]}" for each in self.weighted_chances)
             sentences.append(
-                f"Weighted by |score|, the overlap of edges is {scores.weighted.describe()}, {beyond} rewired circuits "
-                f"of the same degrees and weights have ({self.weighted_chance.expected:.2f})."
+                f"Weighted by |score|, the overlap of edges is {scores.weighted.describe()}, {beyond} the same weights "
+                f"give by chance ({levels})."
             )
         which = "edges of either circuit" if scores.on_union else "shared edges"
         if not scores.ranks.known:
@@ -144,6 +154,9 @@ class CircuitDiff:
         return sentences
 
 
+_SAME = {MATCHED: "on edges of the same kinds and layers", REWIRED: "on rewired edges"}
+
+
 def _ranks_in_words(scores: PairScores) -> str:
     ranks, chance = scores.ranks, scores.ranks_chance
     if not math.isfinite(ranks.low):
@@ -152,8 +165,8 @@ def _ranks_in_words(scores: PairScores) -> str:
     if chance is not None:
         low, high = chance.low, chance.high
         text += (
-            f"; scores of random edges of the same kinds and layers would at {chance.expected:.2f} (95 %: {low:.2f} to "
-            f"{high:.2f}), since each circuit took its own strongest edges"
+            f"; with one side shuffled among edges of the same kinds and layers at {chance.expected:.2f} (95 %: "
+            f"{low:.2f} to {high:.2f}), since each circuit took its own strongest edges"
         )
     if ranks.low > high:
         return f"{text}: they rank edges more alike than chance"
@@ -200,7 +213,7 @@ def difference(
         ),
         node_overlap=_node_overlap(a, b),
         scores=scores,
-        weighted_chance=_weighted_chance(drawn_a, drawn_b, a, b, scores.weighted.value),
+        weighted_chances=_weighted_chances(a, b, (drawn_a, drawn_b), strata, scores.weighted.value, seed),
         only_a=np.setdiff1d(a.edges, b.edges, assume_unique=True),
         only_b=np.setdiff1d(b.edges, a.edges, assume_unique=True),
         shared=shared,
@@ -220,12 +233,19 @@ def require_one_shape(circuits: tuple[Circuit, ...]) -> None:
             )
 
 
-def _weighted_chance(drawn_a: EdgeIndices, drawn_b: EdgeIndices, a: Circuit, b: Circuit, found: float) -> Chance:
+def _weighted_chances(
+    a: Circuit, b: Circuit, drawn: tuple[EdgeIndices, EdgeIndices], strata: EdgeIndices, found: float, seed: int
+) -> tuple[Chance, ...]:
+    """Give what weights give that are shuffled within strata, and those of rewired circuits."""
     if not math.isfinite(found):
-        return Chance(REWIRED, math.nan, math.nan, math.nan, math.nan)
+        return ()
     sizes_a, sizes_b = np.abs(a.scores), np.abs(b.scores)
-    drawn = [weighted_jaccard(x, sizes_a, y, sizes_b) for x, y in zip(drawn_a, drawn_b, strict=True)]
-    return sampled_chance(REWIRED, np.array(drawn), found)
+    shuffled = shuffled_within(strata, b.edges, np.random.default_rng([seed, 2]), len(drawn[0]))
+    matched = [weighted_jaccard(a.edges, sizes_a, edges, sizes_b) for edges in shuffled]
+    rewiring = [weighted_jaccard(x, sizes_a, y, sizes_b) for x, y in zip(*drawn, strict=True)]
+    return tuple(
+        sampled_chance(kind, np.array(values), found) for kind, values in ((MATCHED, matched), (REWIRED, rewiring))
+    )
 
 
 def _node_overlap(a: Circuit, b: Circuit) -> Overlap:

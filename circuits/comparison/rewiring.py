@@ -1,4 +1,4 @@
-"""Random circuits whose nodes keep their number of edges: the control for well-connected nodes."""
+"""Random circuits for comparison: nodes keep their number of edges, or edges their kinds and layers."""
 
 import numpy as np
 
@@ -35,6 +35,20 @@ def rewired(
             present |= {first, second}
             receivers[i], receivers[j] = receivers[j], receivers[i]
         found[draw] = offsets[receivers] + np.array(senders, dtype=np.int64)
+    return found
+
+
+def shuffled_within(
+    strata: EdgeIndices, edges: EdgeIndices, generator: np.random.Generator, draws: int = DRAWS
+) -> EdgeIndices:
+    """Draw other edges of the same strata, ``(draw, edge)``; ``strata`` numbers those of all edges of the graph."""
+    near = np.flatnonzero(np.isin(strata, strata[edges]))
+    order = near[np.argsort(strata[near], kind="stable")]
+    places = np.flatnonzero(np.isin(order, edges))
+    found = np.empty((draws, len(edges)), dtype=np.int64)
+    at = np.searchsorted(edges, order[places])
+    for draw in found:
+        draw[at] = order[np.lexsort((generator.random(len(order)), strata[order]))][places]
     return found
 
 

@@ -13,7 +13,7 @@ from circuits.scores import EdgeScores, Floats
 
 MIN_FOR_RANKS = 5
 """Fewer shared scores than this give no rank correlation."""
-RESAMPLES, CHANCE_DRAWS = 500, 200
+RESAMPLES, CHANCE_DRAWS = 500, 100
 PROMPTS, EDGES = "prompts", "edges"
 
 
@@ -49,7 +49,8 @@ class PairScores:
     ``weighted`` is ``sum min / sum max`` of the circuits' |score|, each normalised to sum 1; ``ranks`` is Spearman's
     correlation over ``n`` edges: those of either circuit where both have scores of the whole graph, else the shared.
     Edges that one circuit took for their large scores have small ones in the other, so on the union chance correlates
-    them negatively: ``ranks_chance`` is what scores of random edges of the same kind and layers give instead.
+    them negatively: ``ranks_chance`` is what is left when one side is shuffled among edges of the same kinds and
+    layers.
     """
 
     weighted: Estimate
@@ -107,22 +108,19 @@ def _ranks_chance(
     found: float,
     generator: np.random.Generator,
 ) -> Chance:
-    """Correlate each circuit's scores with the scores of random edges of the same strata on the other side."""
+    """Correlate with the other side's edges and scores shuffled within strata, which keeps kinds and layers only."""
     (a, b), (scores_a, scores_b) = circuits, given
-    order = np.argsort(strata, kind="stable")
-    sizes = np.bincount(strata)
-    starts = np.cumsum(sizes) - sizes
-
-    def others(edges: EdgeIndices, scores: EdgeScores) -> Floats:
-        within = (generator.random(len(edges)) * sizes[strata[edges]]).astype(np.int64)
-        return scores.values[order[starts[strata[edges]] + within]]
-
+    near = np.flatnonzero(np.isin(strata, strata[np.union1d(a.edges, b.edges)]))
+    order = near[np.argsort(strata[near], kind="stable")]
+    first, second = scores_a.values[order], scores_b.values[order]
+    in_a, in_b = np.isin(order, a.edges), np.isin(order, b.edges)
     drawn: list[float] = []
     for _ in range(CHANCE_DRAWS):
-        first = np.concatenate([scores_a.values[a.edges], others(b.edges, scores_a)])
-        second = np.concatenate([others(a.edges, scores_b), scores_b.values[b.edges]])
-        known = np.isfinite(first) & np.isfinite(second)
-        drawn.append(spearman(first[known], second[known]))
+        shuffled = np.lexsort((generator.random(len(order)), strata[order]))
+        either = in_a | in_b[shuffled]
+        left, right = first[either], second[shuffled][either]
+        known = np.isfinite(left) & np.isfinite(right)
+        drawn.append(spearman(left[known], right[known]))
     return sampled_chance(MATCHED, np.array(drawn), found)
 
 

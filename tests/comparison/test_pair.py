@@ -11,7 +11,7 @@ from circuits.circuit import Circuit
 from circuits.comparison import Membership, difference
 from circuits.comparison.overlap import Chance, chance_overlap, matched_chance, sampled_chance
 from circuits.comparison.pair import edge_strata
-from circuits.comparison.rewiring import rewired
+from circuits.comparison.rewiring import rewired, shuffled_within
 from circuits.errors import UsageError
 from circuits.scores import EdgeScores
 from tests.export.example_circuits import GROUPED, ONE_LAYER, circuit_of, random_circuit
@@ -255,6 +255,35 @@ def test_circuits_around_the_same_hub_share_more_than_uniform_chance_but_not_mor
     assert "rewired circuits of the same degrees would share" in diff.edge_overlap.verdict()
 
 
+def test_shuffled_edges_keep_their_strata() -> None:
+    circuit = random_circuit(60, seed=4)
+    strata = edge_strata(circuit.graph)
+    drawn = shuffled_within(strata, circuit.edges, np.random.default_rng(0), draws=30)
+    np.testing.assert_array_equal(strata[drawn], np.tile(strata[circuit.edges], (30, 1)))
+    assert all(len(set(draw.tolist())) == 60 for draw in drawn)
+    assert np.mean(drawn == circuit.edges) < 0.5
+
+
+def test_circuits_that_share_only_kinds_and_layers_have_no_more_weighted_overlap_than_chance() -> None:
+    """Edges and weights of one circuit, shuffled among edges of the same kinds and layers: heavy single-edge strata
+    keep theirs, which any-edges chance and rewiring would take for agreement."""
+    circuit = random_circuit(300, seed=1)
+    strata = edge_strata(circuit.graph)
+    p_values = []
+    for seed in range(8):
+        (edges,) = shuffled_within(strata, circuit.edges, np.random.default_rng(seed), draws=1)
+        order = np.argsort(edges)
+        other = replace(circuit, edges=edges[order], scores=circuit.scores[order], removal=None)
+        matched, rewiring = difference(circuit, other, seed=seed).weighted_chances
+        assert (matched.kind, rewiring.kind) == ("matched", "rewired")
+        p_values.append(matched.p_value)
+    assert sorted(p_values)[1] > 0.05  # one of eight may be small
+    assert np.mean(p_values) > 0.25
+    same = difference(circuit, circuit)
+    assert all(chance.beaten for chance in same.weighted_chances)
+    assert "more than the same weights give by chance" in same.describe()
+
+
 def test_the_verdict_follows_the_chance_levels() -> None:
     beaten, explained = Chance("rewired", 1, 0, 2, 0.001), Chance("matched", 9, 7, 12, 0.4)
     assert "no more than chance" in chance_overlap(1000, 50, 50, 2).verdict()
@@ -323,6 +352,7 @@ def test_ranks_over_the_union_are_beside_what_choosing_the_strongest_edges_gives
     assert independent.rank_correlation < -0.3
     assert independent.scores.ranks_chance is not None
     assert independent.scores.ranks_chance.low < independent.rank_correlation < independent.scores.ranks_chance.high
+    assert independent.scores.ranks_chance.expected == pytest.approx(independent.rank_correlation, abs=0.06)
     assert "no evidence that they rank edges alike" in independent.describe()
     near = values + other * 0.3
     alike = difference(
