@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from circuits.circuit import Circuit
+from circuits.export.grid import grid_statements
 from circuits.export.markup import dot_string
 from circuits.export.palette import INK, LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_ARROWS, colour_name
 from circuits.graph import Edge, Node, NodeKind
@@ -21,8 +22,7 @@ FONT = "Helvetica,Arial,sans-serif"
 MAX_LABELLED = 30
 """Up to this many edges the scores are printed beside the edges; beyond it they are in the tooltips only."""
 MAX_ROUTED = 200
-"""For more edges Graphviz takes minutes to find curves around the nodes; so they are straight, below the nodes."""
-_QUICK = {"splines": "line", "nslimit": "0.1", "nslimit1": "0.1", "mclimit": "0.05"}
+"""For more edges Graphviz takes minutes to place nodes and to route edges; so both are done here: see ``grid.py``."""
 NOTE_LIMIT = 900
 """The longest tooltip, in characters."""
 
@@ -64,7 +64,7 @@ def layered_dot(
     leaving = Counter(line.edge.sender for line in lines)
     statements = [
         *_defaults(len(lines), legend),
-        *_rows(nodes),
+        *(_rows(nodes) if len(lines) <= MAX_ROUTED else grid_statements(nodes, circuit.model.shape.heads_per_group)),
         *(_node(node, entering[node], leaving[node], borders or {}, (notes or {}).get(node, "")) for node in nodes),
         *(_line(line, labelled=len(lines) <= MAX_LABELLED) for line in lines),
         *_group_arrows(circuit),
@@ -76,7 +76,7 @@ def _defaults(n_edges: int, legend: str) -> list[str]:
     graph = {
         "rankdir": "BT",
         "nodesep": "0.16" if n_edges <= 60 else "0.10",
-        "ranksep": "0.32" if n_edges <= MAX_ROUTED else "0.45",
+        "ranksep": "0.32",
         "splines": "true",
         "outputorder": "edgesfirst",
         "bgcolor": '"white"',
@@ -85,7 +85,7 @@ def _defaults(n_edges: int, legend: str) -> list[str]:
         "fontcolor": f'"{INK}"',
     }
     if n_edges > MAX_ROUTED:
-        graph |= _QUICK
+        graph |= {"layout": "nop", "splines": "line"}
     if legend:
         graph |= {"labelloc": "b", "labeljust": "l", "label": legend}
     return [
