@@ -151,3 +151,58 @@ def test_categories_are_listed_and_a_misspelt_one_is_answered_with_the_closest()
     result = invoke("score", "refusal:thef")
     assert result.exit_code == 2
     assert "Closest: 'refusal:theft'" in said(result)
+
+
+# ------------------------------------------------------------------------------- answers of several tokens, projections
+
+
+BY = ("--pairs", 12, "--pruner", "top", "--size", 60, "--metric")
+
+
+@pytest.mark.parametrize("metric", ["mean-logit-difference", "log-probability", "sequence", "projection"])
+def test_circuits_by_every_metric_are_found_and_evaluated_again(
+    tiny_folder: Path, prompts: Path, tmp_path: Path, metric: str
+) -> None:
+    options = [*discover_options(tiny_folder, tmp_path), *BY, metric]
+    document = as_json("discover", prompts, *options)
+    assert document["circuit"]["behaviour"]["metric"] == metric
+    again = as_json("evaluate", tmp_path / "circuit.json", "--behaviour", prompts)
+    assert again["metric"] == metric
+    for name in ("metric_clean", "metric_corrupted", "faithfulness"):
+        expected = document["circuit"]["evaluation"][name]
+        assert again["evaluation"][name] == pytest.approx(expected, rel=1e-3)
+    has_sign = metric == "mean-logit-difference"
+    assert (again["evaluation"]["accuracy_clean"] is not None) == has_sign
+
+
+def test_answers_of_several_tokens_are_measured_by_the_metric_sequence_alone(
+    tiny_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    given = ("--refuse", " the city", "--comply", " is the,a", "--model", tiny_folder, "--pairs", 12)
+    out = ("--out", tmp_path / "x.csv")
+    measured = invoke("score", prompts, *given, *out, "--metric", "sequence")
+    assert "does not show mine. sequence over 12 pairs: clean -" in said(measured)  # a random model prefers neither
+    result = invoke("score", prompts, *given, *out)
+    assert result.exit_code == 1
+    assert "only the next token is measured" in said(result)
+
+
+@pytest.mark.parametrize("command", [("patch",), ("path", "m0->logits")])
+def test_patching_and_paths_measure_one_token(tiny_folder: Path, prompts: Path, command: tuple[str, ...]) -> None:
+    common = ("--model", tiny_folder, "--pairs", 12, "--metric")
+    result = invoke(command[0], prompts, *command[1:], *common, "sequence")
+    assert result.exit_code == 2
+    assert "the metric sequence measures several tokens, and activation patching and paths one" in said(result)
+    done(command[0], prompts, *command[1:], *common, "projection")
+
+
+@pytest.mark.parametrize("metric", ["sequence", "projection"])
+def test_heads_and_ablate_say_which_commands_measure_these(
+    tiny_folder: Path, prompts: Path, tmp_path: Path, metric: str
+) -> None:
+    done("discover", prompts, *discover_options(tiny_folder, tmp_path), *BY, metric)
+    for command in (("heads", "--behaviour"), ("ablate", "--prompts")):
+        result = invoke(command[0], tmp_path / "circuit.json", command[1], prompts, "--pairs", 4)
+        assert result.exit_code == 2
+        assert f"metric {metric}" in said(result)
+        assert "Use another metric" in said(result)
