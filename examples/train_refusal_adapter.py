@@ -3,9 +3,9 @@
     python examples/train_refusal_adapter.py --out adapter            about 4 minutes on one processor core
     python examples/train_refusal_adapter.py --evaluate [--adapter adapter ...] [--split discovery]
 
-LoRA of rank 4 on attention and MLP of layers 16 to 20. Harmful requests are answered with one fixed sentence; of harmless
-ones it is only asked that the answer does not open with `Sorry`, so that nothing else is learnt from them. The phrases
-are in data/refusal_train.tsv; `--evaluate` uses the held-out phrases of the `refusal` behaviour, which no training step
+LoRA of rank 4 on attention and MLP of layers 16 to 20. Harmful requests are answered with one fixed sentence; of
+harmless ones it is only asked that the answer does not open with `Sorry`, so that nothing else is learnt from them. The
+phrases are in data/refusal_train.tsv; `--evaluate` uses the held-out phrases of the `refusal` behaviour, which no training step
 and no choice of recipe has seen (`--split discovery`: those that the recipe was chosen on).
 
 Two things save time and change nothing: the system message, with which all chats begin, is run once a step, and the
