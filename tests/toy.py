@@ -72,10 +72,24 @@ class ToyExperiment:
         return np.array(rows).reshape(len(masks), self.n_pairs)
 
     @staticmethod
-    def _logits(live: dict[str, bool], x: float) -> float:
+    def _logits(live: dict[str, float], x: float) -> float:
         head = 2 * x * live["input->a0.h0<v>"]
         mlp = 3 * (x * live["input->m0"] + head * live["a0.h0->m0"])
         return x * live["input->logits"] + head * live["a0.h0->logits"] + mlp * live["m0->logits"]
+
+    def circuit_gradient(self, weights: Floats, *, among: EdgeIndices | None = None) -> tuple[Floats, Floats]:
+        names = [str(edge) for edge in self.graph.edges()]
+
+        def logits(of: Floats) -> Floats:
+            live = dict(zip(names, of.tolist(), strict=True))
+            return np.array([self._logits(live, x) for x in self.clean_inputs])
+
+        slopes = np.zeros(self.graph.n_edges)
+        for edge in range(self.graph.n_edges) if among is None else {*among, *np.flatnonzero(weights)}:
+            up, down = weights.copy(), weights.copy()
+            up[edge], down[edge] = 1.0, 0.0
+            slopes[edge] = (logits(up) - logits(down)).mean()  # linear in every single weight
+        return logits(weights), slopes
 
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> Floats:
         progress(len(edges), len(edges))
@@ -138,6 +152,15 @@ class LinearToy:
         progress(len(masks), len(masks))
         return self._metric(result[..., -1])
 
+    def circuit_gradient(self, weights: Floats, *, among: EdgeIndices | None = None) -> tuple[Floats, Floats]:
+        base = self._plain(np.array(self.corrupted_inputs))
+        values = self._run(weights[None], np.array(self.clean_inputs), base)[0]
+        changes, senders, receivers = values - base, self.graph.edge_senders, self.graph.edge_receivers
+        slopes = self.weights * changes[:, senders] * self._gains_of(weights)[receivers] * self._slope(values[:, -1:])
+        wanted = np.ones(self.graph.n_edges, dtype=np.bool_) if among is None else weights != 0
+        wanted[slice(None) if among is None else among] = True
+        return self._metric(values[:, -1]), np.where(wanted, slopes.mean(0), 0.0)
+
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> Floats:
         """Run the definition on edges with a weight; the others change nothing."""
         effects = np.zeros((len(edges), self.n_pairs))
@@ -175,15 +198,15 @@ class LinearToy:
         everything = np.ones((1, self.graph.n_edges), dtype=np.bool_)
         return self._run(everything, inputs, np.zeros((len(inputs), len(self.graph.senders) + 1)))[0]
 
-    def _run(self, masks: NDArray[np.bool_], inputs: Floats, base: Floats) -> Floats:
-        """Walk the graph in canonical order, (circuit, pair, sender + 1); dead edges carry ``base``."""
+    def _run(self, masks: NDArray[np.bool_] | Floats, inputs: Floats, base: Floats) -> Floats:
+        """Walk the graph in canonical order, (circuit, pair, sender + 1); dead edges carry ``base``, others a mix."""
         values = np.zeros((len(masks), len(inputs), len(self.graph.senders) + 1))
         values[..., 0] = inputs
         for receiver, feeds in self._feeds:
             start = self.graph.offsets[receiver]
             used = np.flatnonzero(self.weights[start : self.graph.offsets[receiver + 1]])
             live = masks[:, start + used][:, None, :]
-            read = np.where(live, values[..., used], base[:, used]) @ self.weights[start + used]
+            read = (base[:, used] + live * (values[..., used] - base[:, used])) @ self.weights[start + used]
             values[..., feeds] += read[..., None]
         return values
 
@@ -198,14 +221,17 @@ class LinearToy:
 
     @cached_property
     def _gains(self) -> Floats:
-        """By how much the logits rise per unit that a receiver reads."""
+        return self._gains_of(np.ones(self.graph.n_edges))
+
+    def _gains_of(self, live: Floats) -> Floats:
+        """By how much the logits rise per unit that a receiver reads, where edges are live by so much."""
         of_sender = np.zeros(len(self.graph.senders) + 1)
         of_sender[-1] = 1.0
         of_receiver = np.zeros(len(self.graph.receivers))
         for receiver, feeds in reversed(self._feeds):
             of_receiver[receiver] = of_sender[feeds].sum()
             start, stop = self.graph.offsets[receiver], self.graph.offsets[receiver + 1]
-            of_sender[: stop - start] += self.weights[start:stop] * of_receiver[receiver]
+            of_sender[: stop - start] += (live * self.weights)[start:stop] * of_receiver[receiver]
         return of_receiver
 
 

@@ -5,23 +5,27 @@ reaches the target when ``|1 - f| <= 1 - target``.
 
 1. *Propose*: the smallest number of best-ranked edges that reaches the target, on a geometric grid and then by
    bisection; by score and by |score|, whichever needs fewer.
-2. *Thin out*: remove edges in blocks of neighbouring rank. What the removal of each block changes is estimated on a
-   few pairs, only to put blocks in order; how many of them go is decided by the target, on all pairs. Blocks get
-   smaller, down to single edges.
-3. *Prune back*: measure the removal of every single edge inside the circuit on all pairs; drop the longest run of
+2. *Concentrate*: begin with several times as many edges, attribute *inside* that circuit, drop those that matter least
+   there, attribute again, for as long as the target holds (:mod:`circuits.pruning.concentrate`); kept where that needs
+   fewer edges than were proposed.
+3. *Thin out*: attribute inside the circuit once more, and drop the longest run of edges with the smallest slopes with
+   which the target still holds; repeat while that removes a twentieth at a time and many are left.
+4. *Prune back*: measure the removal of every single edge inside the circuit on all pairs; drop the longest run of
    least useful edges with which the target still holds; measure again, until no single edge can go.
+5. *Swap*: add the edges that would help most, by their slopes inside the circuit, and shrink the result again; kept
+   where that ends with fewer edges, and repeated until it does not.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from circuits.errors import BehaviourNotShownError, UsageError
-from circuits.evaluation.faithfulness import faithfulness
 from circuits.graph import EdgeIndices
-from circuits.pruning.connected import connected
+from circuits.pruning.concentrate import concentrated, dispensable_first, regrown
+from circuits.pruning.judge import Judge
 from circuits.pruning.selection import Selection
 from circuits.scores import EdgeScores, Floats
 from circuits.tracing.protocol import Experiment, Progress, no_progress
@@ -31,10 +35,14 @@ Report = Callable[[str, Selection], None]
 
 _GRID_STEP = 1.4
 _SIZES_AT_ONCE = 6
-_BLOCKS = 48
-"""How many blocks a circuit is thinned out by at the most, before blocks are single edges."""
-_SCOUTS = 8
-"""On how many pairs the order of blocks is estimated."""
+_ABUNDANCE = 4
+"""With how many times the proposed edges concentrating begins."""
+_FEW = 100
+"""With so many edges or fewer, measuring every removal is better than slopes, and cheap."""
+
+
+def _no_report(step: str, selection: Selection) -> None:
+    """Report nothing."""
 
 
 def minimal(
@@ -44,89 +52,66 @@ def minimal(
     target: float = 0.9,
     limit: int = 400,
     begin: Selection | None = None,
-    report: Report = lambda _step, _selection: None,
+    report: Report = _no_report,
     progress: Progress = no_progress,
 ) -> Selection:
     """Find a circuit that reaches the target and from which no single edge can be removed without missing it.
 
-    A circuit of more than ``limit`` edges is thinned out while that removes a twentieth of it at a time, but not pruned
-    edge by edge, which would take that many circuits a round: the result then is not ``locally_minimal``.
+    A circuit of more than ``limit`` edges is thinned out, but not pruned edge by edge, which would take that many
+    circuits a round: the result then is not ``locally_minimal``.
 
     ``begin`` continues from what an earlier, interrupted search reported last instead of proposing anew; should it
-    miss the target here, the search starts afresh. Cost: a few dozen circuits to propose; then, per round, as many as
-    the circuit has edges, each a fraction of a forward pass.
+    miss the target here, the search starts afresh. Cost: a few dozen circuits to propose, a dozen gradients of circuits
+    to concentrate; then, per round, as many circuits as there are edges, each a fraction of a forward pass.
     """
     if not 0 < target < 1:
         raise UsageError(f"the target faithfulness must be between 0 and 1, got {target}.")
-    judge = _Judge(experiment, 1 - target, progress)
-    if begin is None or not judge.reaches(judge.many([begin.edges]))[0]:
-        begin = _propose(judge, scores)
+    judge = Judge(experiment, 1 - target, progress)
+    if begin is None or not judge.reaches(judge.one(begin.edges)):
+        begin = _concentrate(judge, scores, _propose(judge, scores))
     edges = judge.tidied(begin.edges)
-
-    def reached(step: str) -> Selection:
-        found = Selection(edges, judge.one(edges), begin.proposed, begin.by_magnitude)
-        report(step, found)
-        return found
-
-    found = reached("proposed")
-    scouts = replace(judge, experiment=experiment.part(0, _SCOUTS))
-    smallest = 1 if experiment.n_pairs > 2 * _SCOUTS else 2  # with few pairs, single edges are measured on all at once
-    size = max(1, len(edges) // _BLOCKS)
-    while size >= (smallest if len(edges) <= limit else 2):
-        shorter = _thin_out(judge, scouts, edges, _blocks(scores, edges, size))
-        if shorter is None:
-            size //= 2
-            continue
-        before, edges = len(edges), judge.tidied(shorter)
-        found = reached("thinned out")
-        if len(edges) > limit and len(edges) > 0.95 * before:
-            break
-        size = min(size, max(1, len(edges) // _BLOCKS))
-    while len(edges) <= limit:
-        without = judge.removals(edges, _blocks(scores, edges, 1))
-        shorter = _drop(judge, edges, without)
-        if shorter is None:
-            return replace(found, removal=found.faithfulness - without, locally_minimal=True)
-        edges = judge.tidied(shorter)
-        found = reached("pruned")
+    found = replace(begin, edges=edges, faithfulness=judge.one(edges), removal=None, locally_minimal=False)
+    report("proposed", found)
+    found = _shrunk(judge, found, limit, report)
+    while (smaller := _swapped(judge, found, limit)) is not None:
+        found = smaller
+        report("swapped", found)
     return found
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Measures circuits given as edges, and says which reach the target."""
+def _shrunk(judge: Judge, found: Selection, limit: int, report: Report) -> Selection:
+    """Thin out a circuit, then prune it back edge by edge unless it is too large for that."""
 
-    experiment: Experiment
-    tolerance: float
-    progress: Progress
+    def reached(step: str, shorter: EdgeIndices) -> Selection:
+        edges = judge.tidied(shorter)
+        smaller = replace(found, edges=edges, faithfulness=judge.one(edges))
+        report(step, smaller)
+        return smaller
 
-    def many(self, circuits: list[EdgeIndices]) -> Floats:
-        masks: list[np.ndarray[tuple[int], np.dtype[np.bool_]]] = []
-        for edges in circuits:
-            mask = np.zeros(self.experiment.graph.n_edges, dtype=np.bool_)
-            mask[edges] = True
-            masks.append(mask)
-        return faithfulness(
-            self.experiment, self.experiment.circuits(masks, progress=self.progress if len(masks) > 1 else no_progress)
-        )
-
-    def one(self, edges: EdgeIndices) -> float:
-        return float(self.many([edges])[0])
-
-    def removals(self, edges: EdgeIndices, blocks: list[EdgeIndices]) -> Floats:
-        """Give the faithfulness of the circuit without each block of edges."""
-        return self.many([np.setdiff1d(edges, block) for block in blocks])
-
-    def tidied(self, edges: EdgeIndices) -> EdgeIndices:
-        """Drop edges on no path from input to logits, unless (zero ablation and biases) they matter all the same."""
-        shorter = connected(self.experiment.graph, edges)
-        return shorter if len(shorter) < len(edges) and self.reaches(self.one(shorter)) else edges
-
-    def reaches(self, f: Floats | float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        return np.abs(1 - f) <= self.tolerance
+    while len(found.edges) > _FEW and (shorter := _thin_out(judge, found.edges)) is not None:
+        before, found = len(found.edges), reached("thinned out", shorter)
+        if len(found.edges) > 0.95 * before:
+            break
+    while len(found.edges) <= limit:
+        without = judge.removals(found.edges, list(found.edges[:, None]))
+        shorter = _drop(judge, found.edges, without)
+        if shorter is None:
+            return replace(found, removal=found.faithfulness - without, locally_minimal=True)
+        found = reached("pruned", shorter)
+    return found
 
 
-def _propose(judge: _Judge, scores: EdgeScores) -> Selection:
+def _swapped(judge: Judge, found: Selection, limit: int) -> Selection | None:
+    """Add the left-out edges of largest slope, shrink the circuit again; None where that ends with no fewer edges."""
+    edges = regrown(judge, found.edges)
+    if edges is None:
+        return None
+    begun = replace(found, edges=edges, faithfulness=judge.one(edges), removal=None, locally_minimal=False)
+    smaller = _shrunk(judge, begun, limit, _no_report)
+    return smaller if len(smaller.edges) < len(found.edges) else None
+
+
+def _propose(judge: Judge, scores: EdgeScores) -> Selection:
     """Find the smallest number of best-ranked edges that reaches the target, by score or by |score|."""
     rankings = {False: scores.ranked(), True: scores.ranked(by_magnitude=True)}
     sizes = list(_grid(len(rankings[False])))
@@ -149,7 +134,15 @@ def _propose(judge: _Judge, scores: EdgeScores) -> Selection:
     )
 
 
-def _smallest(judge: _Judge, ranked: EdgeIndices, known: list[tuple[int, float]]) -> int | None:
+def _concentrate(judge: Judge, scores: EdgeScores, proposal: Selection) -> Selection:
+    """Look for a smaller circuit inside a larger proposal of the same ranking."""
+    ranked = scores.ranked(by_magnitude=proposal.by_magnitude)
+    abundant = np.sort(ranked[: _ABUNDANCE * proposal.proposed])
+    edges = concentrated(judge, abundant, below=len(judge.tidied(proposal.edges)))
+    return proposal if edges is None else replace(proposal, edges=edges, proposed=len(abundant))
+
+
+def _smallest(judge: Judge, ranked: EdgeIndices, known: list[tuple[int, float]]) -> int | None:
     """Find where faithfulness first reaches the target, or leaps past it, among known sizes; narrow it down."""
     for (low, before), (high, after) in pairwise(known):
         reached = bool(judge.reaches(after))
@@ -160,7 +153,7 @@ def _smallest(judge: _Judge, ranked: EdgeIndices, known: list[tuple[int, float]]
     return None
 
 
-def _bisect(judge: _Judge, ranked: EdgeIndices, low: int, high: int, *, rising: bool, found: int | None) -> int | None:
+def _bisect(judge: Judge, ranked: EdgeIndices, low: int, high: int, *, rising: bool, found: int | None) -> int | None:
     while high - low > (1 if found is None else max(1, high // 50)):
         middle = (low + high) // 2
         f = judge.one(ranked[:middle])
@@ -181,21 +174,14 @@ def _grid(limit: int) -> Iterator[int]:
     yield limit
 
 
-def _blocks(scores: EdgeScores, edges: EdgeIndices, size: int) -> list[EdgeIndices]:
-    """Cut a circuit into blocks of neighbouring rank, in graph order of their first edge."""
-    ranked = edges[np.argsort(np.abs(scores.values[edges]), kind="stable")]
-    blocks = [np.sort(ranked[first : first + size]) for first in range(0, len(edges), size)]
-    return sorted(blocks, key=lambda block: int(block[0]))
+def _thin_out(judge: Judge, edges: EdgeIndices) -> EdgeIndices | None:
+    """Drop the longest run of edges with the smallest slopes with which the target holds; None when none can go."""
+    _, slopes = judge.slopes(edges)
+    orders = [np.argsort(key, kind="stable") for key in (dispensable_first(slopes), np.abs(slopes))]
+    return _longest(judge, edges, [[edges[i : i + 1] for i in order] for order in orders])
 
 
-def _thin_out(judge: _Judge, scouts: _Judge, edges: EdgeIndices, blocks: list[EdgeIndices]) -> EdgeIndices | None:
-    """Drop the longest run of least useful blocks with which the target holds; None when not even the first can go."""
-    change = scouts.removals(edges, blocks) - scouts.one(edges)
-    orders = [np.argsort(key, kind="stable") for key in (np.abs(change), -change)]
-    return _longest(judge, edges, [[blocks[i] for i in order] for order in orders])
-
-
-def _drop(judge: _Judge, edges: EdgeIndices, without: Floats) -> EdgeIndices | None:
+def _drop(judge: Judge, edges: EdgeIndices, without: Floats) -> EdgeIndices | None:
     """Drop the longest run of least useful edges with which the target holds; None when no single edge can go.
 
     Runs are taken in three orders: least change of faithfulness first, largest gain first, and largest loss last of
@@ -211,7 +197,7 @@ def _drop(judge: _Judge, edges: EdgeIndices, without: Floats) -> EdgeIndices | N
     return _longest(judge, edges, [[edges[i : i + 1] for i in order] for order in orders])
 
 
-def _longest(judge: _Judge, edges: EdgeIndices, orders: list[list[EdgeIndices]]) -> EdgeIndices | None:
+def _longest(judge: Judge, edges: EdgeIndices, orders: list[list[EdgeIndices]]) -> EdgeIndices | None:
     """Drop the first blocks of one order, as many as the target allows; None when it allows none.
 
     (Single removals that just reached the target may miss it by rounding when measured again.)
