@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from circuits.discovery import Discovery, DiscoverySettings, discover
     from circuits.errors import CircuitsError
     from circuits.evaluation import Crossing, compare_models, evaluate, measure_comparison
+    from circuits.experiments import experiment_on
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
     from circuits.heads import HeadRoles, head_roles
     from circuits.model import Model, load_model
+    from circuits.openings import choose_openings
     from circuits.scores import EdgeScores
     from circuits.scoring import score
     from circuits.tracing.architecture import Architecture, each_slot
@@ -60,11 +62,13 @@ _HOMES = {
     "TokenPair": "circuits.behaviours.behaviour",
     "ablated": "circuits.ablation.generation",
     "build_graph": "circuits.builder",
+    "choose_openings": "circuits.openings",
     "compare": "circuits.comparison",
     "compare_models": "circuits.evaluation",
     "discover": "circuits.discovery",
     "each_slot": "circuits.tracing.architecture",
     "evaluate": "circuits.evaluation",
+    "experiment_on": "circuits.experiments",
     "head_roles": "circuits.heads",
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
@@ -101,11 +105,13 @@ __all__ = [
     "TokenPair",
     "ablated",
     "build_graph",
+    "choose_openings",
     "compare",
     "compare_models",
     "discover",
     "each_slot",
     "evaluate",
+    "experiment_on",
     "head_roles",
     "load_behaviour",
     "load_model",
