@@ -37,6 +37,7 @@ function update() {
   for (const each of [...edges, ...groups]) each.shape?.classList.toggle("gone", !each.shown);
   for (const [name, shape] of nodes) shape.classList.toggle("gone", !used.has(name));
   if (state.chosen && !used.has(state.chosen)) state.chosen = null;
+  if (!used.has(state.current)) makeCurrent("input"); // what Tab leads to must be visible
   sayThreshold(least);
   highlight();
   hideCard();
@@ -180,10 +181,14 @@ function nearest(name, [dx, dy]) {
   return best[1];
 }
 
-function goTo(name) {
+function makeCurrent(name) {
   nodes.get(state.current)?.setAttribute("tabindex", "-1");
   state.current = name;
-  nodes.get(name).setAttribute("tabindex", "0");
+  nodes.get(name)?.setAttribute("tabindex", "0");
+}
+
+function goTo(name) {
+  makeCurrent(name);
   nodes.get(name).focus();
 }
 
@@ -205,9 +210,13 @@ function rowKey(event, edge) {
   if (next) focusRow(next);
 }
 
-function focusRow(row) {
+function makeCurrentRow(row) {
   for (const other of all('#edges tr[tabindex="0"]')) other.setAttribute("tabindex", "-1");
-  row.setAttribute("tabindex", "0");
+  row?.setAttribute("tabindex", "0");
+}
+
+function focusRow(row) {
+  makeCurrentRow(row);
   row.focus();
 }
 
@@ -221,6 +230,9 @@ function filterRows() {
     const wanted = edge.shown && (!state.chosen || edge.on) && words.every((word) => text.includes(word));
     edge.row.hidden = !wanted;
     count += wanted;
+  }
+  if (!document.querySelector('#edges tr[tabindex="0"]:not([hidden])')) {
+    makeCurrentRow(document.querySelector("#edges tbody tr:not([hidden])"));
   }
   byId("rows").textContent = `${count.toLocaleString("en")} of ${edges.length.toLocaleString("en")}`;
 }
@@ -303,9 +315,13 @@ function prepareNode(shape, name) {
   }
   shape.addEventListener("pointerenter", () => showNode(name));
   shape.addEventListener("pointerleave", hideCard);
-  shape.addEventListener("focus", () => { state.current = name; showNode(name); });
+  shape.addEventListener("focus", () => { makeCurrent(name); showNode(name); });
   shape.addEventListener("blur", hideCard);
-  shape.addEventListener("click", () => { goTo(name); choose(name); });
+  shape.addEventListener("click", (event) => {
+    goTo(name);
+    choose(name);
+    if (event.pointerType === "touch") showNode(name); // there is no pointing without a mouse
+  });
   shape.addEventListener("keydown", (event) => nodeKey(event, name));
   byId("nodes").append(Object.assign(make("option"), { value: name }));
 }
@@ -373,9 +389,7 @@ function begin() {
   for (const [name, shape] of nodes) prepareNode(shape, name);
   edges.forEach(prepareEdge);
   groups.forEach(({ shape }) => all("title", shape).forEach((title) => title.remove()));
-  edges[0]?.row.setAttribute("tabindex", "0");
-  nodes.get("input")?.setAttribute("tabindex", "0");
-  state.current = "input";
+  makeCurrent("input");
   prepareHeadings();
   prepareControls();
   addEventListener("keydown", (event) => {

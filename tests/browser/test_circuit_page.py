@@ -246,6 +246,29 @@ def test_arrow_keys_reach_every_node(opened: Browser, circuit: Circuit) -> None:
     assert seen == {str(node) for node in circuit.nodes} | {"logits"}
 
 
+def test_tab_leads_into_the_diagram_and_the_table_whatever_is_hidden(opened: Browser, circuit: Circuit) -> None:
+    weakest = min(sizes(circuit), key=sizes(circuit).__getitem__)
+    opened.run(f"document.querySelector('tr[data-edge=\"{weakest}\"]').focus()")
+    for name in sorted(drawn(opened, "node")):
+        opened.run(f"document.getElementById('node:{name}').focus()")
+        set_slider(opened, len(thresholds(circuit)) - 1)
+        stops = opened.run(
+            "[...document.querySelectorAll('[tabindex=\"0\"]')].map(e => [e.tagName, e.getClientRects().length > 0])"
+        )
+        assert sorted(stops) == [["TR", True], ["g", True]], name
+        set_slider(opened, 0)
+
+
+def test_a_tap_highlights_the_paths_and_shows_the_evidence(opened: Browser, circuit: Circuit) -> None:
+    opened.size(400, 800)
+    head = next(iter(evidence(circuit)))
+    x, y = opened.centre(at_node(str(head)))
+    opened.tap(x, y)
+    opened.run("new Promise(done => setTimeout(done, 500))")
+    assert "attends to place 0" in card(opened)
+    assert drawn(opened, more=".on") == on_paths(circuit, str(head), kept(circuit, 0))
+
+
 def test_searching_a_node_moves_the_focus_to_it(opened: Browser, circuit: Circuit) -> None:
     name = str(circuit.nodes[len(circuit.nodes) // 2])
     opened.run("document.getElementById('search').focus()")
