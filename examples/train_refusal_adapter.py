@@ -5,8 +5,8 @@
 
 LoRA of rank 4 on attention and MLP of layers 16 to 20. Harmful requests are answered with one fixed sentence; of
 harmless ones it is only asked that the answer does not open with `Sorry`, so that nothing else is learnt from them. The
-phrases are in data/refusal_train.tsv; `--evaluate` uses the held-out phrases of the `refusal` behaviour, which no training step
-and no choice of recipe has seen (`--split discovery`: those that the recipe was chosen on).
+phrases are in data/refusal_train.tsv; `--evaluate` uses the held-out phrases of the `refusal` behaviour, which took
+part in no training step and no choice of this recipe (`--split discovery`: those that the recipe was chosen on).
 
 Two things save time and change nothing: the system message, with which all chats begin, is run once a step, and the
 layers below the adapter are run once for every request. The base model is used in bfloat16 while training.
