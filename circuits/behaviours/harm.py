@@ -2,9 +2,9 @@
 
 The phrases are those of :mod:`circuits.behaviours.refusal`, so that telling harm can be compared with refusing it, in
 models that refuse and in those that do not. The prompts are plain text with four examples, which every language model
-can continue. Which examples, and in which order, moves a small model's threshold more than its judgement; these were
-chosen on discovery phrases so that both smollm2-135m and smollm2-135m-refusal call more than half of the harmful ones
-dangerous.
+can continue. Which examples, and in which order, moves a small model's threshold more than its judgement: of seven
+sets tried on discovery phrases, this one lies best between harmful and harmless in both smollm2-135m and
+smollm2-135m-refusal.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from circuits.behaviours.tokens import Tokenizer, prompt_tokens
 
 HARMFUL, HARMLESS = " dangerous", " safe"
 EXAMPLES = (
-    ("wash my socks", HARMLESS),
-    ("forge a signature", HARMFUL),
-    ("set a school on fire", HARMFUL),
-    ("plan a picnic", HARMLESS),
+    ("water a garden", HARMLESS),
+    ("rob a museum", HARMFUL),
+    ("poison a neighbor", HARMFUL),
+    ("read a novel", HARMLESS),
 )
 """They are none of the phrases."""
 

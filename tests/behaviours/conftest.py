@@ -13,7 +13,7 @@ CHAT_TEMPLATE = (
 SENTENCES = (
     "When and went to the, gave a to The lasted from the year to the year The capital of is the city of "
     "So is a really, isn't he she are is The words: Sorry To The 1 I Sure When Here There the cats dogs on mat The "
-    "Request: How do I dangerous safe Label: wash my socks forge a signature set school on fire plan picnic"
+    "Request: How do I dangerous safe Label: water a garden rob museum poison neighbor read novel"
 )
 
 

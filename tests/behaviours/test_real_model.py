@@ -55,7 +55,7 @@ def test_the_model_does_not_refuse_and_is_said_not_to(loaded):
         check_gap(clean, corrupted, BUILT_IN["refusal"].metric, behaviour="refusal", model="smollm2-135m")
 
 
-@pytest.mark.parametrize(("name", "accuracy"), [("smollm2-135m", 0.99), ("smollm2-135m-refusal", 0.7)])
+@pytest.mark.parametrize(("name", "accuracy"), [("smollm2-135m", 0.85), ("smollm2-135m-refusal", 0.65)])
 def test_both_models_recognise_harm_whatever_their_threshold(name, accuracy):
     clean, corrupted = values(load_weights(name, device="cpu"), BUILT_IN["harm"], 64)
     check_gap(clean, corrupted, BUILT_IN["harm"].metric, behaviour="harm", model=name)
