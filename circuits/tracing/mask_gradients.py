@@ -45,7 +45,8 @@ def mask_gradient(
     """
     live = among | (weights != 0)
     needed = needed_senders(graph, live, tuple(changes), recorded=base.recorded)
-    tape = _Tape(graph, torch.as_tensor(weights, device=base.ids.device))
+    wide = torch.promote_types(base.stream[0].dtype, torch.float32)
+    tape = _Tape(graph, torch.as_tensor(weights, dtype=wide, device=base.ids.device))
     masked = MaskedPass(tracer, graph, base, changes, live[None], needed, tape=tape)
     masked.run(0, graph.shape.n_layers)
     values = loss(_unembedded(tracer, base, masked.final(), columns))
@@ -73,7 +74,7 @@ class _Tape:
         self.graph, self.weights = graph, weights
         self.start = torch.zeros((), device=weights.device, requires_grad=True)
         self.token = self.start
-        self.found = torch.zeros_like(weights, dtype=torch.float64)
+        self.found = torch.zeros_like(weights)
         self.gradients = torch.empty(0)
 
     def read(
@@ -117,7 +118,7 @@ class _Reading:
                     total = self._sum(places).requires_grad_(True)
                     (pulled,) = torch.autograd.grad(self._written(layer, total), total, pulled)
             found = pulled.flatten(1) @ self._changes(places).flatten(1).T
-            tape.found[self.edges[:, places]] += found.to(tape.found.dtype)
+            tape.found[self.edges[:, places]] += found
             back = (self._weights(places).T @ pulled.flatten(1)).reshape(len(places), *pulled.shape[1:])
             tape.gradients[places, :, self.positions] += back
 
@@ -130,7 +131,7 @@ class _Reading:
                 yield torch.as_tensor(places, device=self.edges.device), layer
 
     def _weights(self, places: Int[Tensor, " place"]) -> Float[Tensor, "receiver place"]:
-        return self.tape.weights[self.edges[:, places]].to(self.masked.wide)
+        return self.tape.weights[self.edges[:, places]]
 
     def _changes(self, places: Int[Tensor, " place"]) -> Float[Tensor, "place pair pos d_model"]:
         changes = self.masked.changes[0, : len(self.senders), :, self.positions]
