@@ -16,6 +16,7 @@ import httpx
 from websockets.sync.client import ClientConnection, connect
 
 PATIENCE = 60.0
+WINDOW = Path(__file__).with_name("window.py")
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 
@@ -115,13 +116,6 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def tap(self, x: float, y: float) -> None:
-        """Tap with a finger."""
-        self.call("Emulation.setTouchEmulationEnabled", enabled=True)
-        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
-        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
-        self.call("Emulation.setTouchEmulationEnabled", enabled=False)
-
     def centre(self, selector: str) -> tuple[float, float]:
         """Scroll an element into the window and give its centre."""
         box = self.run(
@@ -145,12 +139,11 @@ class Browser:
 
 
 @contextmanager
-def browser() -> Generator[Browser]:
+def browser(window: Path = WINDOW) -> Generator[Browser]:
     """Start the browser and end it; an error, not a skipped test, where it does not start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    window = Path(__file__).with_name("window.py")
     with subprocess.Popen([sys.executable, str(window), str(port)], stderr=subprocess.PIPE) as process:
         try:
             with connect(_page_address(process, port), max_size=None) as connection:

@@ -262,9 +262,8 @@ def test_tab_leads_into_the_diagram_and_the_table_whatever_is_hidden(opened: Bro
 def test_a_tap_highlights_the_paths_and_shows_the_evidence(opened: Browser, circuit: Circuit) -> None:
     opened.size(400, 800)
     head = next(iter(evidence(circuit)))
-    x, y = opened.centre(at_node(str(head)))
-    opened.tap(x, y)
-    opened.run("new Promise(done => setTimeout(done, 500))")
+    click = "new PointerEvent('click', {pointerType: 'touch', bubbles: true})"
+    opened.run(f"document.getElementById('node:{head}').dispatchEvent({click})")
     assert "attends to place 0" in card(opened)
     assert drawn(opened, more=".on") == on_paths(circuit, str(head), kept(circuit, 0))
 
