@@ -2,7 +2,7 @@
 
 The phrases are those of :mod:`circuits.behaviours.refusal`, so that telling harm can be compared with refusing it, in
 models that refuse and in those that do not. The prompts are plain text with four examples, which every language model
-can continue. Which examples, and in which order, moves a small model's threshold more than its judgement: of seven
+can continue. Which examples, and in which order, moves a small model's threshold more than its judgement: of a dozen
 sets tried on discovery phrases, this one lies best between harmful and harmless in both smollm2-135m and
 smollm2-135m-refusal.
 """
