@@ -57,8 +57,8 @@ def minimal(
 ) -> Selection:
     """Find a circuit that reaches the target and from which no single edge can be removed without missing it.
 
-    A circuit of more than ``limit`` edges is thinned out, but not pruned edge by edge, which would take that many
-    circuits a round: the result then is not ``locally_minimal``.
+    A circuit of more than ``limit`` edges is thinned out, but neither pruned edge by edge, which would take that many
+    circuits a round, nor swapped: the result then is not ``locally_minimal``.
 
     ``begin`` continues from what an earlier, interrupted search reported last instead of proposing anew; should it
     miss the target here, the search starts afresh. Cost: a few dozen circuits to propose, a dozen gradients of circuits
@@ -73,7 +73,7 @@ def minimal(
     found = replace(begin, edges=edges, faithfulness=judge.one(edges), removal=None, locally_minimal=False)
     report("proposed", found)
     found = _shrunk(judge, found, limit, report)
-    while (smaller := _swapped(judge, found, limit)) is not None:
+    while found.locally_minimal and (smaller := _swapped(judge, found, limit)) is not None:
         found = smaller
         report("swapped", found)
     return found

@@ -137,7 +137,11 @@ def test_a_large_circuit_is_thinned_out_by_its_slopes_before_edges_are_measured_
 
 def test_a_circuit_above_the_limit_is_not_pruned_edge_by_edge_and_says_so() -> None:
     toy, calls = counted(planted_toy(SHAPE, 30, seed=7, n_pairs=4))
-    found = minimal(toy, score(toy, ScorerName.EAP), target=0.99, limit=20)
+    steps: list[str] = []
+    scores = score(toy, ScorerName.EAP)
+    found = minimal(toy, scores, target=0.99, limit=20, report=lambda step, _: steps.append(step))
+    assert "pruned" not in steps
+    assert "swapped" not in steps
     assert len(found.edges) > 20
     assert not found.locally_minimal
     assert found.removal is None
