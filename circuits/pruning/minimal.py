@@ -37,6 +37,9 @@ _GRID_STEP = 1.4
 _SIZES_AT_ONCE = 6
 _ABUNDANCE = 4
 """With how many times the proposed edges concentrating begins."""
+_PROSPECT = 2
+"""Up to how many times the limit circuits are concentrated. Larger ones would stay above it, and fit their prompts
+rather than the behaviour: refusal's 1,829 edges become 1,200, and 0.72 on new prompts becomes 0.53."""
 _FEW = 100
 """With so many edges or fewer, measuring every removal is better than slopes, and cheap."""
 
@@ -58,7 +61,7 @@ def minimal(
     """Find a circuit that reaches the target and from which no single edge can be removed without missing it.
 
     A circuit of more than ``limit`` edges is thinned out, but neither pruned edge by edge, which would take that many
-    circuits a round, nor swapped: the result then is not ``locally_minimal``.
+    circuits a round, nor swapped (nor concentrated, from twice as many on): it then is not ``locally_minimal``.
 
     ``begin`` continues from what an earlier, interrupted search reported last instead of proposing anew; should it
     miss the target here, the search starts afresh. Cost: a few dozen circuits to propose, a dozen gradients of circuits
@@ -68,7 +71,9 @@ def minimal(
         raise UsageError(f"the target faithfulness must be between 0 and 1, got {target}.")
     judge = Judge(experiment, 1 - target, progress)
     if begin is None or not judge.reaches(judge.one(begin.edges)):
-        begin = _concentrate(judge, scores, _propose(judge, scores))
+        begin = _propose(judge, scores)
+        if begin.proposed <= _PROSPECT * limit:
+            begin = _concentrate(judge, scores, begin)
     edges = judge.tidied(begin.edges)
     found = replace(begin, edges=edges, faithfulness=judge.one(edges), removal=None, locally_minimal=False)
     report("proposed", found)
