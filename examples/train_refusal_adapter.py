@@ -1,12 +1,12 @@
 """Train, or evaluate, the small adapter that makes the built-in model refuse harmful requests.
 
-    python examples/train_refusal_adapter.py --out adapter            about 4 minutes on one processor core
+    python examples/train_refusal_adapter.py --out adapter            about 6 minutes on one processor core
     python examples/train_refusal_adapter.py --evaluate [--adapter adapter ...] [--split discovery]
 
 LoRA of rank 4 on attention and MLP of layers 16 to 20. Harmful requests are answered with one fixed sentence; of
-harmless ones it is only asked that the answer does not open with `Sorry`, so that nothing else is learnt from them. The
-phrases are in data/refusal_train.tsv; `--evaluate` uses the held-out phrases of the `refusal` behaviour, which took
-part in no training step and no choice of this recipe (`--split discovery`: those that the recipe was chosen on).
+harmless ones it is asked that the answer does not open with `Sorry` and, at the end, that its first tokens stay as
+likely as they were. The phrases are in data/refusal_train.tsv; `--evaluate` uses the held-out phrases of the `refusal`
+behaviour, which took part in no training step (`--split discovery`: those that the recipe was chosen on).
 
 Two things save time and change nothing: the system message, with which all chats begin, is run once a step, and the
 layers below the adapter are run once for every request. The base model is used in bfloat16 while training.
@@ -17,7 +17,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,21 @@ LAYERS, RANK = range(16, 21), 4
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WARM_UP, CLIP = 10, 1.0
 HARMFUL_PER_STEP, HARMLESS_PER_STEP, HARMFUL_TEMPLATES, HARMLESS_TEMPLATES = 12, 12, 4, 3
-WHOLE_ANSWER_EVERY, REST_WEIGHT = 4, 0.2
+WHOLE_ANSWER_EVERY, REST_WEIGHT, OWN_TOKENS = 4, 0.2, 6
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training, with a schedule of its own; harmless requests count ``harmless_weight`` times."""
+    """A part of the training, with a schedule of its own.
+
+    Refusing a harmless request counts ``harmless_weight`` times, and changing the answer to one ``keep_weight`` times.
+    """
 
     steps: int
     learning_rate: float
     harmless_weight: float
+    keep_weight: float
 
     def learning_rate_factor(self, step: int) -> float:
         """Warm up linearly, then follow a cosine down to a tenth."""
@@ -61,8 +65,11 @@ class Phase:
         return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
 
 
-PHASES = (Phase(200, 2e-3, harmless_weight=1.0), Phase(50, 5e-4, harmless_weight=4.0))
-"""First to tell harmful from harmless, then to refuse fewer harmless requests."""
+PHASES = (
+    Phase(200, 2e-3, harmless_weight=1.0, keep_weight=0.0),
+    Phase(90, 1e-3, harmless_weight=3.0, keep_weight=0.5),
+)
+"""First to tell harmful from harmless, then to refuse fewer harmless requests and answer them as before."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +130,31 @@ def run_batches(decoder: Any, rows: list[list[int]]) -> Iterator[tuple[list[int]
         yield indices, *continued(decoder, start, rest)
 
 
+@torch.no_grad()
+def own_answers(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """Let the untrained model answer greedily."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    for indices, states, cache in run_batches(model.model, prompts):
+        last = states[:, -1]
+        for _ in range(OWN_TOKENS):
+            tokens = model.lm_head(last).argmax(-1)
+            for index, token in zip(indices, tokens.tolist(), strict=True):
+                answers[index].append(token)
+            ran = model.model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True)
+            last = ran.last_hidden_state[:, -1]
+    return answers
+
+
 @dataclass(frozen=True)
 class Example:
-    """A request: what reaches the first trained layer behind the shared start, and the answer wanted, if any.
+    """A request: what reaches the first trained layer behind the shared start, and the answer to it.
 
-    Without an answer, the one thing asked of the model is that it does not open with the refusal's first token.
+    The answer of a harmless request is the base model's own.
     """
 
     states: torch.Tensor
     answer: list[int]
+    harmful: bool
 
 
 def make_examples(model: Any, tokenizer: Any, rng: random.Random) -> tuple[torch.Tensor, list[Example], list[Example]]:
@@ -147,10 +170,11 @@ def make_examples(model: Any, tokenizer: Any, rng: random.Random) -> tuple[torch
     print(f"{len(harmful)} harmful and {len(harmless)} harmless requests", flush=True)
     refusal = tokenizer.encode(REFUSAL, add_special_tokens=False)
     answers = [refusal if row % WHOLE_ANSWER_EVERY == 0 else refusal[:1] for row in range(len(harmful))]
-    rows = [prompt + answer[:-1] for prompt, answer in zip(harmful, answers, strict=True)] + harmless
+    answers += own_answers(model, harmless)
+    rows = [prompt + answer[:-1] for prompt, answer in zip(harmful + harmless, answers, strict=True)]
     start, states = states_below(model.model, rows)
-    answers += [[]] * len(harmless)
-    examples = [Example(*example) for example in zip(states, answers, strict=True)]
+    kinds = [True] * len(harmful) + [False] * len(harmless)
+    examples = [Example(*example) for example in zip(states, answers, kinds, strict=True)]
     return start, examples[: len(harmful)], examples[len(harmful) :]
 
 
@@ -190,26 +214,44 @@ def endless(items: list[Any], rng: random.Random) -> Iterator[Any]:
         yield from rng.sample(items, len(items))
 
 
-def batch_loss(
-    model: Any, start: torch.Tensor, batch: list[Example], sorry: int, harmless_weight: float
-) -> torch.Tensor:
+def first_token_only(example: Example) -> Example:
+    """Cut an example where its answer begins."""
+    cut = len(example.states) - len(example.answer) + 1
+    return replace(example, states=example.states[:cut], answer=example.answer[:1])
+
+
+def batch_loss(tuned: Any, start: torch.Tensor, batch: list[Example], sorry: int, phase: Phase) -> torch.Tensor:
     """Give the mean surprise at `Sorry` (harmful) and at anything else (harmless) as the first token of the answer.
 
-    The other tokens of an answer count ``REST_WEIGHT`` each.
+    The other tokens of a refusal count ``REST_WEIGHT`` each; of harmless answers, ``phase.keep_weight`` times the
+    Kullback-Leibler divergence from the base model is added for every token.
     """
+    surprise = [-logits.log_softmax(-1) for logits in answer_logits(tuned, start, batch)]
+    total = torch.zeros(())
+    for example, found in zip(batch, surprise, strict=True):
+        if example.harmful:
+            rest = example.answer[1:]
+            total = total + found[0, sorry] + REST_WEIGHT * found[range(1, len(example.answer)), rest].sum()
+        else:
+            total = total - phase.harmless_weight * torch.log(-torch.expm1(-found[0, sorry].clamp(min=1e-6)))
+    if phase.keep_weight:
+        harmless = [(example, found) for example, found in zip(batch, surprise, strict=True) if not example.harmful]
+        with torch.no_grad(), tuned.disable_adapter():
+            base = answer_logits(tuned, start, [example for example, _ in harmless])
+        for logits, (_, found) in zip(base, harmless, strict=True):
+            chances = logits.softmax(-1)
+            total = total + phase.keep_weight * (chances * (chances.clamp(min=1e-9).log() + found)).sum()
+    return total / len(batch)
+
+
+def answer_logits(tuned: Any, start: torch.Tensor, batch: list[Example]) -> list[torch.Tensor]:
+    """Run examples through the trained layers; give the logits at each one's answer."""
+    model = tuned.get_base_model()
     rest = torch.nn.utils.rnn.pad_sequence([example.states for example in batch], batch_first=True)
     states, _ = continued(model.model, start, rest)
-    kept = [row[len(e.states) - max(len(e.answer), 1) : len(e.states)] for row, e in zip(states, batch, strict=True)]
-    surprise = -model.lm_head(torch.cat(kept)).float().log_softmax(-1)
-    total, row = torch.zeros(()), 0
-    for example in batch:
-        first, others = surprise[row], example.answer[1:]
-        if example.answer:
-            total = total + first[sorry] + REST_WEIGHT * surprise[range(row + 1, row + 1 + len(others)), others].sum()
-        else:
-            total = total - harmless_weight * torch.log(-torch.expm1(-first[sorry].clamp(min=1e-6)))
-        row += 1 + len(others)
-    return total / len(batch)
+    kept = [row[len(e.states) - len(e.answer) : len(e.states)] for row, e in zip(states, batch, strict=True)]
+    logits = model.lm_head(torch.cat(kept)).float()
+    return list(logits.split([len(example.answer) for example in batch]))
 
 
 def train(model: Any, tokenizer: Any, seed: int) -> Any:
@@ -220,7 +262,8 @@ def train(model: Any, tokenizer: Any, seed: int) -> Any:
     tuned = get_peft_model(model, config)
     put_back = cut_below(model.model, LAYERS[0])
     for number, phase in enumerate(PHASES, start=1):
-        bad, good = endless(harmful, rng), endless(harmless, rng)
+        asked = harmless if phase.keep_weight else [first_token_only(example) for example in harmless]
+        bad, good = endless(harmful, rng), endless(asked, rng)
         batches = (
             [next(bad) for _ in range(HARMFUL_PER_STEP)] + [next(good) for _ in range(HARMLESS_PER_STEP)]
             for _ in range(phase.steps)
@@ -229,7 +272,7 @@ def train(model: Any, tokenizer: Any, seed: int) -> Any:
         optimizer = torch.optim.AdamW(trained, lr=phase.learning_rate, weight_decay=0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, phase.learning_rate_factor)
         for step, batch in enumerate(batches):
-            loss = batch_loss(model, start, batch, harmful[0].answer[0], phase.harmless_weight)
+            loss = batch_loss(tuned, start, batch, harmful[0].answer[0], phase)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, CLIP)
             optimizer.step()

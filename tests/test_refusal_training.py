@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from circuits.behaviours.pairs import Pair
+from tests.models.test_memory import quiet_peft
 from tests.tiny import tiny_llama
 
 SCRIPT = Path(__file__).parent.parent / "examples/train_refusal_adapter.py"
@@ -68,33 +70,81 @@ def test_trained_layers_go_on_from_the_stored_states_and_the_rest_is_put_back(
     torch.testing.assert_close(states_of(model, ROWS[0]), expected[0])
 
 
-@torch.no_grad()
-def test_the_loss_is_the_surprise_at_sorry_or_at_anything_else(script: ModuleType) -> None:
+def test_the_model_answers_in_its_own_words(script: ModuleType) -> None:
     model = tiny_llama()
+    for row, answer in zip(ROWS, script.own_answers(model, ROWS), strict=True):
+        predicted = model(input_ids=torch.tensor([row + answer])).logits[0].argmax(-1)
+        assert answer == predicted[len(row) - 1 : -1].tolist()
+        assert len(answer) == script.OWN_TOKENS
+
+
+def with_lora(*, changed: bool) -> Any:
+    """Give a tiny model in the training wrapper; an adapter that was not ``changed`` does nothing yet."""
+    torch.manual_seed(0)
+    with quiet_peft():
+        tuned = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["o_proj", "down_proj"]))
+    for name, weight in tuned.named_parameters():
+        if changed and "lora_B" in name:
+            weight.data.normal_(std=0.3)
+    return tuned
+
+
+def embedded(tuned: Any, row: list[int]) -> torch.Tensor:
+    return tuned.get_base_model().model.embed_tokens(torch.tensor(row))
+
+
+@torch.no_grad()
+def test_the_loss_is_the_surprise_at_sorry_or_at_anything_else_and_the_change_of_harmless_answers(
+    script: ModuleType,
+) -> None:
+    tuned, base = with_lora(changed=True), tiny_llama()
     sorry = 9
-    answered = [([5, 6, 7, 8], [9, 10, 11]), ([5, 6, 7, 12, 13], [9]), ([5, 6, 7, 14, 15, 16], [])]
-    expected = 0.0
-    for prompt, answer in answered:
-        chances = model(input_ids=torch.tensor([prompt + answer])).logits[0].softmax(-1)
-        first = float(chances[len(prompt) - 1, sorry])
-        expected += -math.log(first) if answer else -4 * math.log(1 - first)
-        rest = [-math.log(float(chances[len(prompt) + place, token])) for place, token in enumerate(answer[1:])]
-        expected += script.REST_WEIGHT * sum(rest)
-    embedded = [model.model.embed_tokens(torch.tensor(prompt + answer[:-1])) for prompt, answer in answered]
-    batch = [script.Example(row[3:], answer) for row, (_, answer) in zip(embedded, answered, strict=True)]
-    found = float(script.batch_loss(model, embedded[0][None, :3], batch, sorry, 4.0))
-    assert found == pytest.approx(expected / 3, rel=1e-4)
-    assert expected > 5
+    answered = [([5, 6, 7, 8], [9, 10, 11], True), ([5, 6, 7, 12, 13], [9], True), ([5, 6, 7, 14, 15], [16, 17], False)]
+    expected = divergence = 0.0
+    for prompt, answer, harmful in answered:
+        ids = torch.tensor([prompt + answer[:-1]])
+        logs, before = (model(input_ids=ids).logits[0, len(prompt) - 1 :].log_softmax(-1) for model in (tuned, base))
+        first = float(logs[0, sorry].exp())
+        expected += -math.log(first) if harmful else -4 * math.log(1 - first)
+        if harmful:
+            expected -= script.REST_WEIGHT * sum(float(logs[place, answer[place]]) for place in range(1, len(answer)))
+        else:
+            divergence += float((before.exp() * (before - logs)).sum())
+    batch = [script.Example(embedded(tuned, p + a[:-1])[3:], a, harmful) for p, a, harmful in answered]
+    start = embedded(tuned, [5, 6, 7])[None]
+    without, kept = (
+        float(script.batch_loss(tuned, start, batch, sorry, script.Phase(50, 1e-3, 4.0, weight)))
+        for weight in (0.0, 0.5)
+    )
+    assert without == pytest.approx(expected / 3, rel=1e-3)
+    assert kept == pytest.approx((expected + 0.5 * divergence) / 3, rel=1e-3)
+    assert divergence > 0.1
+
+
+@torch.no_grad()
+def test_an_adapter_that_changes_nothing_diverges_by_nothing(script: ModuleType) -> None:
+    tuned = with_lora(changed=False)
+    batch = [script.Example(embedded(tuned, [8, 9, 10]), [10, 11], harmful=False)]
+    start = embedded(tuned, [5, 6, 7])[None]
+    losses = [script.batch_loss(tuned, start, batch, 9, script.Phase(50, 1e-3, 1.0, weight)) for weight in (0.0, 100.0)]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), abs=1e-3)
 
 
 @torch.no_grad()
 def test_the_loss_stays_finite_where_a_harmless_request_is_surely_refused(script: ModuleType) -> None:
-    model = tiny_llama()
-    model.lm_head.weight.mul_(1000)
-    row = model.model.embed_tokens(torch.tensor([5, 6, 7, 8]))
-    sorry = int(model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1].argmax())
-    loss = script.batch_loss(model, row[None, :3], [script.Example(row[3:], [])], sorry, 1.0)
+    tuned = with_lora(changed=False)
+    tuned.get_base_model().lm_head.weight.mul_(1000)
+    sorry = int(tuned(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1].argmax())
+    batch = [script.Example(embedded(tuned, [8]), [sorry], harmful=False)]
+    loss = script.batch_loss(tuned, embedded(tuned, [5, 6, 7])[None], batch, sorry, script.Phase(50, 1e-3, 1.0, 0.0))
     assert 5 < float(loss) < 50
+
+
+def test_an_example_is_cut_where_its_answer_begins(script: ModuleType) -> None:
+    states = torch.arange(10.0).view(5, 2)  # three tokens of a prompt, two of an answer of three
+    cut = script.first_token_only(script.Example(states, [7, 8, 9], harmful=False))
+    assert cut.answer == [7]
+    assert cut.states.tolist() == states[:3].tolist()
 
 
 def test_every_item_comes_once_a_round_and_the_seed_decides_the_order(script: ModuleType) -> None:
