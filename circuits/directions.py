@@ -1,4 +1,3 @@
-# ruff: noqa: F722
 """The direction in which clean and corrupted prompts differ, such as harmful and harmless requests.
 
 Difference of means (Arditi et al. 2024, arXiv:2406.11717) of what the unembedding reads: the final residual stream at

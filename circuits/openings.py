@@ -1,4 +1,3 @@
-# ruff: noqa: F722
 """How a model itself begins its answers: which first tokens refuse, and which comply.
 
 A first token refuses if it is more likely on the harmful prompts (clean) than on the harmless ones (corrupted), and
