@@ -8,6 +8,9 @@ from circuits.comparison.pair import CircuitDiff
 MOST = 0.5
 """From this share on, of what the behaviour's own circuit does, a circuit does most of the work."""
 
+HARDLY = 0.05
+"""Below this share of it, hardly any."""
+
 
 class Work(StrEnum):
     """How much of another behaviour's work a circuit does, against that one's own circuit."""
@@ -15,6 +18,7 @@ class Work(StrEnum):
     MOST = "most"
     PART = "part"
     LITTLE = "a small part"
+    HARDLY = "hardly any"
     NONE = "none"
     UNKNOWN = "unknown"
 
@@ -25,7 +29,10 @@ def work(share: Share, own: Share | None) -> Work:
         return Work.UNKNOWN
     if not share.beyond_random:
         return Work.NONE
-    most = MOST * min(own.value.value, 1.0) if own else MOST
+    all_of_it = min(own.value.value, 1.0) if own else 1.0
+    most = MOST * all_of_it
+    if share.value.high < HARDLY * all_of_it:
+        return Work.HARDLY
     if share.value.low > most:
         return Work.MOST
     return Work.LITTLE if share.value.high < most else Work.PART
@@ -52,6 +59,7 @@ _IN_SHORT = {
     Work.MOST: "{}'s does most of what {}'s own circuit does",
     Work.PART: "{}'s does part of what {}'s own circuit does",
     Work.LITTLE: "{}'s does a small part of what {}'s own circuit does",
+    Work.HARDLY: "{}'s does hardly any of {}'s work",
     Work.NONE: "{}'s does none of {}'s work",
     Work.UNKNOWN: "whether {}'s does {}'s work is open",
 }
@@ -82,6 +90,7 @@ def _kept(share: Share, own: Share | None) -> str:
             Work.MOST: ", so it does most of the other's work",
             Work.PART: ", so it does part of the other's work; whether most of it, these prompts do not tell",
             Work.LITTLE: ", so it does a small part of the other's work, more than chance",
+            Work.HARDLY: ", more than chance, yet hardly any of the other's work",
             Work.NONE: ", so no more than chance: it does not do the other's work",
             Work.UNKNOWN: "; without random circuits of the same size beside it, this cannot be told from chance",
         }[work(share, own)]

@@ -74,6 +74,7 @@ def test_faithfulness_is_the_share_of_the_gap_with_its_interval_and_random_circu
     [
         (0.9, 0.05, "so it does most of the other's work", "no more than chance"),
         (0.2, 0.05, "so it does a small part of the other's work, more than chance", "does most"),
+        (0.02, 0.01, "more than chance, yet hardly any of the other's work", "small part"),
         (0.04, 0.05, "so no more than chance: it does not do the other's work", "does most"),
         (0.9, 0.95, "so no more than chance", "does most"),
         (0.9, None, "this cannot be told from chance", "so it does"),
@@ -111,6 +112,7 @@ def test_transfer_that_the_prompts_do_not_decide_is_said_to_be_open() -> None:
     [
         (0.9, 0.1, ("a's does most of what b's own circuit does", "they are doubly dissociated")),
         (0.2, 0.1, ("b's does a small part of what a's own circuit does",)),
+        (0.06, 0.1, ("b's does a small part of what a's own circuit does",)),
         (0.0, 0.9, ("a's does none of b's work", "knocked out whole, they are not dissociated")),
     ],
 )
