@@ -114,7 +114,7 @@ class SequenceExperiment:
     def circuit_gradient(self, weights: Floats, *, among: EdgeIndices | None = None) -> tuple[Floats, Floats]:
         """Measure one weighted circuit and its slope along each weight; see :meth:`Experiment.circuit_gradient`."""
         values, slopes = self._rows.circuit_gradient(weights, among=among)
-        return self._summed(values), slopes * (self._rows.n_pairs / self.n_pairs)
+        return self._summed(values), np.add.reduceat(slopes, self._starts[:-1], axis=0)
 
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> Floats:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""

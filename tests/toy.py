@@ -84,11 +84,11 @@ class ToyExperiment:
             live = dict(zip(names, of.tolist(), strict=True))
             return np.array([self._logits(live, x) for x in self.clean_inputs])
 
-        slopes = np.zeros(self.graph.n_edges)
+        slopes = np.zeros((self.n_pairs, self.graph.n_edges))
         for edge in range(self.graph.n_edges) if among is None else {*among, *np.flatnonzero(weights)}:
             up, down = weights.copy(), weights.copy()
             up[edge], down[edge] = 1.0, 0.0
-            slopes[edge] = (logits(up) - logits(down)).mean()  # linear in every single weight
+            slopes[:, edge] = logits(up) - logits(down)  # linear in every single weight
         return logits(weights), slopes
 
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> Floats:
@@ -159,7 +159,7 @@ class LinearToy:
         slopes = self.weights * changes[:, senders] * self._gains_of(weights)[receivers] * self._slope(values[:, -1:])
         wanted = np.ones(self.graph.n_edges, dtype=np.bool_) if among is None else weights != 0
         wanted[slice(None) if among is None else among] = True
-        return self._metric(values[:, -1]), np.where(wanted, slopes.mean(0), 0.0)
+        return self._metric(values[:, -1]), np.where(wanted, slopes, 0.0)
 
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> Floats:
         """Run the definition on edges with a weight; the others change nothing."""

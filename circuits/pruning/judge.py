@@ -38,11 +38,11 @@ class Judge:
     def slopes(self, edges: EdgeIndices) -> tuple[float, Floats]:
         """Give the faithfulness of a circuit and, to first order, what removing each of its edges costs of it."""
         values, slopes = self.experiment.circuit_gradient(self._mask(edges).astype(np.float64), among=edges)
-        return float(faithfulness(self.experiment, values)), slopes[edges] / self._gap
+        return float(faithfulness(self.experiment, values)), slopes.mean(0)[edges] / self._gap
 
     def all_slopes(self, edges: EdgeIndices) -> Floats:
         """Give, to first order, what removing each edge costs and what adding each left-out edge brings, by edge."""
-        return self.experiment.circuit_gradient(self._mask(edges).astype(np.float64))[1] / self._gap
+        return self.experiment.circuit_gradient(self._mask(edges).astype(np.float64))[1].mean(0) / self._gap
 
     @property
     def _gap(self) -> float:

@@ -179,14 +179,15 @@ class PatchingExperiment:
         """Measure one weighted circuit and its slope along each weight; see :meth:`Experiment.circuit_gradient`."""
         wanted = weights != 0
         wanted[slice(None) if among is None else among] = True
-        values, slopes, n_senders = np.empty(self.n_pairs), np.zeros(self.graph.n_edges), len(self.graph.senders)
+        values, n_senders = np.empty(self.n_pairs), len(self.graph.senders)
+        slopes = np.empty((self.n_pairs, self.graph.n_edges))
         for batch in self.batches:
             budget = self.budget(batch, 2 * n_senders + 3 * len(self.graph.receivers))
             run = partial(self._mask_gradient, batch, weights, wanted)
             for pairs, (measured, slope) in in_batches(np.arange(len(batch.index)), run, budget, rows_per_item=1):
                 values[batch.index[pairs]] = _numpy(measured)
-                slopes += _numpy(slope)
-        return values, slopes / self.n_pairs
+                slopes[batch.index[pairs]] = _numpy(slope)
+        return values, slopes
 
     def _mask_gradient(
         self, batch: PairBatch, weights: NDArray[np.float64], wanted: NDArray[np.bool_], pairs: NDArray[np.int64]

@@ -6,8 +6,9 @@ and 1 that is the masked run. The derivative of a metric with respect to ``w_uv`
 edges that are left out are the base's. At the whole model this is EAP (arXiv:2310.10348).
 
 The pass notes its reads and writes on a tape. On the way back, the gradient at a read gives those of all its edges in
-one matrix product with the senders' changes, and adds to the senders' own gradients, which the write then hands on.
-Beside the changes this takes one more array of their size; no derivative is stored per edge and position.
+one matrix product per pair with the senders' changes, and adds to the senders' own gradients, which the write then
+hands on. Beside the changes this takes one more array of their size, and a number per pair and edge; no derivative is
+stored per edge and position.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,8 +38,8 @@ def mask_gradient(
     *,
     among: NDArray[np.bool_],
     columns: Columns | None = None,
-) -> tuple[Float[Tensor, " pair"], Float[Tensor, " edge"]]:
-    """Give the loss of a weighted circuit for each pair, and the gradient of its sum with respect to every weight.
+) -> tuple[Float[Tensor, " pair"], Float[Tensor, "pair edge"]]:
+    """Return the loss of a weighted circuit for each pair, and its gradient with respect to every weight.
 
     Edges that neither have a weight nor are ``among`` those of interest get the gradient 0. Cost: one forward and one
     backward pass of the layers that all these edges lead through.
@@ -46,14 +47,14 @@ def mask_gradient(
     live = among | (weights != 0)
     needed = needed_senders(graph, live, tuple(changes), recorded=base.recorded)
     wide = torch.promote_types(base.stream[0].dtype, torch.float32)
-    tape = _Tape(graph, torch.as_tensor(weights, dtype=wide, device=base.ids.device))
+    tape = _Tape(graph, torch.as_tensor(weights, dtype=wide, device=base.ids.device), len(base.ids))
     masked = MaskedPass(tracer, graph, base, changes, live[None], needed, tape=tape)
     masked.run(0, graph.shape.n_layers)
     values = loss(_unembedded(tracer, base, masked.final(), columns))
     if values.requires_grad:
         tape.gradients = torch.zeros_like(masked.changes[0])
         torch.autograd.backward(values.sum(), inputs=[tape.start])
-    tape.found[torch.as_tensor(~live, device=tape.found.device)] = 0
+    tape.found[:, torch.as_tensor(~live, device=tape.found.device)] = 0
     return values.detach(), tape.found
 
 
@@ -70,11 +71,11 @@ def _unembedded(
 class _Tape:
     """The reads and writes of one pass of one circuit; a token makes each write wait for all later reads' gradients."""
 
-    def __init__(self, graph: ComputationalGraph, weights: Float[Tensor, " edge"]) -> None:
+    def __init__(self, graph: ComputationalGraph, weights: Float[Tensor, " edge"], pairs: int) -> None:
         self.graph, self.weights = graph, weights
         self.start = torch.zeros((), device=weights.device, requires_grad=True)
         self.token = self.start
-        self.found = torch.zeros_like(weights)
+        self.found = weights.new_zeros(pairs, len(weights))
         self.gradients = torch.empty(0)
 
     def read(
@@ -117,8 +118,8 @@ class _Reading:
                 with torch.enable_grad():
                     total = self._sum(places).requires_grad_(True)
                     (pulled,) = torch.autograd.grad(self._written(layer, total), total, pulled)
-            found = pulled.flatten(1) @ self._changes(places).flatten(1).T
-            tape.found[self.edges[:, places]] += found
+            by_pair = (pulled.flatten(2).transpose(0, 1), self._changes(places).flatten(2).permute(1, 2, 0))
+            tape.found[:, self.edges[:, places]] += torch.bmm(*by_pair)
             back = (self._weights(places).T @ pulled.flatten(1)).reshape(len(places), *pulled.shape[1:])
             tape.gradients[places, :, self.positions] += back
 

@@ -68,12 +68,12 @@ class Experiment(Protocol):
     def circuit_gradient(
         self, weights: NDArray[np.float64], *, among: EdgeIndices | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Measure one circuit with weighted edges, shape ``(pair,)``, and its mean's slope along every weight.
+        """Return what one circuit with weighted edges gives, shape ``(pair,)``, and its slope along every weight.
 
         An edge of weight ``w`` carries ``corrupted + w * (this run's - corrupted)`` value; weights of 0 and 1 make a
         circuit of :meth:`circuits`. The slope of a live edge is, to first order, what removing it costs, and that of an
         edge that is left out what adding it brings, inside this circuit, in the metric's unit. It is given for live
-        edges and those ``among`` (None: all; 0 elsewhere), shape ``(edge,)``. Cost: a forward and a backward pass.
+        edges and those ``among`` (None: all; 0 elsewhere), shape ``(pair, edge)``. Cost: a forward and a backward pass.
         """
         ...
 

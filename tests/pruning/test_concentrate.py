@@ -65,13 +65,13 @@ def test_slopes_of_the_toy_are_the_finite_differences_of_weighted_circuits(satur
     weights = np.clip(np.random.default_rng(0).uniform(-1, 2, toy.graph.n_edges), 0, 1)
     _, slopes = toy.circuit_gradient(weights)
     assert np.abs(slopes).max() > 0.1
-    for edge in np.argsort(-np.abs(slopes))[:40]:
+    for edge in np.argsort(-np.abs(slopes).max(0))[:40]:
         ends = []
         for sign in (1, -1):
             moved = weights.copy()
             moved[edge] += sign * 1e-5
-            ends.append(toy.circuit_gradient(moved)[0].mean())
-        assert slopes[edge] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
+            ends.append(toy.circuit_gradient(moved)[0])
+        assert slopes[:, edge] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
 
 
 def test_edges_that_hurt_go_before_those_that_help_as_much_but_not_before_weak_ones() -> None:
