@@ -103,11 +103,11 @@ def discover(
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
     heldout = experiment_on(model, prompts.heldout, experiment.options, reference=prompts.reference)
-    ranked = scores.ranked(by_magnitude=selection.by_magnitude)
     evaluation = evaluate(
         heldout,
         selection.edges,
-        ranked=ranked,
+        scores=scores,
+        by_magnitude=selection.by_magnitude,
         seed=settings.seed,
         progress=_stage(progress, "evaluating on held-out prompts"),
     )

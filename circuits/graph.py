@@ -205,6 +205,15 @@ class ComputationalGraph:
         return np.arange(self.n_edges) - self.offsets[self.edge_receivers]
 
     @cached_property
+    def copies(self) -> EdgeIndices:
+        """How many query heads read through each edge's receiver: 1, or the heads of a key/value group.
+
+        So many edges one of this graph stands for where each query head has keys and values of its own.
+        """
+        per_receiver = [self.shape.heads_per_group if each.node.kind is NodeKind.KV else 1 for each in self.receivers]
+        return np.repeat(per_receiver, self.fan_in)
+
+    @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """Every node once: senders, then those that only read (key/value groups, logits)."""
         reading = dict.fromkeys(receiver.node for receiver in self.receivers)

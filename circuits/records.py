@@ -93,6 +93,20 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class Areas:
+    """The areas of MIB (arXiv:2504.13151), by its rule, over shares of ``edges`` edges.
+
+    ``universe`` says how these are counted (:class:`~circuits.vocabulary.Universe`). ``cpr`` is the area under f of the
+    ranking by score, ``cmd`` that under |1 - f| of the ranking by |score|.
+    """
+
+    universe: str
+    edges: int
+    cpr: float
+    cmd: float
+
+
+@dataclass(frozen=True)
 class RandomBaseline:
     """Faithfulness of random circuits with the same size and wiring on other nodes, as quantiles."""
 
@@ -107,8 +121,8 @@ class Evaluation:
     """How well a circuit works on prompts that discovery did not see.
 
     ``faithfulness`` is the ratio of means (m(circuit) - m(corrupted)) / (m(clean) - m(corrupted)); ``necessity`` is the
-    same for all edges but the circuit's (0: nothing of the behaviour is left). ``cpr`` and ``cmd`` are the areas under
-    f and |1 - f| of the curve (MIB, arXiv:2504.13151).
+    same for all edges but the circuit's (0: nothing of the behaviour is left). ``areas`` has an entry for each way of
+    counting edges.
     """
 
     n: int
@@ -120,8 +134,7 @@ class Evaluation:
     necessity: float | None = None
     random_baseline: RandomBaseline | None = None
     curve: tuple[CurvePoint, ...] = ()
-    cpr: float | None = None
-    cmd: float | None = None
+    areas: tuple[Areas, ...] = ()
     accuracy_clean: float | None = None
     accuracy_circuit: float | None = None
 

@@ -72,6 +72,20 @@ class Ablation(Choice):
     ZERO = "zero"
 
 
+class Universe(Choice):
+    """How the edges into keys and values are counted where a share of all edges is meant."""
+
+    GROUP = "group"
+    """One for the keys and one for the values of each key/value group: what the model computes, and this graph has."""
+    QUERY_HEAD = "query-head"
+    """One of each for every query head that reads the group, as EAP-IG and MIB count."""
+
+    @property
+    def words(self) -> str:
+        """How it is said beside a number of edges."""
+        return {"group": "keys and values per group", "query-head": "keys and values per query head"}[self.value]
+
+
 class Direction(Choice):
     """Noising corrupts one edge of the clean run; denoising restores one edge of the corrupted run."""
 

@@ -82,9 +82,8 @@ def test_it_is_judged_on_held_out_prompts_and_nothing_else(
 ) -> None:
     assert not {pair.clean for pair in found.prompts.discovery} & {pair.clean for pair in found.prompts.heldout}
     heldout = model.experiment(found.prompts.heldout)
-    expected = evaluate(
-        heldout, found.circuit.edges, ranked=found.scores.ranked(by_magnitude=found.selection.by_magnitude)
-    )
+    by_magnitude = found.selection.by_magnitude
+    expected = evaluate(heldout, found.circuit.edges, scores=found.scores, by_magnitude=by_magnitude)
     assert found.circuit.evaluation == expected
     assert expected.n == 6
     assert expected.faithfulness != pytest.approx(found.selection.faithfulness, abs=1e-3)

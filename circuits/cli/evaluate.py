@@ -13,7 +13,6 @@ from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, require_same_model, scores_beside
 from circuits.cli.tables import evaluation_rows, facts, size_rows
 from circuits.errors import UsageError
-from circuits.graph import EdgeIndices
 
 HELDOUT = 64
 
@@ -63,7 +62,8 @@ def evaluate(
         progress("recording the prompts", 0, 0)
         experiment = experiment_on(model, prompts.heldout, options, reference=prompts.reference)
         told = partial(progress, "evaluating")
-        evaluation = judge(experiment, found.edges, ranked=_ranked(found, circuit), seed=seed, progress=told)
+        by_magnitude, scores = found.method.rank_by == "|score|", scores_beside(found, circuit)
+        evaluation = judge(experiment, found.edges, scores=scores, by_magnitude=by_magnitude, seed=seed, progress=told)
     rows = size_rows(found) + evaluation_rows(evaluation, metric=chosen.metric, unit=chosen.metric.unit)
     if file is not None:
         write(file, found.with_evaluation(evaluation).to_json())
@@ -80,9 +80,3 @@ def evaluate(
             "file": str(file) if file else None,
         }
     )
-
-
-def _ranked(found: Circuit, path: Path) -> EdgeIndices | None:
-    """Give the ranking that the circuit was taken from, if its scores lie beside it."""
-    scores = scores_beside(found, path)
-    return None if scores is None else scores.ranked(by_magnitude=found.method.rank_by == "|score|")

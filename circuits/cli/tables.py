@@ -12,6 +12,7 @@ from circuits.circuit import Circuit
 from circuits.export.layout import count_nodes
 from circuits.graph import EdgeIndices
 from circuits.records import Evaluation
+from circuits.vocabulary import Universe
 
 STRONGEST, NEAR_TIES = 10, 5
 
@@ -38,8 +39,14 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Group:
 
 def size_rows(circuit: Circuit) -> list[tuple[str, str]]:
     """Say how large a circuit is."""
-    share = len(circuit) / circuit.graph.n_edges
-    return [("edges", f"{len(circuit):,} of {circuit.graph.n_edges:,} ({share:.2%})"), ("nodes", count_nodes(circuit))]
+    graph, rows = circuit.graph, list[tuple[str, str]]()
+    counts = {Universe.GROUP: (len(circuit), graph.n_edges)}
+    if graph.shape.grouped:
+        counts[Universe.QUERY_HEAD] = (int(graph.copies[circuit.edges].sum()), int(graph.copies.sum()))
+    for universe, (edges, all_edges) in counts.items():
+        words = f", {universe.words}" if graph.shape.grouped else ""
+        rows.append(("edges", f"{edges:,} of {all_edges:,} ({edges / all_edges:.2%}{words})"))
+    return [*rows, ("nodes", count_nodes(circuit))]
 
 
 def evaluation_rows(evaluation: Evaluation, *, metric: str, unit: str) -> list[tuple[str, str]]:
@@ -66,8 +73,9 @@ def evaluation_rows(evaluation: Evaluation, *, metric: str, unit: str) -> list[t
     if evaluation.accuracy_clean is not None and evaluation.accuracy_circuit is not None:
         text = f"model {evaluation.accuracy_clean:.0%}, circuit {evaluation.accuracy_circuit:.0%}"
         rows.append(("above 0 on", f"{text} of the pairs"))
-    if evaluation.cpr is not None and evaluation.cmd is not None:
-        rows.append(("curve", f"CPR {evaluation.cpr:.3f}, CMD {evaluation.cmd:.3f}"))
+    for areas in evaluation.areas:
+        counted = f"of {areas.edges:,} edges, {Universe(areas.universe).words}"
+        rows.append(("MIB's areas", f"CPR {areas.cpr:.3f}, CMD {areas.cmd:.3f} ({counted})"))
     return rows
 
 

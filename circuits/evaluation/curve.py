@@ -1,33 +1,105 @@
-"""Faithfulness as a function of circuit size, and the areas under it (MIB, arXiv:2504.13151)."""
+"""Faithfulness as a function of circuit size, and the areas under it by the rule of MIB (arXiv:2504.13151).
+
+MIB takes the best ``int(share * edges)`` edges at ten shares, measures ``f = (m(circuit) - m(corrupted)) / (m(clean) -
+m(corrupted))`` of means over pairs, and sums trapezoids over the *shares*, from the first one on (there is no point at
+0). CPR is the area under f of the ranking by score, CMD that under |1 - f| of the ranking by |score|. Its graph has
+keys and values for every query head; where heads share them, an edge into a group stands for one edge per head, each
+with an equal part of the score. Those are tied, so they are taken together or not at all: where the last group does not
+fit, the circuit has up to one group fewer edges than asked for.
+"""
+
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from circuits.evaluation.faithfulness import faithfulness
+from circuits.evaluation.faithfulness import circuit_values, faithfulness
 from circuits.graph import EdgeIndices
-from circuits.records import CurvePoint
+from circuits.records import Areas, CurvePoint
+from circuits.scores import EdgeScores
 from circuits.tracing.protocol import Experiment, Progress, no_progress
+from circuits.vocabulary import Universe
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all edges at which the curve is measured."""
 
 
 def curve(
-    experiment: Experiment, ranked: EdgeIndices, *, progress: Progress = no_progress
-) -> tuple[tuple[CurvePoint, ...], float, float]:
-    """Give the curve over the best edges of a ranking, its CPR and its CMD.
+    experiment: Experiment,
+    scores: EdgeScores,
+    *,
+    by_magnitude: bool = False,
+    progress: Progress = no_progress,
+) -> tuple[tuple[CurvePoint, ...], tuple[Areas, ...]]:
+    """Return the curve over the best edges by score (or |score|), and the areas by MIB's rule in every universe.
 
-    CPR is the area under f, CMD that under the distance of f from 1: trapezoids on a linear axis from 0 edges (where f
-    is 0) to all. Perfect are 1 and 0. Cost: up to three forward passes per point.
+    The curve counts the edges of this graph. Areas need both rankings, whichever is drawn, and a score for every edge:
+    without one there are none. Where queries are grouped there are two, first of this graph's edges, then of MIB's.
+    Cost: up to three forward passes per point; up to 19 points, 37 where queries are grouped.
     """
-    sizes = [max(1, round(share * experiment.graph.n_edges)) for share in SHARES]
-    sizes = [min(size, len(ranked)) for size in sizes]
-    values: list[float] = []
-    for done, size in enumerate(sizes):
-        mask = np.zeros(experiment.graph.n_edges, dtype=np.bool_)
-        mask[ranked[:size]] = True
-        values.append(float(faithfulness(experiment, experiment.circuits([mask])[0])))
-        progress(done + 1, len(sizes))
-    points = tuple(CurvePoint(size, f, share) for size, f, share in zip(sizes, values, SHARES, strict=True))
-    axis = np.array([0, *sizes]) / experiment.graph.n_edges
-    heights = np.array([0.0, *values])
-    return points, float(np.trapezoid(heights, axis)), float(np.trapezoid(np.abs(1 - heights), axis))
+    complete = len(scores.scored) == experiment.graph.n_edges
+    rankings = [(Universe.GROUP, by_magnitude)]
+    if complete:
+        rankings += [(universe, magnitude) for universe in universes(scores) for magnitude in (False, True)]
+    circuits = {key: best_edges(scores, key[0], by_magnitude=key[1]) for key in rankings}
+    measured = _Measured(experiment, len({edges.tobytes() for each in circuits.values() for edges in each}), progress)
+    values = {key: [measured.faithfulness(edges) for edges in each] for key, each in circuits.items()}
+    drawn = circuits[Universe.GROUP, by_magnitude]
+    points = tuple(
+        CurvePoint(len(edges), f, share)
+        for edges, f, share in zip(drawn, values[Universe.GROUP, by_magnitude], SHARES, strict=True)
+    )
+    if not complete:
+        return points, ()
+    return points, tuple(
+        Areas(
+            universe.value,
+            count_edges(scores, universe),
+            cpr=area(np.array(values[universe, False])),
+            cmd=area(np.abs(1 - np.array(values[universe, True]))),
+        )
+        for universe in universes(scores)
+    )
+
+
+def area(heights: NDArray[np.float64]) -> float:
+    """Return the area under values at :data:`SHARES`, by trapezoids over the shares."""
+    return float(np.trapezoid(heights, SHARES))
+
+
+def universes(scores: EdgeScores) -> tuple[Universe, ...]:
+    """Return the ways of counting edges that differ in a graph; without grouped queries MIB's is this one's."""
+    return (Universe.GROUP, Universe.QUERY_HEAD) if scores.graph.shape.grouped else (Universe.QUERY_HEAD,)
+
+
+def count_edges(scores: EdgeScores, universe: Universe) -> int:
+    """Return how many edges a graph has, counted one way or the other."""
+    return int(scores.graph.copies.sum()) if universe is Universe.QUERY_HEAD else scores.graph.n_edges
+
+
+def best_edges(scores: EdgeScores, universe: Universe, *, by_magnitude: bool) -> list[EdgeIndices]:
+    """Return the circuits of a ranking at :data:`SHARES`, each with its edges in graph order."""
+    copies = scores.graph.copies if universe is Universe.QUERY_HEAD else np.ones(scores.graph.n_edges, dtype=np.int64)
+    ranked = replace(scores, values=scores.values / copies).ranked(by_magnitude=by_magnitude)
+    taken = np.cumsum(copies[ranked])
+    sizes = [int(share * count_edges(scores, universe)) for share in SHARES]
+    return [np.sort(ranked[: int(np.searchsorted(taken, size, side="right"))]) for size in sizes]
+
+
+@dataclass
+class _Measured:
+    """Measures circuits, each once."""
+
+    experiment: Experiment
+    total: int
+    progress: Progress
+    known: dict[bytes, float] = field(default_factory=dict[bytes, float])
+
+    def faithfulness(self, edges: EdgeIndices) -> float:
+        mask = np.zeros(self.experiment.graph.n_edges, dtype=np.bool_)
+        mask[edges] = True
+        key = edges.tobytes()
+        if key not in self.known:
+            self.known[key] = float(faithfulness(self.experiment, circuit_values(self.experiment, mask)))
+            self.progress(len(self.known), self.total)
+        return self.known[key]

@@ -7,7 +7,8 @@ from circuits.evaluation.curve import curve
 from circuits.evaluation.faithfulness import accuracy, faithfulness, faithfulness_interval
 from circuits.evaluation.random_circuits import transplanted
 from circuits.graph import EdgeIndices
-from circuits.records import Evaluation, RandomBaseline
+from circuits.records import Areas, CurvePoint, Evaluation, RandomBaseline
+from circuits.scores import EdgeScores
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 RANDOM_CIRCUITS = 20
@@ -17,21 +18,23 @@ def evaluate(
     experiment: Experiment,
     edges: EdgeIndices,
     *,
-    ranked: EdgeIndices | None = None,
+    scores: EdgeScores | None = None,
+    by_magnitude: bool = False,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Evaluation:
-    """Measure a circuit's faithfulness with interval, its necessity, random circuits and, given a ranking, the curve.
+    """Measure a circuit's faithfulness with interval, its necessity, random circuits and, given scores, the curve.
 
+    The curve is that of the ranking by score, or ``by_magnitude``; its areas (CPR, CMD) take both, as MIB does.
     Cost in forward passes of the experiment's pairs: about 1 for the circuit, 3 for its complement, 20 or fewer for the
-    random circuits (they leave most of the model out), up to 15 for the curve.
+    random circuits (they leave most of the model out), up to 30 for curve and areas (60 where queries are grouped).
     """
     mask = np.zeros(experiment.graph.n_edges, dtype=np.bool_)
     mask[edges] = True
     circuit, complement = experiment.circuits([mask])[0], experiment.circuits([~mask])[0]
-    points, cpr, cmd = (), None, None
-    if ranked is not None:
-        points, cpr, cmd = curve(experiment, ranked, progress=progress)
+    points, areas = tuple[CurvePoint, ...](), tuple[Areas, ...]()
+    if scores is not None:
+        points, areas = curve(experiment, scores, by_magnitude=by_magnitude, progress=progress)
     signed = experiment.metric.signed
     return Evaluation(
         n=experiment.n_pairs,
@@ -43,8 +46,7 @@ def evaluate(
         necessity=float(faithfulness(experiment, complement)),
         random_baseline=_random_baseline(experiment, mask, seed) if len(edges) > 1 else None,
         curve=points,
-        cpr=cpr,
-        cmd=cmd,
+        areas=areas,
         accuracy_clean=accuracy(experiment.clean) if signed else None,
         accuracy_circuit=accuracy(circuit) if signed else None,
     )

@@ -2,6 +2,7 @@
 
 from circuits.circuit import Circuit
 from circuits.records import Evaluation
+from circuits.vocabulary import Universe
 
 
 def evaluation_sentences(circuit: Circuit) -> list[str]:
@@ -41,9 +42,11 @@ def _optional_sentences(evaluation: Evaluation) -> list[str]:
             f"{random.n} random circuits of the same size: median faithfulness {random.median:.2f}, 5-95 % "
             f"[{random.q05:.2f}, {random.q95:.2f}]."
         )
-    if evaluation.cpr is not None and evaluation.cmd is not None:
+    for areas in evaluation.areas:
         sentences.append(
-            f"Area under the curve (CPR) {evaluation.cpr:.3f}; under its distance to 1 (CMD) {evaluation.cmd:.3f}."
+            f"By the rule of the MIB benchmark, over shares of {areas.edges:,} edges "
+            f"({Universe(areas.universe).words}): area under f of the ranking by score (CPR) {areas.cpr:.3f}, "
+            f"1 at best; under |1 - f| of the ranking by |score| (CMD) {areas.cmd:.3f}, 0 at best."
         )
     return sentences
 

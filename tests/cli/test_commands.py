@@ -162,7 +162,7 @@ def test_evaluate_repeats_what_discover_found(found: Path) -> None:
     prompts = _prompts_of(found)
     document = as_json("evaluate", found / "circuit.json", "--behaviour", prompts)
     assert circuit.evaluation is not None
-    for name in ("n", "faithfulness", "necessity", "metric_circuit", "cpr"):
+    for name in ("n", "faithfulness", "necessity", "metric_circuit", "areas"):
         assert document["evaluation"][name] == pytest.approx(getattr(circuit.evaluation, name), rel=1e-4)
 
 

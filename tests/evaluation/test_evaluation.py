@@ -1,7 +1,9 @@
 """How good a circuit is: ratios, intervals, random circuits, curves and areas, with numbers worked out by hand."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from hypothesis import strategies as st
 
 from circuits.builder import build_graph
 from circuits.evaluation import evaluate, faithfulness, faithfulness_interval
-from circuits.evaluation.curve import SHARES, curve
+from circuits.evaluation.curve import SHARES, best_edges, count_edges, curve
 from circuits.evaluation.faithfulness import accuracy
 from circuits.evaluation.random_circuits import transplanted
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape
 from circuits.pruning import connected
+from circuits.scores import EdgeScores
 from circuits.scoring import score
-from circuits.vocabulary import Metric, ScorerName
+from circuits.vocabulary import Metric, ScorerName, Universe
 from tests.toy import LinearToy, ToyExperiment, planted_edges, planted_toy
 
 SHAPE = ModelShape(n_layers=3, n_heads=4, n_kv_heads=2, d_model=8, d_head=2)
@@ -161,26 +164,84 @@ class Twenty(LinearToy):
         return np.array([[float(np.mean(mask)) ** self.power] for mask in masks])
 
 
-def test_areas_of_a_straight_line_are_one_half() -> None:
-    """f equal to the share of edges: CPR and CMD are both the triangle."""
+def scores_of(graph: ComputationalGraph, values: np.ndarray) -> EdgeScores:
+    return EdgeScores(graph, values, "made up", measured=False)
+
+
+def mib_areas(f_signed: Sequence[float], f_absolute: Sequence[float]) -> tuple[float, float]:
+    """MIB's rule, written out apart from the code: trapezoids between ten shares, none from 0 to the first."""
+    x = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+    gap = [abs(1 - f) for f in f_absolute]
+    widths = [right - left for left, right in pairwise(x)]
+    cpr = sum(w * (f_signed[i] + f_signed[i + 1]) / 2 for i, w in enumerate(widths))
+    return cpr, sum(w * (gap[i] + gap[i + 1]) / 2 for i, w in enumerate(widths))
+
+
+def mib_sizes(n_edges: int) -> list[int]:
+    return [int(share * n_edges) for share in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)]
+
+
+def test_areas_of_a_straight_line_are_half_of_what_lies_right_of_the_first_share() -> None:
+    """f equal to the number of edges: the trapezoids from 0.001 to 1, with sizes cut to whole edges."""
     toy = Twenty(SHAPE, np.ones(GRAPH.n_edges))
-    points, cpr, cmd = curve(toy, np.arange(GRAPH.n_edges))
-    for point, share in zip(points, SHARES, strict=True):
-        assert point.requested == share
-        assert point.faithfulness == pytest.approx(point.edges / GRAPH.n_edges)
-    assert (cpr, cmd) == pytest.approx((0.5, 0.5))
-    assert points[-1].edges == GRAPH.n_edges
+    points, areas = curve(toy, scores_of(GRAPH, np.ones(GRAPH.n_edges)))
+    line = [size / GRAPH.n_edges for size in mib_sizes(GRAPH.n_edges)]
+    assert [point.requested for point in points] == list(SHARES)
+    assert [point.edges for point in points] == mib_sizes(GRAPH.n_edges)
+    assert [point.faithfulness for point in points] == pytest.approx(line)
+    assert (areas[0].universe, areas[0].edges) == ("group", GRAPH.n_edges)
+    assert (areas[0].cpr, areas[0].cmd) == pytest.approx(mib_areas(line, line))
+    assert areas[0].cpr + areas[0].cmd == pytest.approx(0.999)
 
 
 def test_cpr_and_cmd_of_the_pencil_toy_by_hand() -> None:
-    """Eight edges ranked by effect: 9, 8, 6, 3, 2, 1, 0, 0. At shares to 10 % one edge is taken, at 20 % two, at 50 %
-    four, at 100 % all; f is 0, 0, 6 / 12 + 3 / 12 and 1 (one edge alone leads nowhere, m0 needs what it reads)."""
+    """Eight edges by effect: 9, 8, 6, 3, 2, 1, 0, 0. At shares to 10 % no edge is taken, at 20 % one, at 50 % four, at
+    100 % all; f is 0, 0, (6 + 3) / 12 and 1."""
     toy = ToyExperiment()
-    points, cpr, cmd = curve(toy, score(toy, ScorerName.EXACT).ranked())
-    assert [point.edges for point in points] == [1, 1, 1, 1, 1, 1, 1, 2, 4, 8]
+    points, (areas,) = curve(toy, score(toy, ScorerName.EXACT))
+    assert [point.edges for point in points] == [0, 0, 0, 0, 0, 0, 0, 1, 4, 8]
     assert [point.faithfulness for point in points][-3:] == [0, 0.75, 1]
-    assert cpr == pytest.approx(0.25 * 0.75 / 2 + 0.5 * (0.75 + 1) / 2)
-    assert cmd == pytest.approx(0.25 * 1 + 0.25 * (1 + 0.25) / 2 + 0.5 * 0.25 / 2)
+    assert (areas.universe, areas.edges) == ("query-head", 8)
+    assert areas.cpr == pytest.approx(0.3 * 0.75 / 2 + 0.5 * (0.75 + 1) / 2)
+    assert areas.cmd == pytest.approx(0.199 * 1 + 0.3 * (1 + 0.25) / 2 + 0.5 * 0.25 / 2)
+
+
+def test_cpr_ranks_by_score_and_cmd_by_magnitude_whichever_is_drawn() -> None:
+    """m0->logits with its score turned round comes first by |score| and last by score."""
+    toy = ToyExperiment()
+    effects = score(toy, ScorerName.EXACT).values.copy()
+    effects[toy.graph.index(Edge.parse("m0->logits"))] *= -1
+    scores = scores_of(toy.graph, effects)
+    signed, by_score = curve(toy, scores)
+    absolute, by_magnitude = curve(toy, scores, by_magnitude=True)
+    assert by_score == by_magnitude
+    assert [point.faithfulness for point in signed][-3:] == [0, pytest.approx(2 / 12), 1]
+    assert [point.faithfulness for point in absolute][-3:] == [0, 0.75, 1]
+    f_signed, f_absolute = ([point.faithfulness for point in points] for points in (signed, absolute))
+    assert (by_score[0].cpr, by_score[0].cmd) == pytest.approx(mib_areas(f_signed, f_absolute))
+
+
+def test_a_group_counts_once_per_query_head_and_shares_its_score_there() -> None:
+    """Two heads read each group: a group's edge of score 1 comes behind a query's of 0.6, and takes two places."""
+    values = np.zeros(GRAPH.n_edges)
+    given = {"input->a0.kv0<k>": 1.0, "input->a0.h0<q>": 0.6, "input->a0.h1<q>": 0.4, "input->a0.h2<q>": 0.3}
+    for name, value in given.items():
+        values[GRAPH.index(Edge.parse(name))] = value
+    scores = scores_of(GRAPH, values)
+    per_head = int(GRAPH.copies.sum())
+    assert per_head == build_graph(replace(SHAPE, n_kv_heads=SHAPE.n_heads)).n_edges
+
+    def first(universe: Universe, count: int) -> list[str]:
+        share = next(i for i, size in enumerate(mib_sizes(count_edges(scores, universe))) if size >= count)
+        edges = best_edges(scores, universe, by_magnitude=False)[share]
+        return [str(edge) for edge in GRAPH.edges(edges)]
+
+    assert mib_sizes(GRAPH.n_edges)[:5] == [0, 0, 0, 1, 3]
+    assert mib_sizes(per_head)[:5] == [0, 0, 1, 2, 5]
+    assert first(Universe.GROUP, 1) == ["input->a0.kv0<k>"]
+    assert first(Universe.QUERY_HEAD, 1) == ["input->a0.h0<q>"]
+    assert first(Universe.QUERY_HEAD, 2) == ["input->a0.h0<q>"]  # the group's two do not fit
+    assert first(Universe.QUERY_HEAD, 5) == [*list(given)[1:], "input->a0.kv0<k>"]
 
 
 def test_beating_the_model_raises_cpr_but_also_cmd() -> None:
@@ -188,25 +249,30 @@ def test_beating_the_model_raises_cpr_but_also_cmd() -> None:
         def circuits(self, masks: object, **options: object) -> np.ndarray:
             return np.array([[{0: 0.0, GRAPH.n_edges: 1.0}.get(int(np.sum(mask)), 1.5)] for mask in masks])
 
-    _, cpr, cmd = curve(Above(SHAPE, np.ones(GRAPH.n_edges)), np.arange(GRAPH.n_edges))
-    assert cpr > 1.3
-    assert cmd > 0.3
+    _, areas = curve(Above(SHAPE, np.ones(GRAPH.n_edges)), scores_of(GRAPH, np.ones(GRAPH.n_edges)))
+    assert min(each.cpr for each in areas) > 1.2
+    assert min(each.cmd for each in areas) > 0.3
 
 
-def test_a_ranking_of_some_edges_ends_at_their_number_and_says_so() -> None:
+def test_a_ranking_of_some_edges_ends_at_their_number_and_has_no_areas() -> None:
     toy = planted_toy(SHAPE, 10, seed=0)
-    points, _, _ = curve(toy, toy.planted)
+    values = np.full(GRAPH.n_edges, np.nan)
+    values[toy.planted] = 1.0
+    points, areas = curve(toy, scores_of(GRAPH, values))
     assert max(point.edges for point in points) == 10
     assert points[-1].requested == 1.0
     assert points[-1].faithfulness == pytest.approx(1)
+    assert areas == ()
 
 
-def test_the_curve_of_all_edges_ends_at_one_and_progress_at_ten() -> None:
+def test_the_curve_of_all_edges_ends_at_one_and_progress_at_its_total() -> None:
     toy = planted_toy(SHAPE, 12, seed=2, noise=0.1)
     calls: list[tuple[int, int]] = []
-    points, _, _ = curve(toy, score(toy, ScorerName.EAP).ranked(), progress=lambda *call: calls.append(call))
+    points, _ = curve(toy, score(toy, ScorerName.EAP), progress=lambda *call: calls.append(call))
     assert points[-1].faithfulness == pytest.approx(1)
-    assert calls[-1] == (10, 10)
+    total = calls[-1][1]
+    assert calls == [(done, total) for done in range(1, total + 1)]
+    assert 10 <= total <= 37
 
 
 # ------------------------------------------------------------------------------------------------------------ all of it
@@ -216,14 +282,14 @@ def test_an_evaluation_of_the_pencil_toy_by_hand() -> None:
     """Inputs 1 and 3; the circuit input->v, head->MLP, MLP->logits carries 6 of 12, and so does its complement."""
     toy = ToyExperiment((1.0, 3.0))
     edges = edges_of(toy.graph, "input->a0.h0<v>", "a0.h0->m0", "m0->logits")
-    found = evaluate(toy, edges, ranked=score(toy, ScorerName.EXACT).ranked())
+    found = evaluate(toy, edges, scores=score(toy, ScorerName.EXACT))
     assert (found.n, found.metric_clean, found.metric_corrupted, found.metric_circuit) == (2, 24, 0, 12)
     assert found.faithfulness == 0.5
     assert found.faithfulness_ci == pytest.approx((0.5, 0.5))  # each pair keeps half of its own gap
     assert found.necessity == pytest.approx(1 / 12)  # only input->logits is left: the head and MLP lost what they carry
     assert (found.accuracy_clean, found.accuracy_circuit) == (1, 1)
     assert len(found.curve) == 10
-    assert found.cpr == pytest.approx(0.25 * 0.75 / 2 + 0.5 * (0.75 + 1) / 2)
+    assert [areas.cpr for areas in found.areas] == pytest.approx([0.3 * 0.75 / 2 + 0.5 * (0.75 + 1) / 2])
     assert found.random_baseline is not None
     assert found.random_baseline.n == 20
     assert 0 <= found.random_baseline.q05 <= found.random_baseline.median <= found.random_baseline.q95 <= 1
@@ -236,7 +302,7 @@ def test_the_whole_planted_circuit_is_faithful_necessary_and_better_than_random_
     assert found.necessity == pytest.approx(0)
     assert found.random_baseline is not None
     assert found.random_baseline.q95 < 0.9
-    assert (found.curve, found.cpr, found.cmd) == ((), None, None)
+    assert (found.curve, found.areas) == ((), ())
 
 
 def test_an_evaluation_follows_its_seed() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from circuits.builder import build_graph
 from circuits.circuit import Circuit
 from circuits.graph import Edge
-from circuits.records import BehaviourInfo, CurvePoint, Evaluation, Method, ModelInfo, Provenance, RandomBaseline
+from circuits.records import Areas, BehaviourInfo, CurvePoint, Evaluation, Method, ModelInfo, Provenance, RandomBaseline
 
 PLAIN = ModelInfo("tiny-plain", n_layers=12, n_heads=12, n_kv_heads=12, d_model=24, d_head=2)
 GROUPED = ModelInfo("tiny-grouped", n_layers=11, n_heads=6, n_kv_heads=2, d_model=24, d_head=4)
@@ -24,8 +24,7 @@ EVALUATION = Evaluation(
     necessity=0.06,
     random_baseline=RandomBaseline(50, 0.01, -0.02, 0.04),
     curve=(CurvePoint(10, 0.3, 0.001), CurvePoint(100, 0.8, 0.01), CurvePoint(1000, 1.0, 1.0)),
-    cpr=0.97,
-    cmd=0.03,
+    areas=(Areas("group", 1000, 0.97, 0.03), Areas("query-head", 1500, 0.96, 0.05)),
     accuracy_clean=0.98,
     accuracy_circuit=0.95,
 )
