@@ -49,11 +49,14 @@ def mask_gradient(
     wide = torch.promote_types(base.stream[0].dtype, torch.float32)
     tape = _Tape(graph, torch.as_tensor(weights, dtype=wide, device=base.ids.device), len(base.ids))
     masked = MaskedPass(tracer, graph, base, changes, live[None], needed, tape=tape)
-    masked.run(0, graph.shape.n_layers)
-    values = loss(_unembedded(tracer, base, masked.final(), columns))
-    if values.requires_grad:
-        tape.gradients = torch.zeros_like(masked.changes[0])
-        torch.autograd.backward(values.sum(), inputs=[tape.start])
+    try:
+        masked.run(0, graph.shape.n_layers)
+        values = loss(_unembedded(tracer, base, masked.final(), columns))
+        if values.requires_grad:
+            tape.gradients = torch.zeros_like(masked.changes[0])
+            torch.autograd.backward(values.sum(), inputs=[tape.start])
+    finally:
+        tape.forget()
     tape.found[:, torch.as_tensor(~live, device=tape.found.device)] = 0
     return values.detach(), tape.found
 
@@ -85,6 +88,10 @@ class _Tape:
 
     def write(self, masked: MaskedPass, places: list[int], made: Float[Tensor, "1 sender pair pos d_model"]) -> None:
         self.token = _WRITE(self.token, made[0], self, masked, places)
+
+    def forget(self) -> None:
+        """Let go of the pass: a tape that holds its token is part of a cycle through autograd, which gc cannot see."""
+        self.token, self.gradients = self.start, torch.empty(0)
 
 
 class _Reading:

@@ -1,12 +1,16 @@
 """Tracing thousands of times must not fill the memory: traces have leaked in the past."""
 
 import gc
+import weakref
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
+from circuits.tracing import mask_gradients
+from circuits.tracing.masked import MaskedPass
 from circuits.tracing.plan import Plan, Site
 from circuits.tracing.runs import Recorder
 from circuits.vocabulary import Direction
@@ -71,3 +75,37 @@ def test_traces_that_raise_leave_nothing_behind_either() -> None:
     for _ in range(200):
         once()
     assert resident() - before < BOUND
+
+
+def test_gradients_of_circuits_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once left its pass behind for good: 1.8 GB a gradient of a 135M model, 13 GB a discovery."""
+    subject, tapes = subject_of("llama"), list["weakref.ref[mask_gradients._Tape]"]()
+
+    class Watched(mask_gradients._Tape):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            tapes.append(weakref.ref(self))
+
+    monkeypatch.setattr(mask_gradients, "_Tape", Watched)
+    experiment = subject.experiment()
+    experiment.circuit_gradient(np.ones(subject.graph.n_edges))
+    gc.collect()
+    assert tapes
+    assert not any(tape() for tape in tapes)
+
+
+def test_gradients_that_raise_leave_nothing_behind_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, passes = subject_of("llama"), list["weakref.ref[MaskedPass]"]()
+
+    class Watched(MaskedPass):
+        def final(self) -> torch.Tensor:
+            passes.append(weakref.ref(self))
+            raise ValueError("no")
+
+    monkeypatch.setattr(mask_gradients, "MaskedPass", Watched)
+    experiment = subject.experiment()
+    with pytest.raises(ValueError, match="no"):
+        experiment.circuit_gradient(np.ones(subject.graph.n_edges))
+    gc.collect()
+    assert passes
+    assert not any(each() for each in passes)
