@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.builder import build_graph
+from circuits.documents import first_change, read_json
 from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
 from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Provenance
@@ -167,6 +168,10 @@ class Circuit:
 
     def to_json(self) -> str:
         """Give the text of ``circuit.json``: sorted keys, floats with six significant digits, edges in graph order."""
+        return json.dumps(self.to_document(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what ``circuit.json`` holds, as JSON has it: lists, texts, numbers, and None for what is no number."""
         edges = [
             {
                 "edge": str(edge),
@@ -189,32 +194,32 @@ class Circuit:
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "provenance": asdict(self.provenance),
         }
-        return json.dumps(_fixed_floats(document), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return cast("dict[str, Any]", _fixed_floats(document))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a ``circuit.json``; raises :class:`FormatError` that says what is wrong with the file."""
-        try:
-            document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FormatError(f"cannot read {path}: {error.strerror}.") from error
-        except ValueError as error:
-            raise FormatError(f"{path} is not JSON: {error}.") from error
-        return cls.from_document(document, str(path))
+        return cls.from_document(read_json(path), str(path))
 
     @classmethod
     def from_document(cls, document: Any, name: str = "document") -> Self:
-        """Build a circuit from parsed JSON; ``name`` is used in messages."""
+        """Build a circuit from parsed JSON; ``name`` is used in messages.
+
+        Raises :class:`FormatError` also for whatever would not come out as it went in, were the circuit written again:
+        a sender that is not its edge's, an unknown field, a text where a number belongs.
+        """
         if not isinstance(document, dict) or cast("dict[str, Any]", document).get("format") != FORMAT:
             raise FormatError(f'{name} is not a circuit; expected a JSON object with "format": "{FORMAT}".')
         data = cast("dict[str, Any]", document)
         version = data.get("version")
-        if not isinstance(version, int) or version > VERSION:
+        if type(version) is not int or version < 1:
+            raise FormatError(f"{name} has version {version!r}; expected a whole number from 1 to {VERSION}.")
+        if version > VERSION:
             raise FormatError(
                 f"{name} has version {version}; this release reads up to {VERSION}. Install a newer circuits."
             )
         try:
-            return cls._from_sections(data)
+            circuit = cls._from_sections(data)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -223,6 +228,10 @@ class Circuit:
             raise FormatError(f"{name} has no field {error}.") from error
         except CircuitsError as error:
             raise FormatError(f"{name}: {error}") from error
+        change = first_change(data, circuit.to_document())
+        if change:
+            raise FormatError(f"{name}: {change} Correct the file, or have it written again.")
+        return circuit
 
     @classmethod
     def _from_sections(cls, data: dict[str, Any]) -> Self:
@@ -231,19 +240,27 @@ class Circuit:
         rows = TypeAdapter(list[dict[str, Any]]).validate_python(data["edges"])
         number = TypeAdapter(float | None)
         indices = np.array([graph.index(Edge.parse(str(row["edge"]))) for row in rows], dtype=np.int64)
-        removal = [number.validate_python(row.get("removal")) for row in rows]
+        removal = _float_array([number.validate_python(row.get("removal")) for row in rows])
         evaluation = data.get("evaluation")
         return cls(
             model=model,
             behaviour=TypeAdapter(BehaviourInfo).validate_python(data["behaviour"]),
-            method=TypeAdapter(Method).validate_python(data["method"]),
+            method=_checked_method(TypeAdapter(Method).validate_python(data["method"])),
             edges=indices,
             scores=_float_array([number.validate_python(row["score"]) for row in rows]),
-            measured=all(bool(row.get("measured")) for row in rows) and bool(rows),
-            removal=None if not rows or None in removal else _float_array(removal),
-            evaluation=TypeAdapter(Evaluation).validate_python(evaluation) if evaluation else None,
+            measured=bool(rows) and all(row.get("measured") is True for row in rows),
+            removal=None if np.isnan(removal).all() else removal,
+            evaluation=None if evaluation is None else TypeAdapter(Evaluation).validate_python(evaluation),
             provenance=TypeAdapter(Provenance).validate_python(data.get("provenance", {})),
         )
+
+
+def _checked_method(method: Method) -> Method:
+    if method.target is not None and not 0 < method.target <= 1:
+        raise FormatError(f"method.target is {method.target:g}; expected a faithfulness above 0 and up to 1, or null.")
+    if method.seed < 0:
+        raise FormatError(f"method.seed is {method.seed}; expected a number from 0 up.")
+    return method
 
 
 def _float_array(values: list[float | None]) -> Floats:

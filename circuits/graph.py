@@ -21,6 +21,9 @@ from circuits.errors import UnknownNameError, UsageError
 EdgeIndices = NDArray[np.int64]
 """Positions in the canonical order of a graph's edges."""
 
+MOST_EDGES = 500_000_000
+"""Larger models are refused before anything is made of them; Llama 3.1 405B has 150 million edges."""
+
 
 class NodeKind(StrEnum):
     """What a node is."""
@@ -149,8 +152,21 @@ class ModelShape:
     def __post_init__(self) -> None:
         if min(self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head) < 1:
             raise UsageError(f"every number of a model's shape must be at least 1, got {self}.")
+        if self.n_edges > MOST_EDGES:
+            raise UsageError(
+                f"a model of {self.n_layers:,} layers with {self.n_heads:,} heads has more than {MOST_EDGES:,} edges, "
+                "which cannot be kept in memory. Check the two numbers."
+            )
         if self.n_heads % self.n_kv_heads:
             raise UsageError(f"{self.n_heads} heads cannot share {self.n_kv_heads} key/value heads evenly.")
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges the graph has: every receiver can read what earlier layers, and the input, send."""
+        mlps = 0 if self.parallel else self.n_layers * self.n_heads
+        receivers = self.n_heads + 2 * self.n_kv_heads + 1
+        earlier = self.n_layers + (self.n_heads + 1) * self.n_layers * (self.n_layers - 1) // 2
+        return receivers * earlier + mlps + 1 + self.n_layers * (self.n_heads + 1)
 
     @property
     def grouped(self) -> bool:

@@ -1,8 +1,15 @@
 """What is said about a circuit at rest: its model and behaviour, how it was found, how good it is."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from circuits.graph import ModelShape
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A float that files hold as null where it is no number (the interval of a single pair)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class CurvePoint:
     """Faithfulness of the best ``edges`` edges; ``requested`` is the share of all edges that was asked for."""
 
     edges: int
-    faithfulness: float
+    faithfulness: Number
     requested: float | None = None
 
 
@@ -111,9 +118,9 @@ class RandomBaseline:
     """Faithfulness of random circuits with the same size and wiring on other nodes, as quantiles."""
 
     n: int
-    median: float
-    q05: float
-    q95: float
+    median: Number
+    q05: Number
+    q95: Number
 
 
 @dataclass(frozen=True)
@@ -126,11 +133,11 @@ class Evaluation:
     """
 
     n: int
-    metric_clean: float
-    metric_corrupted: float
-    metric_circuit: float
-    faithfulness: float
-    faithfulness_ci: tuple[float, float]
+    metric_clean: Number
+    metric_corrupted: Number
+    metric_circuit: Number
+    faithfulness: Number
+    faithfulness_ci: tuple[Number, Number]
     necessity: float | None = None
     random_baseline: RandomBaseline | None = None
     curve: tuple[CurvePoint, ...] = ()

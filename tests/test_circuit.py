@@ -9,8 +9,10 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from circuits.builder import build_graph
 from circuits.circuit import Circuit
 from circuits.errors import FormatError, OutputError, UsageError
+from circuits.graph import ModelShape
 from circuits.records import ModelInfo
 from tests.export.example_circuits import EVALUATION, GROUPED, PLAIN, circuit_of, random_circuit
 
@@ -94,7 +96,11 @@ def test_a_newer_version_is_refused_with_advice() -> None:
     ("change", "message"),
     [
         (lambda d: d.update(format="other"), "is not a circuit; expected a JSON object"),
-        (lambda d: d.update(version="one"), "version one"),
+        (lambda d: d.update(version="one"), "version 'one'; expected a whole number from 1 to 1"),
+        (lambda d: d.update(version=-1), "version -1; expected a whole number from 1"),
+        (lambda d: d.update(version=0), "version 0; expected a whole number from 1"),
+        (lambda d: d.update(version=True), "version True; expected a whole number from 1"),
+        (lambda d: d.update(version=1.0), "version 1.0; expected a whole number from 1"),
         (lambda d: d.pop("model"), "no field 'model'"),
         (lambda d: d.pop("edges"), "no field 'edges'"),
         (lambda d: d["edges"][0].pop("score"), "no field 'score'"),
@@ -106,6 +112,29 @@ def test_a_newer_version_is_refused_with_advice() -> None:
         (lambda d: d["model"].update(n_layers="many"), "n_layers: Input should be a valid integer"),
         (lambda d: d["model"].update(n_heads=7), "cannot share"),
         (lambda d: d["evaluation"].update(faithfulness_ci=[1]), "faithfulness_ci"),
+        (lambda d: d["edges"][0].update(sender="m0"), 'edges.0.sender is "m0", which would be read as "m4"'),
+        (lambda d: d["edges"][0].update(receiver="a0.kv0"), 'edges.0.receiver is "a0.kv0", which would be read as'),
+        (lambda d: d["edges"][0].update(slot="k"), 'edges.0.slot is "k", which would be read as "v"'),
+        (lambda d: d["edges"][0].update(slot=""), 'edges.0.slot is "", which would be read as "v"'),
+        (lambda d: d["edges"][0].update(measured="false"), 'edges.0.measured is "false", which would be read as false'),
+        (lambda d: d["edges"][0].update(measured=not d["edges"][0]["measured"]), ".measured is "),
+        (lambda d: d["edges"][0].update(measured=1), "edges.0.measured is 1, which would be read as"),
+        (lambda d: d["edges"][0].update(score="0.5"), 'edges.0.score is "0.5", which would be read as 0.5'),
+        (lambda d: d["edges"][0].update(score=True), "edges.0.score is true, which would be read as 1.0"),
+        (lambda d: d["edges"][0].update(remvoal=0.5), "edges.0 has an unknown field 'remvoal'; known: edge, measured"),
+        (
+            lambda d: d["model"].update(n_layers=str(d["model"]["n_layers"])),
+            'model.n_layers is "11", which would be read as 11',
+        ),
+        (lambda d: d["model"].update(n_layers=10**6), "heads has more than 500,000,000 edges"),
+        (lambda d: d["model"].update(n_heads=10**9, n_kv_heads=10**9), "heads has more than 500,000,000 edges"),
+        (lambda d: d["model"].update(parallel="no"), 'model.parallel is "no", which would be read as false'),
+        (lambda d: d["method"].update(target=7), "method.target is 7; expected a faithfulness above 0 and up to 1"),
+        (lambda d: d["method"].update(target=-0.5), "method.target is -0.5; expected"),
+        (lambda d: d["method"].update(seed=-1), "method.seed is -1; expected a number from 0 up"),
+        (lambda d: d["behaviour"].update(n_heldout="64"), 'behaviour.n_heldout is "64", which would be read as 64'),
+        (lambda d: d.update(evaluation={}), "Evaluation n: "),
+        (lambda d: d.update(comment="mine"), "the document has an unknown field 'comment'"),
     ],
 )
 def test_a_malformed_file_is_refused_with_the_reason_and_its_name(change: Any, message: str, tmp_path: Path) -> None:
@@ -122,7 +151,7 @@ def test_files_that_are_absent_or_not_json_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"cannot read .*absent\.json: No such file"):
         Circuit.load(tmp_path / "absent.json")
     (tmp_path / "x.json").write_text("{", encoding="utf-8")
-    with pytest.raises(FormatError, match=r"x\.json is not JSON"):
+    with pytest.raises(FormatError, match=r"x\.json: not valid JSON"):
         Circuit.load(tmp_path / "x.json")
     (tmp_path / "y.json").write_text("[1, 2]", encoding="utf-8")
     with pytest.raises(FormatError, match=r"y\.json is not a circuit"):
@@ -173,3 +202,34 @@ def test_the_mask_marks_exactly_the_circuits_edges() -> None:
     circuit = random_circuit(30)
     assert np.flatnonzero(circuit.mask()).tolist() == circuit.edges.tolist()
     assert len(circuit.mask()) == circuit.graph.n_edges
+
+
+def test_a_removal_that_is_null_is_missing_for_its_own_edge_only(tmp_path: Path) -> None:
+    document = document_of(random_circuit(4))
+    for row in document["edges"]:
+        row["removal"] = 0.25
+    document["edges"][1]["removal"] = None
+    found = Circuit.from_document(document)
+    assert found.removal is not None
+    assert np.isnan(found.removal).tolist() == [i == 1 for i in range(len(found))]
+    assert document_of(found) == document
+    document["edges"][0].pop("removal")
+    assert Circuit.from_document(document).removal is not None
+
+
+def test_an_interval_of_a_single_pair_is_null_and_read_back_as_no_number() -> None:
+    document = document_of(random_circuit(4))
+    document["evaluation"]["faithfulness_ci"] = [None, None]
+    found = Circuit.from_document(document)
+    assert found.evaluation is not None
+    assert np.isnan(found.evaluation.faithfulness_ci).all()
+    assert document_of(found) == document
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(("layers", "heads", "groups"), [(1, 1, 1), (3, 4, 2), (5, 6, 6), (30, 9, 3)])
+def test_the_number_of_edges_is_known_before_the_graph_is_made(
+    layers: int, heads: int, groups: int, parallel: bool
+) -> None:
+    shape = ModelShape(layers, heads, groups, 16, 4, parallel)
+    assert shape.n_edges == build_graph(shape).n_edges

@@ -18,6 +18,7 @@ PACKAGE = Path(circuits.__file__).parent
 
 ROWS = (
     ("errors",),
+    ("documents",),
     ("vocabulary",),
     ("graph",),
     ("builder",),
@@ -50,6 +51,7 @@ methods, and only they, may import what does it."""
 
 LIGHT = (
     "errors",
+    "documents",
     "vocabulary",
     "graph",
     "builder",

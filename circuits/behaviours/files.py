@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Message, Prompt
+from circuits.documents import parse_json, read_text
 from circuits.errors import FormatError, UnknownNameError
 
 Record = Mapping[str, Any]
@@ -36,14 +37,7 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
         raise UnknownNameError(
             "prompt file format", path.suffix or path.name, READERS, hint="Rename or convert the file."
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from None
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}.") from None
+    text = read_text(path)
     pairs = tuple(pair_of(record, source) for source, record in reader(text, path.name))
     if not pairs:
         raise FormatError(f"{path.name} has no prompt pairs; expected one pair per line or record, and at least eight.")
@@ -54,11 +48,11 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             source = f"{name}, line {number}"
-            yield source, _record(_parsed(line, source), source)
+            yield source, _record(parse_json(line, source), source)
 
 
 def _auto_circuit(text: str, name: str) -> Iterator[tuple[str, Record]]:
-    content = _parsed(text, name) if text.strip() else None
+    content = parse_json(text, name) if text.strip() else None
     prompts = cast(Record, content).get("prompts") if isinstance(content, dict) else None
     if not isinstance(prompts, list):
         raise FormatError(
@@ -73,10 +67,14 @@ def _auto_circuit(text: str, name: str) -> Iterator[tuple[str, Record]]:
 def _csv(text: str, name: str) -> Iterator[tuple[str, Record]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        names = list(reader.fieldnames or ())
+        twice = next((key for key in names if names.count(key) > 1), None)
+        if twice is not None:
+            raise FormatError(f"{name}, line 1: the column {twice!r} is there twice; keep one of them.")
         for row in reader:
             source = f"{name}, line {reader.line_num}"
             if None in row or None in row.values():
-                count = len(reader.fieldnames or ())
+                count = len(names)
                 raise FormatError(
                     f"{source}: expected {count} columns as in the header, got {'more' if None in row else 'fewer'}; "
                     "put text that holds commas in double quotes."
@@ -91,8 +89,8 @@ def _cell(key: str, value: str, source: str) -> Any:
     if not key.endswith("_idx"):
         return value
     try:
-        ids: object = json.loads(value)
-    except json.JSONDecodeError:
+        ids: object = parse_json(value, source)
+    except FormatError:
         ids = None
     several = cast(list[Any], ids) if isinstance(ids, list) else [ids]
     if not several or not all(type(token) is int for token in several):
@@ -107,14 +105,6 @@ READERS: dict[str, Callable[[str, str], Iterator[tuple[str, Record]]]] = {
     ".csv": _csv,
     ".json": _auto_circuit,
 }
-
-
-def _parsed(text: str, source: str) -> object:
-    try:
-        return cast(object, json.loads(text))
-    except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise FormatError(f"{source}: not valid JSON at {at} ({error.msg}).") from None
 
 
 def _record(value: object, source: str) -> Record:
@@ -138,7 +128,7 @@ def pair_of(record: Record, source: str) -> Pair:
     answer_key, answers = _field(record, ANSWERS, source)
     texts, ids = _answers(answers, answer_key, source)
     wrong_key, wrong = _field(record, WRONG_ANSWERS, source, needed=False)
-    wrong_texts, wrong_ids = _answers(wrong, wrong_key, source) if wrong else ((), ())
+    wrong_texts, wrong_ids = ((), ()) if wrong is None or wrong == [] else _answers(wrong, wrong_key, source)
     known = {clean_key, corrupted_key, answer_key, wrong_key}
     tags = {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items() if key not in known
@@ -171,10 +161,10 @@ def _message(value: Any, key: str, source: str) -> Message:
     if isinstance(value, dict):
         fields = cast(Record, value)
         role, content = fields.get("role"), fields.get("content")
-        if isinstance(role, str) and isinstance(content, str):
+        if isinstance(role, str) and isinstance(content, str) and len(fields) == 2:
             return Message(role, content)
     raise FormatError(
-        f'{source}, field \'{key}\': a chat message is {{"role": "user", "content": "..."}}, got '
+        f'{source}, field \'{key}\': a chat message is {{"role": "user", "content": "..."}} and no more, got '
         f"{json.dumps(value)[:60]}."
     )
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from circuits.circuit import Circuit
+from circuits.documents import read_json
 from circuits.errors import CircuitsError, FormatError
 from circuits.graph import Node
 
@@ -41,12 +42,12 @@ class Beside:
     remarks: tuple[str, ...] = ()
 
 
-class _Head(BaseModel):
+class _Head(BaseModel, strict=True):
     head: str
     text: str
 
 
-class _Document(BaseModel):
+class _Document(BaseModel, strict=True):
     format: str
     version: int
 
@@ -112,15 +113,13 @@ def prompts_json(circuit: Circuit, prompts: Sequence[Example]) -> str:
 
 def _checked(kind: type[_Read], path: Path, expected: str) -> _Read:
     try:
-        document = kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}.") from error
+        document = kind.model_validate_json(json.dumps(read_json(path)))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "file"
         raise FormatError(f"{path} cannot be used: {place}: {first['msg']}.") from error
-    if document.format != expected or document.version > VERSION:
+    if document.format != expected or not 1 <= document.version <= VERSION:
         raise FormatError(
-            f"{path} says it is {document.format}, version {document.version}; expected {expected}, up to {VERSION}."
+            f"{path} says it is {document.format!r}, version {document.version}; expected {expected}, 1 to {VERSION}."
         )
     return document

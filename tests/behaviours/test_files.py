@@ -8,6 +8,7 @@ from circuits.errors import CircuitsError, FormatError, PromptError, UnknownName
 from circuits.vocabulary import Metric
 
 NAMES = ["Mary", "John", "James", "Robert", "Michael", "William", "David", "Richard", "Joseph", "Thomas"]
+PAIR = '{"clean": "a", "corrupted": "b", "answer": "c"}'
 TEXT = "When {} and {} went to the store, {} gave a book to"
 
 
@@ -138,7 +139,23 @@ def test_the_json_layout_of_auto_circuit_is_read(write):
         ("a.csv", "clean,corrupted,correct\nA,B,C,D\n", r"line 2: expected 3 columns as in the header, got more"),
         ("a.csv", "a,b\n1,2\n", r"line 2: there is no 'clean'; the fields are a, b"),
         ("a.csv", 'clean,corrupted,correct\nA,B,"C\n', r"a\.csv, line \d: .*check the double quotes"),
-        ("a.jsonl", b"\xff\xfe\x00", r"a\.jsonl is not UTF-8 text"),
+        ("a.jsonl", b"\xff\xfe\x00", r"is not UTF-8 text"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: not usable JSON: .* levels deep"),
+        ("a.jsonl", "{}\n" + "9" * 5_000, r"a\.jsonl, line 1: there is no 'clean'"),
+        ("a.jsonl", PAIR.replace('"c"', "9" * 5_000), r"a\.jsonl, line 1: .* has 5000 digits; at most 300"),
+        ("a.jsonl", PAIR.replace('"c"', '["c", NaN]'), r"a\.jsonl, line 1: .*NaN is not a number in JSON"),
+        ("a.jsonl", PAIR.replace('"c"', r'"\ud83d c"'), r"a\.jsonl, line 1: .*holds half of a character"),
+        ("a.jsonl", PAIR.replace("}", ', "clean": "z"}'), r"a\.jsonl, line 1: .*the field 'clean' is there twice"),
+        ("a.jsonl", PAIR.replace("}", ', "wrong_answer": ""}'), "field 'wrong_answer': expected an answer"),
+        ("a.jsonl", PAIR.replace("}", ', "wrong_answer": false}'), "field 'wrong_answer': expected an answer"),
+        (
+            "a.jsonl",
+            PAIR.replace('"a"', '[{"role": "user", "content": "x", "name": "Bob"}]'),
+            'and no more, got .*"name": "Bob"',
+        ),
+        ("a.json", '{"prompts": [' + PAIR + '], "prompts": []}', r"a\.json: .*'prompts' is there twice"),
+        ("a.csv", "clean,corrupted,clean,answer\nA,B,C,D\n", r"a\.csv, line 1: the column 'clean' is there twice"),
+        ("a.csv", "clean,corrupted,answer_idx\nA,B," + "[" * 9_000, r"answer_idx.* is not a token id"),
     ],
 )
 def test_malformed_files_are_refused_naming_file_place_and_field(write, name, content, message):
@@ -221,3 +238,11 @@ def test_token_ids_are_taken_as_they_are(write, tokenizer):
 def test_every_error_of_a_prompt_file_is_one_of_the_package(write):
     with pytest.raises(CircuitsError):
         load_behaviour(write("a.jsonl", "null"))
+
+
+def test_a_wrong_answer_may_be_the_token_0_and_may_be_left_open(write):
+    with_ids = PAIR.replace('"c"', "7").replace("}", ', "wrong_answer": 0}')
+    rows = [with_ids, *(PAIR.replace("}", f', "wrong_answer": {nothing}}}') for nothing in ("null", "[]"))]
+    one, two, three = read_pairs(write("a.jsonl", "\n".join(rows)))
+    assert (one.answer_ids, one.wrong_ids) == ((7,), (0,))
+    assert two.wrong_answers == three.wrong_answers == two.wrong_ids == three.wrong_ids == ()

@@ -138,7 +138,7 @@ def test_unknown_formats_of_diagrams_and_exports(found: Path, tmp_path: Path) ->
     ("text", "message"),
     [
         (None, "cannot read"),
-        ("{", "is not JSON"),
+        ("{", "not valid JSON"),
         ("{}", "is not a circuit; expected a JSON object with"),
         ('{"format": "circuits/circuit", "version": 99}', "has version 99; this release reads up to 1"),
     ],
