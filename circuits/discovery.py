@@ -111,7 +111,7 @@ def discover(
         seed=settings.seed,
         progress=_stage(progress, "evaluating on held-out prompts"),
     )
-    provenance = _provenance(model, command, time.monotonic() - begun)
+    provenance = _provenance(model, experiment, command, time.monotonic() - begun)
     return Discovery(
         replace(circuit, evaluation=evaluation, provenance=provenance), scores, agreed, selection, prompts, warnings
     )
@@ -229,10 +229,16 @@ def _circuit(
     )
 
 
-def _provenance(model: Model, command: str, seconds: float) -> Provenance:
+def _provenance(model: Model, experiment: AnyExperiment, command: str, seconds: float) -> Provenance:
     packages = ("path-patching-circuits", "torch", "transformers", "nnsight", "numpy")
     versions = {package: _version(package) for package in packages}
-    return Provenance(command=command, device=model.device, wall_seconds=round(seconds, 1), versions=versions)
+    return Provenance(
+        command=command,
+        device=model.device,
+        wall_seconds=round(seconds, 1),
+        versions=versions,
+        prefix_cache=str(experiment.prefix_cache),
+    )
 
 
 def _version(package: str) -> str:

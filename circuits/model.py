@@ -19,6 +19,7 @@ from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.architecture import Architecture
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.guards import GuardResult, check, require
+from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer
 
 
@@ -61,6 +62,7 @@ class Model:
         )
 
 
+@in_own_state
 def load_model(
     model: str | nn.Module = "smollm2-135m",
     *,
@@ -105,10 +107,11 @@ def load_model(
     return loaded
 
 
+@in_own_state
 def verified(weights: LoadedWeights, architecture: Architecture | None = None) -> Model:
     """Wrap loaded weights and run the guards, without refusing (``circuits check`` shows the results)."""
     anatomy = Anatomy(weights.module, architecture)
-    tracer = Tracer(anatomy, weights.tokenizer)
+    tracer = Tracer(anatomy)
     graph = build_graph(anatomy.shape)
     shape = anatomy.shape
     info = ModelInfo(

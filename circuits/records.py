@@ -148,10 +148,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Enough to run it again; ``made_of`` says which circuits' edges these are, of parts that a comparison made."""
+    """Enough to run it again; ``made_of`` says which circuits' edges these are, of parts that a comparison made.
+
+    ``prefix_cache`` says whether positions that prompts share were run once (``on``), or why not (``off: …``).
+    """
 
     command: str = ""
     device: str = ""
     wall_seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict[str, str])
     made_of: str = ""
+    prefix_cache: str = ""

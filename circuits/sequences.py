@@ -21,6 +21,7 @@ from circuits.errors import PromptError
 from circuits.graph import ComputationalGraph, EdgeIndices
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.memory import MemoryPlan
+from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.protocol import Masks, Progress, no_progress
 from circuits.vocabulary import Metric
 
@@ -83,6 +84,11 @@ class SequenceExperiment:
     def metric(self) -> Metric:
         """The metric, ``sequence``."""
         return self._rows.metric
+
+    @property
+    def prefix_cache(self) -> PrefixCache:
+        """Whether positions that prompts share are run once, and if not, why not."""
+        return self._rows.prefix_cache
 
     @property
     def plan(self) -> MemoryPlan:

@@ -73,6 +73,7 @@ def _facts(model: "Model") -> list[tuple[str, str]]:
         ("attention", f"{heads}, d_head {shape.d_head} ({model.attention})"),
         ("edges", f"{model.graph.n_edges:,}"),
         ("runs in", f"{model.dtype} on {model.device}"),
+        ("prefix cache", str(model.tracer.prefix_cache)),
         ("weights", f"{model.info.digest[:16]} ({model.info.revision})"),
     ]
 
@@ -88,6 +89,7 @@ def _document(model: "Model") -> dict[str, object]:
         "dtype": model.dtype,
         "device": model.device,
         "attention": model.attention,
+        "prefix_cache": str(model.tracer.prefix_cache),
         "guards": [
             {
                 "name": guard.name,

@@ -76,6 +76,7 @@ def evaluate(
             "behaviour": chosen.name,
             "metric": chosen.metric,
             "edges": len(found),
+            "prefix_cache": str(experiment.prefix_cache),
             "evaluation": asdict(evaluation),
             "file": str(file) if file else None,
         }

@@ -1,6 +1,7 @@
 """Options that several commands share, in groups; a command takes a whole group as one parameter."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -267,7 +268,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         debug = bool(given.get("debug"))
         for name, (group, members) in groups.items():
             given[name] = group(**{member: given.pop(member) for member in members})
-        with _silent_packages(debug=debug):
+        with _silent_packages(debug=debug), _library_warnings():
             function(**given)
 
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
@@ -282,3 +283,23 @@ def _silent_packages(*, debug: bool) -> Generator[None]:
         if not debug:
             warnings.simplefilter("ignore")
         yield
+
+
+class _Warnings(logging.Handler):
+    """Shows what the library warns of, which is said once for the command that it concerns."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the warning; those of the command line itself are shown by their command."""
+        if not record.name.startswith("circuits.cli"):
+            Output().warn(record.getMessage())
+
+
+@contextmanager
+def _library_warnings() -> Generator[None]:
+    """Show the library's warnings as those of commands are shown."""
+    library, handler = logging.getLogger("circuits"), _Warnings(logging.WARNING)
+    library.addHandler(handler)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)

@@ -130,7 +130,7 @@ def _report(begun: Recorded, found: "SitePatching", files: dict[str, Path], outp
     )
     if any("‹" in column for column in found.columns):
         output.show("‹…›: the prompts differ here, so the first pair's token is shown; with ≠ the two sides differ.")
-    output.finish(_document(found, begun.warnings, files))
+    output.finish({**_document(found, begun.warnings, files), "prefix_cache": str(begun.experiment.prefix_cache)})
 
 
 def _by_position(site: Site, by: str | None) -> bool:

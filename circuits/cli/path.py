@@ -91,6 +91,7 @@ def _report(begun: Recorded, paths: list[str], effects: Floats, output: Output) 
             "n": experiment.n_pairs,
             "metric_clean": float(experiment.clean.mean()),
             "metric_corrupted": float(experiment.corrupted.mean()),
+            "prefix_cache": str(experiment.prefix_cache),
             "paths": found,
             "warnings": list(begun.warnings),
         }

@@ -102,6 +102,7 @@ def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> 
             "n": experiment.n_pairs,
             "metric_clean": float(experiment.clean.mean()),
             "metric_corrupted": float(experiment.corrupted.mean()),
+            "prefix_cache": str(experiment.prefix_cache),
             "edges": len(scores.scored),
             "strongest": rows,
             "warnings": list(begun.warnings),

@@ -1,5 +1,6 @@
 """An experiment on a real model: prompt pairs, a metric and an ablation, everything measured through the tracer."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -19,18 +20,22 @@ from circuits.tracing.attribution import attribute
 from circuits.tracing.batching import RowBudget, budget_of, in_batches
 from circuits.tracing.exact import patched_logits
 from circuits.tracing.gradients import gradients_at, gradients_by_layer
+from circuits.tracing.guards import PrefixDiffersError, RecordedRuns
 from circuits.tracing.mask_gradients import mask_gradient
 from circuits.tracing.masked import needed_senders, run_masked
 from circuits.tracing.memory import AUTO, MemoryPlan, parse_budget, plan_memory
 from circuits.tracing.needs import ModelSizes, Needs, PromptSize
 from circuits.tracing.offload import Kept, kept_on_host
 from circuits.tracing.pairs import PairBatch
-from circuits.tracing.prefix import prefix_of
+from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.protocol import Masks, Progress, no_progress
 from circuits.tracing.runs import difference, record, zero_run
+from circuits.tracing.state import in_own_state
 from circuits.tracing.taps import Taps
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,30 @@ class Options:
 class PatchingExperiment:
     """Implements :class:`~circuits.tracing.protocol.Experiment` on a model; making one costs two forward passes."""
 
+    @in_own_state
     def __init__(self, tracer: Tracer, graph: ComputationalGraph, pairs: Sequence[TokenPair], options: Options) -> None:
         self.tracer, self.graph, self.options = tracer, graph, options
         self.n_pairs = len(pairs)
+        self.prefix_cache = _wanted_prefix_cache(tracer, options)
+        try:
+            self._begin(pairs)
+        except PrefixDiffersError as differs:
+            self.prefix_cache = PrefixCache(str(differs))
+            _LOGGER.warning(
+                "the prefix cache is %s; all positions are run each time, which takes longer", self.prefix_cache
+            )
+            self._begin(pairs)
+
+    def _begin(self, pairs: Sequence[TokenPair]) -> None:
+        """Record all pairs, and check the recorded runs against plain ones of the model."""
         self.plan = self._planned(pairs)
         self._taps: list[Taps] = []
+        self._recorded_runs = RecordedRuns(self.tracer)
         recorded = self._record(pairs)
-        self.batches = kept_on_host(recorded, tracer.anatomy.device) if self.plan.offload else Kept(recorded)
+        self.batches = kept_on_host(recorded, self.tracer.anatomy.device) if self.plan.offload else Kept(recorded)
         self.clean = self._gather([self._metric(batch, batch.clean.logits) for batch in self.batches])[0]
         self.corrupted = self._gather([self._metric(batch, batch.base.logits) for batch in self.batches])[0]
+        _LOGGER.info("prefix cache %s", self.prefix_cache)
 
     @property
     def metric(self) -> Metric:
@@ -98,8 +118,7 @@ class PatchingExperiment:
 
     def _shared(self, pairs: Sequence[TokenPair]) -> int:
         """Give how many positions of some pairs are read from the prefix cache."""
-        cached = self.options.prefix_cache and self.tracer.takes_prefix and self.options.ablation is not Ablation.ZERO
-        return min(_first_difference(pair) for pair in pairs) if cached else 0
+        return min(_first_difference(pair) for pair in pairs) if self.prefix_cache.on else 0
 
     def _record(self, pairs: Sequence[TokenPair]) -> Iterator[PairBatch]:
         """Record pairs in batches of one token length, so that nothing is ever padded."""
@@ -120,10 +139,11 @@ class PatchingExperiment:
             torch.tensor([getattr(pair, side) for pair in pairs], device=device) for side in ("clean", "corrupted")
         )
         zero, shared = self.options.ablation is Ablation.ZERO, self._shared(pairs)
-        prefix = prefix_of(self.tracer.anatomy.module, clean_ids[:, :shared]) if shared else None
+        prefix = self.tracer.prefix_of(clean_ids[:, :shared]) if shared else None
         at_clean, at_corrupted = self._new_taps(len(pairs))
         clean = record(self.tracer, clean_ids[:, shared:], prefix, taps=at_clean)
         corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix, taps=at_corrupted)
+        self._recorded_runs.require_plain((clean_ids, corrupted_ids), (clean, corrupted))
         base = zero_run(self.tracer, clean) if zero else corrupted
         answers = AnswerTokens.of(pairs, device)
         columns = answers.tokens if self.metric is Metric.LOGIT_DIFFERENCE and self.tracer.selects_columns else None
@@ -136,6 +156,7 @@ class PatchingExperiment:
         self._taps = [Taps()]
         return (self._taps[0], None) if self.options.direction is Direction.NOISING else (None, self._taps[0])
 
+    @in_own_state
     def part(self, begin: int, end: int) -> "PatchingExperiment":
         """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
         fewer = copy(self)
@@ -147,6 +168,7 @@ class PatchingExperiment:
         fewer.n_pairs = len(fewer.clean)
         return fewer
 
+    @in_own_state
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure circuits; see :meth:`Experiment.circuits`."""
         if not len(masks):
@@ -173,6 +195,7 @@ class PatchingExperiment:
         logits = run_masked(self.tracer, self.graph, batch.base, change, masks[members], batch.columns)
         return self._metric(batch, logits.flatten(0, 1))
 
+    @in_own_state
     def circuit_gradient(
         self, weights: NDArray[np.float64], *, among: EdgeIndices | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -201,6 +224,7 @@ class PatchingExperiment:
     def _single_metric(self, batch: PairBatch, logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
         return self._metric(batch, logits)[0]
 
+    @in_own_state
     def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
         noising = self.options.direction is Direction.NOISING
@@ -226,6 +250,7 @@ class PatchingExperiment:
                 effects[np.array(rows)[:, None], batch.index] = _numpy(change)
         return effects[place_of] * self._sign * (1 if noising else -1)
 
+    @in_own_state
     def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Estimate all edges to first order; see :meth:`Experiment.attributions`."""
         total, squares = np.zeros(self.graph.n_edges), np.zeros(self.graph.n_edges)
@@ -263,6 +288,7 @@ class PatchingExperiment:
             values = measure(self.metric, logits, batch.answers.rows(rows), batch.clean.logits[rows])
         return values.reshape(repeats, len(batch.index))
 
+    @in_own_state
     def measured(self, batch: PairBatch, logits: Float[Tensor, "row d_vocab"]) -> NDArray[np.float64]:
         """Measure logits of ``repeat x pair`` rows of one batch of pairs, shape ``(repeat, pair)``."""
         return _numpy(self._metric(batch, logits))
@@ -281,6 +307,15 @@ class PatchingExperiment:
         row = needs.circuits(senders) if senders else needs.exact()
         beside = 0 if senders else len(batch.index) * sum(needs.differences().values())
         return RowBudget(self.options.batch_size or self.plan.rows(row, length, beside=beside))
+
+
+def _wanted_prefix_cache(tracer: Tracer, options: Options) -> PrefixCache:
+    """Return the prefix cache that the options ask for and the model allows."""
+    if not options.prefix_cache:
+        return PrefixCache("not wanted")
+    if options.ablation is Ablation.ZERO:
+        return PrefixCache("zero ablation also replaces values at the positions that prompts share")
+    return tracer.prefix_cache
 
 
 def _first_difference(pair: TokenPair) -> int:

@@ -3,15 +3,15 @@
 Each has an error, a tolerance that follows the dtype, and a meaning; :func:`require` refuses a model that fails one.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.errors import GuardError
@@ -20,10 +20,9 @@ from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.masked import run_masked
 from circuits.tracing.plan import Plan, Site, Visit, put
 from circuits.tracing.runs import Recorder, Run, record
-from circuits.tracing.tracer import Tracer
+from circuits.tracing.state import in_own_state
+from circuits.tracing.tracer import Tracer, tolerance_of
 
-_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Relative errors; float64 models still normalise in float32."""
 _POSITIONS = 6
 _KEY, _QUERY, _AFTER_KEY = slice(0, 1), slice(1, 2), slice(1, None)
 """Positions at which the guards change a key or a query, and those that see the changed key and others."""
@@ -37,6 +36,7 @@ class GuardResult:
     error: float
     tolerance: float
     meaning: str
+    advice: str = "Describe it with an Architecture that fits: see 'Models of your own' in the README."
 
     @property
     def passed(self) -> bool:
@@ -44,11 +44,82 @@ class GuardResult:
         return self.error <= self.tolerance
 
 
+class PrefixDiffersError(GuardError):
+    """A run that continued from cached positions is not the run of the whole prompt; it must be run whole."""
+
+
+class RecordedRuns:
+    """Holds recorded runs against plain forward passes, at the lengths at which they are measured.
+
+    The guards run on a few tokens; positions may be embedded otherwise in longer prompts (rotary embeddings of the
+    kinds dynamic and longrope), and attention may look back less far than that. So of every token length and prefix
+    length the first runs are compared with what the model alone gives for the same tokens.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._seen: set[tuple[int, int]] = set()
+
+    def require_plain(self, ids: Sequence[Int[Tensor, "pair pos"]], runs: Sequence[Run]) -> None:
+        """Raise where the first or last prompt of one of these runs has other logits than in a plain forward pass.
+
+        The runs are of equal token length and prefix length; only the first of each two lengths are looked at. Cost:
+        a forward pass of two prompts for each run. Raises :class:`PrefixDiffersError` where the runs continue from
+        a prefix, and else :class:`GuardError`.
+        """
+        length, shared = ids[0].shape[1], 0 if runs[0].prefix is None else runs[0].prefix.length
+        if (length, shared) in self._seen:
+            return
+        self._seen.add((length, shared))
+        rows = sorted({0, len(ids[0]) - 1})
+        plain = self._tracer.plain_logits(torch.cat([prompts[rows] for prompts in ids]))
+        dtype = self._tracer.anatomy.dtype
+        if not bool(plain.isfinite().all()):
+            raise GuardError(f"the logits of prompts of {length} tokens {_not_finite(dtype)}.")
+        error, tolerance = _distance(torch.cat([run.logits[rows] for run in runs]), plain), tolerance_of(dtype)
+        if error <= tolerance:
+            return
+        if shared:
+            raise PrefixDiffersError(
+                f"in prompts of {length} tokens, logits that follow from {shared} cached positions differ by "
+                f"{error:.2g} of their size from those of the whole prompt: how this model embeds positions depends on "
+                "the length"
+            )
+        raise GuardError(
+            f"a recorded run of {length} tokens differs by {error:.2g} of the size of its logits from a plain forward "
+            f"pass of the same tokens (tolerance {tolerance:.2g}), though the guards, on {_POSITIONS} tokens, passed. "
+            f"Its scores would be wrong. {_hooks_advice(self._tracer) or 'Try shorter prompts.'}"
+        )
+
+
+def _not_finite(dtype: torch.dtype) -> str:
+    """Return what to do about numbers that are not finite, as the rest of a sentence."""
+    name, half = str(dtype).removeprefix("torch."), dtype is torch.float16
+    other = "bfloat16 or float32 (--dtype bfloat16)" if half else "float32, or look for NaN in the weights"
+    why = ", whose largest number is 65,504" if half else ""
+    return f"are not finite in {name}{why}; try {other}"
+
+
+def _hooks_advice(tracer: Tracer) -> str:
+    """Return a sentence that names the hooks others hung on the model; empty where there are none."""
+    hooks = tracer.foreign_hooks
+    if not hooks:
+        return ""
+    more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
+    return (
+        f"The model carries hooks of others, which may change what is measured: {', '.join(hooks[:3])}{more}. Remove "
+        "them (handle.remove()) and load the model again."
+    )
+
+
+@in_own_state
 def check(tracer: Tracer, graph: ComputationalGraph, tokenizer: Any = None) -> tuple[GuardResult, ...]:
     """Run all guards. Cost: two forward passes of four prompts of six tokens, and the attention of two layers."""
-    tolerance = _TOLERANCES.get(tracer.anatomy.dtype, 1e-1)
+    tolerance = tolerance_of(tracer.anatomy.dtype)
     run = record(tracer, _prompts(tracer.anatomy))
-    results = _results(tracer, graph, run.rows(slice(2)), run.rows(slice(2, 4)), tolerance)
+    results = [_finite(run), *_results(tracer, graph, run.rows(slice(2)), run.rows(slice(2, 4)), tolerance)]
+    if advice := _hooks_advice(tracer):
+        results = [replace(each, advice=advice) if each.name != "finite" else each for each in results]
     return (*results, *([] if tokenizer is None else [_tokenizer(tracer.anatomy, tokenizer)]))
 
 
@@ -58,9 +129,14 @@ def require(results: tuple[GuardResult, ...], model: str) -> None:
         if not result.passed:
             raise GuardError(
                 f"{model} fails the guard '{result.name}': error {result.error:.2g}, tolerance {result.tolerance:.2g}. "
-                f"{result.meaning} Its scores would be wrong, so it is refused. Describe it with an "
-                "Architecture that fits: see 'Models of your own' in the README."
+                f"{result.meaning} Its scores would be wrong, so it is refused. {result.advice}"
             )
+
+
+def _finite(run: Run) -> GuardResult:
+    """Check that no value of a run is infinite or not a number; the error is the share of the logits that are."""
+    wrong = float((~run.logits.isfinite()).double().mean())
+    return GuardResult("finite", wrong, 0.0, f"Its values {_not_finite(run.logits.dtype)}.", "")
 
 
 def _results(

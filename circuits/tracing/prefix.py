@@ -4,6 +4,7 @@ What stands before the first differing token is the same in every run of a pair,
 attention looks back only. So runs need only the positions from there on.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
+
+_KEYWORDS = ("cache", "past_key_values")
+"""What models call their cached keys and values: transformers renamed the second to the first in 5.24."""
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """Whether positions that clean and corrupted prompts share are run once; if they are not, why not."""
+
+    why_off: str = ""
+
+    @property
+    def on(self) -> bool:
+        """Whether they are."""
+        return not self.why_off
+
+    def __str__(self) -> str:
+        return "on" if self.on else f"off: {self.why_off}"
+
+
+def cache_keyword(module: nn.Module) -> str | None:
+    """Return the name under which a model's forward pass takes cached keys and values; None where it takes none."""
+    accepted = inspect.signature(module.forward).parameters
+    return next((name for name in _KEYWORDS if name in accepted), None)
 
 
 @dataclass(frozen=True)
@@ -42,9 +67,9 @@ class Prefix:
 
 
 @torch.no_grad()
-def prefix_of(module: nn.Module, ids: Int[Tensor, "pair pos"]) -> Prefix:
+def prefix_of(module: nn.Module, ids: Int[Tensor, "pair pos"], keyword: str) -> Prefix:
     """Run the positions that prompts share. Cost: a forward pass of these positions."""
     cache = DynamicCache()
-    module(ids, past_key_values=cache, use_cache=True)
+    module(ids, use_cache=True, **{keyword: cache})
     layers: list[Any] = list(cache.layers)
     return Prefix(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))

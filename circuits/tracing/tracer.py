@@ -1,7 +1,6 @@
 """The only module that knows nnsight: carries out a :class:`~circuits.tracing.plan.Plan` in one trace."""
 
 import gc
-import inspect
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
@@ -10,35 +9,43 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from nnsight import NNsight, TransformersModel
+from nnsight import NNsight
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-from circuits.errors import GuardError
+from circuits.errors import GuardError, UsageError
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unembedding_of, unwrap
 from circuits.tracing.plan import Plan, Site, Visit
-from circuits.tracing.prefix import Prefix, prefix_of
+from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_of
+from circuits.tracing.state import PositionState, foreign_hooks, require_ordinary_weights, require_own_state
 
-_TRIED = 5
+_TRIED, _SHARED = 5, 2
+"""How many tokens the prefix cache is tried on, and how many of them are the prefix."""
 _CLOSE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest relative difference of logits that is put down to rounding; float64 models may normalise in float32."""
+"""Largest relative difference that is put down to rounding; float64 models may normalise in float32."""
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Return the largest relative difference of logits that is put down to rounding in a type of weights."""
+    return _CLOSE.get(dtype, 1e-1)
 
 
 class Tracer:
     """Runs plans on one model. Nothing stays on the model after a run, whether it ends, stops early or raises."""
 
-    def __init__(self, anatomy: Anatomy, tokenizer: Any = None) -> None:
+    def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         module = anatomy.module
-        hugging_face = isinstance(module, PreTrainedModel) and tokenizer is not None
-        self._model: Any = (
-            TransformersModel(module, tokenizer=tokenizer, task="text-generation") if hugging_face else NNsight(module)
-        )
+        require_ordinary_weights(module)
+        self.foreign_hooks = foreign_hooks(module)
+        self._positions = PositionState(module)
+        # Not the wrapper for models of transformers: beside ids it makes an attention mask, of their length only, which
+        # would have to cover the positions of a prefix as well. Nothing here is padded, so models need none.
+        self._model: Any = NNsight(module)
         self._keywords = keywords_of(module)
-        self.takes_prefix = _takes_prefix(anatomy)
+        self._cache_keyword = cache_keyword(module)
         names = anatomy.architecture
         envoys = _follow(self._model, names.layers)
         self._layers = [
@@ -49,8 +56,8 @@ class Tracer:
         self._unembedding = (
             None if path is None else _Unembedding(_follow(self._model, path), module.get_submodule(path))
         )
-
         self._directions: Tensor | None = None
+        self.prefix_cache = self._tried_prefix_cache()
 
     @property
     def selects_columns(self) -> bool:
@@ -80,11 +87,16 @@ class Tracer:
         computed at the last position only, where the model can. Cost: the layers that are neither before
         ``plan.start`` nor idle.
         """
+        require_own_state()
         keywords = dict(self._keywords)
-        if prefix is not None:
-            keywords |= {"past_key_values": prefix.cache(len(ids), plan.start), "use_cache": True}
+        if prefix is not None and self._cache_keyword is not None:
+            keywords |= {self._cache_keyword: prefix.cache(len(ids), plan.start), "use_cache": True}
         try:
-            with torch.set_grad_enabled(gradients), self._model.trace(ids, **keywords) as trace:
+            with (
+                self._positions.kept(),
+                torch.set_grad_enabled(gradients),
+                self._model.trace(ids, **keywords) as trace,
+            ):
                 self._play(plan, trace, len(ids))
         except OutOfOrderError as error:
             raise GuardError(
@@ -97,6 +109,44 @@ class Tracer:
             if plan.stop is not None:
                 # A stop is an exception, which nnsight makes part of a reference cycle with the frames' tensors.
                 gc.collect(1)
+
+    @torch.no_grad()
+    def plain_logits(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row d_vocab"]:
+        """Return what :meth:`run` gives as logits, computed by the model alone, without tracing and cache.
+
+        Cost: one forward pass.
+        """
+        module, last = self.anatomy.module, list[Tensor]()
+        norm = module.get_submodule(self.anatomy.architecture.final_norm)
+        hook = norm.register_forward_hook(lambda _, __, output: last.append(unwrap(output, len(ids))[:, -1]))
+        try:
+            with self._positions.kept():
+                logits = logits_of(module(ids, **self._keywords))[:, -1]
+        finally:
+            hook.remove()
+        if self._directions is None:
+            return logits
+        return functional.linear(last[0].to(self._directions.dtype), self._directions)
+
+    def prefix_of(self, ids: Int[Tensor, "pair pos"]) -> Prefix:
+        """Run the positions that prompts share. Cost: a forward pass of these positions."""
+        if self._cache_keyword is None:
+            raise UsageError(f"the prefix cache is {self.prefix_cache}; leave it out (--no-prefix-cache).")
+        with self._positions.kept():
+            return prefix_of(self.anatomy.module, ids, self._cache_keyword)
+
+    def _tried_prefix_cache(self) -> PrefixCache:
+        """Try, the way it is measured, whether the model goes on from cached keys and values as if it had run them."""
+        if self._cache_keyword is None:
+            return PrefixCache("the model's forward pass takes no cached keys and values")
+        anatomy, found = self.anatomy, list[Tensor]()
+        ids = torch.arange(2 * _TRIED, device=anatomy.device).reshape(2, _TRIED) % anatomy.vocabulary
+        self.run(ids[:, _SHARED:], Plan(logits=found.append), prefix=self.prefix_of(ids[:, :_SHARED]))
+        whole, cached = self.plain_logits(ids).float(), found[0].float()
+        error = float((whole - cached).abs().max() / whole.abs().max())
+        if error <= tolerance_of(anatomy.dtype):
+            return PrefixCache()
+        return PrefixCache(f"logits that follow from cached keys and values differ by {error:.2g} of their size")
 
     def _play(self, plan: Plan, trace: Any, rows: int) -> None:
         for number, layer in enumerate(self._layers):
@@ -234,19 +284,6 @@ class _LayerEnvoys:
             # What the first module puts out goes through activations only, and is then thrown away.
             self.mlp.skip(self.forms[names.mlp].wrap(value))
         self.mlp_end.skip(self.forms[names.mlp_output or names.mlp].wrap(value))
-
-
-def _takes_prefix(anatomy: Anatomy) -> bool:
-    """Try whether a model goes on from cached keys and values as if it had run the positions before."""
-    module = anatomy.module
-    if "past_key_values" not in inspect.signature(module.forward).parameters:
-        return False
-    ids = torch.arange(2 * _TRIED, device=anatomy.device).reshape(2, _TRIED) % anatomy.vocabulary
-    with torch.no_grad():
-        whole = logits_of(module(ids))[:, -1].float()
-        prefix = prefix_of(module, ids[:, :2])
-        cached = logits_of(module(ids[:, 2:], past_key_values=prefix.cache(2, 0), use_cache=True))[:, -1].float()
-    return bool((whole - cached).abs().max() <= _CLOSE.get(anatomy.dtype, 0.0) * whole.abs().max())
 
 
 def _follow(envoy: Any, path: str) -> Any:

@@ -21,9 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from circuits import Options
 from circuits.behaviours.behaviour import TokenPair
@@ -108,8 +106,7 @@ def prompt_pairs(vocabulary: int, n: int = PAIRS, length: int = TOKENS) -> list[
 
 
 def tracer_of(module: Any) -> Tracer:
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
-    return Tracer(Anatomy(module), words)
+    return Tracer(Anatomy(module))
 
 
 def measured(shape: str, operation: str, device: torch.device) -> dict[str, Any]:

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from circuits.behaviours.pairs import TokenPair
 from circuits.tracing.anatomy import Anatomy
@@ -19,7 +16,7 @@ from circuits.vocabulary import Ablation, Direction
 from tests.reference.anatomy import anatomy_of
 from tests.reference.gradients import gradient_edge_scores
 from tests.reference.hooks import exact_edge_effects, masked_run
-from tests.reference.small_models import VOCABULARY, logit_difference, pairs
+from tests.reference.small_models import logit_difference, pairs
 
 CLEAN, CORRUPTED = pairs(4, 7, seed=3)
 PAIRS = [
@@ -32,10 +29,7 @@ Make = Callable[..., PatchingExperiment]
 
 @pytest.fixture(scope="module")
 def experiment(double: nn.Module) -> Make:
-    vocabulary = {str(i): i for i in range(VOCABULARY)}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", unk_token="0")
-    tracer, graph = Tracer(Anatomy(double), tokenizer), anatomy_of(double).graph
+    tracer, graph = Tracer(Anatomy(double)), anatomy_of(double).graph
 
     def make(ablation: str, direction: str = "noising", batch_size: int | None = None) -> PatchingExperiment:
         options = Options(ablation=Ablation(ablation), direction=Direction(direction), batch_size=batch_size)

@@ -36,7 +36,7 @@ class Subject:
 
     @cached_property
     def tracer(self) -> Tracer:
-        return Tracer(Anatomy(self.module), TOKENIZER)
+        return Tracer(Anatomy(self.module))
 
     @cached_property
     def graph(self) -> ComputationalGraph:

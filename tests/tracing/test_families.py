@@ -220,7 +220,7 @@ def test_patching_an_activation_equals_corrupting_all_edges_out_of_its_senders(f
 def test_positions_that_prompts_share_can_be_left_out_of_every_run(family: str) -> None:
     """The shared part is longer than the window of local layers."""
     subject = double(family)
-    assert subject.tracer.takes_prefix
+    assert subject.tracer.prefix_cache.on, subject.tracer.prefix_cache
     pairs = random_pairs(3, 11, shared=7)
     short, full = (subject.experiment(pairs, prefix_cache=cached) for cached in (True, False))
     assert [run.ids.shape for run in (short.batches[0].clean, full.batches[0].clean)] == [(3, 4), (3, 11)]

@@ -1,6 +1,8 @@
 """The guards pass every supported family, and each has a wrong adapter, model or tokenizer that makes it fire."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 from types import MappingProxyType, SimpleNamespace
 
@@ -35,6 +37,7 @@ from circuits.tracing.architectures import (
 )
 from circuits.tracing.guards import GuardResult, check, require
 from circuits.tracing.masked import run_masked
+from circuits.tracing.prefix import cache_keyword
 from circuits.tracing.runs import record
 from circuits.tracing.tracer import Tracer
 from tests.tiny import VOCABULARY, tiny_gpt2, tiny_llama
@@ -42,14 +45,24 @@ from tests.tracing.subjects import TOKENIZER, Subject
 from tests.zoo import ZOO
 
 NAMES = [
-    *("additivity", "causality", "nothing live", "wiring", "everything live", "restart", "head isolation", "tokenizer"),
+    *(
+        "finite",
+        "additivity",
+        "causality",
+        "nothing live",
+        "wiring",
+        "everything live",
+        "restart",
+        "head isolation",
+        "tokenizer",
+    ),
 ]
 
 
 def results_of(
     module: PreTrainedModel, architecture: Architecture | None = None, tokenizer: object = TOKENIZER
 ) -> tuple[GuardResult, ...]:
-    tracer = Tracer(Anatomy(module, architecture), TOKENIZER)
+    tracer = Tracer(Anatomy(module, architecture))
     return check(tracer, build_graph(tracer.anatomy.shape), tokenizer)
 
 
@@ -301,19 +314,22 @@ def test_an_engine_that_drops_an_edge_fires_everything_live_alone(monkeypatch: p
 class CachesBadly(LlamaForCausalLM):
     """Gives logits that are 1 % too large where it goes on from cached keys and values."""
 
-    def forward(self, input_ids: Tensor, past_key_values: DynamicCache | None = None, **options: object) -> object:
-        continues = past_key_values is not None and past_key_values.get_seq_length() > 0
-        output = super().forward(input_ids, past_key_values=past_key_values, **options)
+    @functools.wraps(LlamaForCausalLM.forward)
+    def forward(self, *args: object, **options: object) -> object:
+        cache = options.get(str(cache_keyword(self)))
+        continues = isinstance(cache, DynamicCache) and cache.get_seq_length() > 0
+        output = super().forward(*args, **options)
         output.logits = output.logits * (1.01 if continues else 1.0)
         return output
 
 
 def test_a_model_that_goes_on_wrongly_from_cached_positions_runs_all_of_them() -> None:
-    assert Tracer(Anatomy(tiny_llama()), TOKENIZER).takes_prefix
+    assert Tracer(Anatomy(tiny_llama())).prefix_cache.on
     module = tiny_llama()
     module.__class__ = CachesBadly
     tracer = Tracer(Anatomy(module))
-    assert not tracer.takes_prefix
+    expected = r"off: logits that follow from cached keys and values differ by 0\.0\d+ of their size"
+    assert re.fullmatch(expected, str(tracer.prefix_cache))
     assert failed(check(tracer, build_graph(tracer.anatomy.shape), TOKENIZER)) == []
 
 
@@ -333,7 +349,7 @@ def test_guards_cost_two_forward_passes_of_four_prompts_and_the_attention_of_two
             return plain(self, *args, **options)
 
         monkeypatch.setattr(name, "forward", counted)
-    tracer = Tracer(Anatomy(tiny_llama(num_hidden_layers=4)), TOKENIZER)
+    tracer = Tracer(Anatomy(tiny_llama(num_hidden_layers=4)))
     graph = build_graph(tracer.anatomy.shape)
     prompts.update(attention=0, mlp=0)
     check(tracer, graph, TOKENIZER)
