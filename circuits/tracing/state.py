@@ -74,7 +74,9 @@ def require_ordinary_weights(module: nn.Module) -> None:
 def foreign_hooks(module: nn.Module) -> tuple[str, ...]:
     """Return what others have hung on a model or on all modules: hooks, by module, and replaced forward methods."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    parts = [(path or "the model itself", part) for path, part in cast(Any, module).named_modules()]
+    parts: list[tuple[str, Any]] = [
+        (path or "the model itself", part) for path, part in cast(Any, module).named_modules()
+    ]
     found = [
         f"{_hook_name(hook)} on {path}"
         for path, part in parts
@@ -82,7 +84,7 @@ def foreign_hooks(module: nn.Module) -> tuple[str, ...]:
         for hook in getattr(part, kind).values()
     ]
     found += [
-        f"{_hook_name(vars(part)['forward'])} in place of the forward method of {path}"
+        f"{_hook_name(part.forward)} in place of the forward method of {path}"
         for path, part in parts
         if "forward" in vars(part)
     ]
@@ -92,8 +94,8 @@ def foreign_hooks(module: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _hook_name(hook: object) -> str:
-    inner: object = hook
+def _hook_name(hook: Any) -> str:
+    inner: Any = hook
     while isinstance(inner, functools.partial):
         inner = inner.func
     return f"'{getattr(inner, '__qualname__', type(inner).__name__)}'"
