@@ -17,6 +17,7 @@ from circuits.errors import UsageError
 from circuits.model import Model
 from circuits.tracing.plan import Plan
 from circuits.tracing.runs import Recorder
+from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer
 
 ROWS = 16
@@ -24,6 +25,7 @@ SAME = 1e-5
 """Means that differ by a smaller share than this differ by rounding."""
 
 
+@in_own_state
 def direction_of(model: Model, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_model"]:
     """Give the unit vector from the mean of corrupted to the mean of clean prompts, in float32 or wider.
 

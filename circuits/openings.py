@@ -24,6 +24,7 @@ from circuits.errors import BehaviourNotShownError, PromptError
 from circuits.model import Model
 from circuits.tracing.plan import Plan
 from circuits.tracing.runs import Recorder
+from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
 
 PAIRS = 40
@@ -106,6 +107,7 @@ def _without_answers(behaviour: Behaviour, tokenizer: Tokenizer) -> list[Pair]:
     return [replace(pair, **nothing) for pair in behaviour.pairs(tokenizer)]
 
 
+@in_own_state
 def choose_openings(
     model: Model, pairs: Sequence[TokenPair], *, refusing: Sequence[str] = (), complying: Sequence[str] = ()
 ) -> ChosenOpenings:

@@ -18,6 +18,7 @@ from circuits.evaluation.random_circuits import transplanted
 from circuits.graph import EdgeIndices
 from circuits.model import Model
 from circuits.tracing.experiment import Options
+from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
 
 HALF = 0.5
@@ -56,6 +57,7 @@ class EdgeAblationReport:
         }
 
 
+@in_own_state
 def measure_edge_ablation(
     model: Model,
     edges: EdgeIndices,

@@ -23,6 +23,7 @@ from circuits.graph import Node
 from circuits.model import Model
 from circuits.tracing.plan import Plan, Visit
 from circuits.tracing.runs import Recorder, unembed
+from circuits.tracing.state import in_own_state
 from circuits.vocabulary import NodeChoice
 
 MAX_NEW_TOKENS = 8
@@ -39,12 +40,14 @@ class AblatedModel:
     intervention: Intervention
     visits: Mapping[Place, Visit]
 
+    @in_own_state
     def logits(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row d_vocab"]:
         """Predict what follows prompts of one length. Cost: one forward pass."""
         recorder = Recorder()
         self.model.tracer.run(ids, Plan(visits=self.visits, logits=recorder.keep_logits))
         return recorder.logits
 
+    @in_own_state
     def generate(self, prompt: Prompt, *, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
         """Continue a text, or answer chat messages, greedily; a few tokens only (8 at most).
 
@@ -59,6 +62,7 @@ class AblatedModel:
             raise PromptError("the prompt is empty; expected at least one token.")
         return str(tokenizer.decode(list(self.continuations([ids], max_new_tokens)[0][0])))
 
+    @in_own_state
     def continuations(
         self, prompts: Sequence[Tokens], max_new_tokens: int = MAX_NEW_TOKENS
     ) -> tuple[list[Tokens], Float[Tensor, "row d_vocab"]]:
@@ -91,6 +95,7 @@ class AblatedModel:
         assert first is not None
         return first, ids[:, length:]
 
+    @in_own_state
     def losses(self, texts: Sequence[Tokens]) -> list[Float[Tensor, " token"]]:
         """Give minus the log probability of every token but the first, in nats. Cost: one forward pass."""
         found: dict[int, Tensor] = {}
@@ -104,6 +109,7 @@ class AblatedModel:
         return [found[member] for member in range(len(texts))]
 
 
+@in_own_state
 def ablated(
     model: Model,
     circuit: Circuit | Sequence[Node],

@@ -28,6 +28,7 @@ from circuits.graph import Node
 from circuits.metrics import AnswerTokens, measure
 from circuits.model import Model
 from circuits.scores import Floats
+from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
 
 DRAWS, NEW_TOKENS = 5, 5
@@ -167,6 +168,7 @@ class _Outcome:
         return np.array([kind is opening for kind in self.kinds[side]])
 
 
+@in_own_state
 def measure_ablation(
     model: Model,
     nodes: Sequence[Node],

@@ -22,6 +22,7 @@ from circuits.model import Model
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.protocol import Progress, no_progress
 from circuits.tracing.runs import record
+from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Ablation, Direction, Metric
 
 EDGES, COPIED = 3, 64
@@ -29,6 +30,7 @@ EDGES, COPIED = 3, 64
 
 
 @torch.no_grad()
+@in_own_state
 def head_roles(
     model: Model,
     circuit: Circuit,

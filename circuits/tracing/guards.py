@@ -94,10 +94,10 @@ class RecordedRuns:
 
 def _not_finite(dtype: torch.dtype) -> str:
     """Return what to do about numbers that are not finite, as the rest of a sentence."""
-    name, half = str(dtype).removeprefix("torch."), dtype is torch.float16
-    other = "bfloat16 or float32 (--dtype bfloat16)" if half else "float32, or look for NaN in the weights"
-    why = ", whose largest number is 65,504" if half else ""
-    return f"are not finite in {name}{why}; try {other}"
+    name = str(dtype).removeprefix("torch.")
+    if dtype is torch.float16:
+        return f"are not finite in {name}, whose largest number is 65,504; try bfloat16 or float32 (--dtype bfloat16)"
+    return f"are not finite in {name}; look for NaN and infinite numbers in the weights"
 
 
 def _hooks_advice(tracer: Tracer) -> str:

@@ -12,6 +12,7 @@ from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
 from circuits.tracing.experiment import PatchingExperiment
 from circuits.tracing.masked import run_masked
 from circuits.tracing.runs import difference, sender_values
+from circuits.tracing.state import in_own_state
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def _head_of_group(group: Node, stop: Receiver, graph: ComputationalGraph) -> No
     return node
 
 
+@in_own_state
 def path_effects(experiment: PatchingExperiment, paths: list[Path]) -> NDArray[np.float64]:
     """Measure paths jointly patched one by one, shape ``(path, pair)``; positive: corrupting the path hurts.
 

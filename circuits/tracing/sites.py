@@ -20,6 +20,7 @@ from circuits.tracing.pairs import PairBatch
 from circuits.tracing.plan import Plan, Site, Visit, put
 from circuits.tracing.protocol import Progress, no_progress
 from circuits.tracing.runs import Recorder, Run
+from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Ablation, Direction
 from circuits.vocabulary import Site as PatchSite
 
@@ -49,6 +50,7 @@ class SitePatching:
         return (self.values - start) / (end - start)
 
 
+@in_own_state
 def patch_sites(
     experiment: PatchingExperiment,
     site: PatchSite,

@@ -56,8 +56,8 @@ def require_own_state() -> None:
     ]
     if found:
         raise UsageError(
-            f"{' and '.join(found)}: what is measured here would be rounded or typed otherwise. Leave that block "
-            "(or call torch.set_default_dtype(torch.float32)), or measure inside circuits.own_state()."
+            f"{' and '.join(found)}: what is measured here would be rounded or typed otherwise. Leave that block, or "
+            "call torch.set_default_dtype(torch.float32)."
         )
 
 
