@@ -136,7 +136,7 @@ def shown(
     warnings = check_gap(
         experiment.clean, experiment.corrupted, experiment.metric, behaviour=prompts.behaviour, model=model.info.id
     )
-    return experiment, warnings
+    return experiment, (*prompts.remarks, *warnings)
 
 
 def _scored(

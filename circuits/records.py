@@ -104,13 +104,13 @@ class Areas:
     """The areas of MIB (arXiv:2504.13151), by its rule, over shares of ``edges`` edges.
 
     ``universe`` says how these are counted (:class:`~circuits.vocabulary.Universe`). ``cpr`` is the area under f of the
-    ranking by score, ``cmd`` that under |1 - f| of the ranking by |score|.
+    ranking by score, ``cmd`` that under |1 - f| of the ranking by |score|; None where that ranking was not measured.
     """
 
     universe: str
     edges: int
-    cpr: float
-    cmd: float
+    cpr: float | None = None
+    cmd: float | None = None
 
 
 @dataclass(frozen=True)

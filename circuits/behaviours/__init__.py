@@ -13,7 +13,8 @@ from circuits.behaviours.agreement import AGREEMENT
 from circuits.behaviours.batches import pairs_of_batches
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.capital import CAPITAL
-from circuits.behaviours.files import READERS, read_pairs
+from circuits.behaviours.datasets import read_file
+from circuits.behaviours.files import READERS
 from circuits.behaviours.greater_than import GREATER_THAN
 from circuits.behaviours.harm import HARM
 from circuits.behaviours.induction import INDUCTION
@@ -66,5 +67,6 @@ def _loaded(name_or_path: str | Path) -> Behaviour:
     if not looks_like_path and not path.is_file():
         hint = f"A prompt file of your own is given by its path ({', '.join(READERS)})."
         raise UnknownNameError("behaviour", str(name_or_path), BUILT_IN, hint=hint)
-    pairs = read_pairs(path)
-    return Behaviour(path.stem, f"the prompt pairs of {path.name}", lambda _: pairs)
+    pairs = read_file(path)
+    about = f"the prompt pairs of {path.name}"
+    return Behaviour(path.stem, about, pairs, usable_only=pairs.layout is not None, remarks=pairs.remarks)

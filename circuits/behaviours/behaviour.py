@@ -28,7 +28,8 @@ class PromptSet:
 
     ``digest`` is a SHA-256 over all tokens and answers of both parts, in order; ``variant`` says what is not as the
     behaviour has it by itself. ``reference`` pairs, of the metric ``projection`` only, are what its direction is taken
-    from: discovery pairs, and the same ones however many are drawn.
+    from: discovery pairs, and the same ones however many are drawn. ``remarks`` say what of a file was read in another
+    way than it is written.
     """
 
     behaviour: str
@@ -38,6 +39,7 @@ class PromptSet:
     digest: str
     variant: Variant = UNCHANGED
     reference: tuple[TokenPair, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def n_discovery(self) -> int:
@@ -57,7 +59,8 @@ class Behaviour:
     ``pairs`` gives all pairs for a tokenizer, always the same ones. With ``usable_only`` (built-in behaviours) those
     that this tokenizer cannot use are left out; otherwise an unusable pair is an error. ``one_length`` does so too, and
     cuts them to the most common token length. ``answers_for`` names the models whose openings the answers are; in any
-    other model they have to be found (:mod:`circuits.openings`). Empty: they hold for every model.
+    other model they have to be found (:mod:`circuits.openings`). Empty: they hold for every model. ``remarks`` tells,
+    for a tokenizer and the number of usable pairs, what of a file is read in another way than it is written.
 
     Use ``dataclasses.replace(behaviour, metric=...)`` for another metric, and :meth:`varied` for a system prompt, the
     beginning of the answer or other answers.
@@ -71,6 +74,7 @@ class Behaviour:
     usable_only: bool = False
     variant: Variant = UNCHANGED
     answers_for: tuple[str, ...] = ()
+    remarks: Callable[[Tokenizer, int], tuple[str, ...]] | None = None
 
     def varied(
         self,
@@ -112,7 +116,8 @@ class Behaviour:
         """
         if discovery < 0 or heldout < 0:
             raise UsageError(f"the number of pairs must not be negative, got {discovery} and {heldout}.")
-        parts = split_pairs(self.checked(tokenizer))
+        pairs = self.checked(tokenizer)
+        parts = split_pairs(pairs)
         drawn = [draw(part, count, seed) for part, count in zip(parts, (discovery, heldout), strict=True)]
         if len(drawn[0]) < min(MINIMUM, discovery) or len(drawn[1]) < min(MINIMUM, heldout):
             raise PromptError(
@@ -121,7 +126,8 @@ class Behaviour:
             )
         reference = draw(parts[0], REFERENCE, 0) if self.metric is Metric.PROJECTION else ()
         digest = digest_of(drawn[0], drawn[1])
-        return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest, self.variant, reference)
+        remarks = self.remarks(tokenizer, len(pairs)) if self.remarks and tokenizer is not None else ()
+        return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest, self.variant, reference, remarks)
 
     def checked(self, tokenizer: Tokenizer | None) -> list[TokenPair]:
         """Give every usable pair as tokens.

@@ -4,9 +4,11 @@ Every reader turns one record into one :class:`Pair`; what it does not know beco
 field.
 """
 
+import ast
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +26,12 @@ WRONG_ANSWERS = ("wrong_answers", "wrong_answer", "incorrect", "incorrect_idx")
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """Read all pairs of a prompt file; the suffix says which format it is.
+    """Return all pairs of a prompt file whose columns say what is meant; errors as :func:`read_records`."""
+    return tuple(pair_of(record, source) for source, record in read_records(path))
+
+
+def read_records(path: Path) -> tuple[tuple[str, Record], ...]:
+    """Return where each record of a prompt file is (``pairs.csv, line 3``), and its fields; the suffix is the format.
 
     Raises :class:`FormatError` for a file that is missing, empty or malformed, and :class:`UnknownNameError` for a
     suffix that is no format.
@@ -37,11 +44,10 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
         raise UnknownNameError(
             "prompt file format", path.suffix or path.name, READERS, hint="Rename or convert the file."
         )
-    text = read_text(path)
-    pairs = tuple(pair_of(record, source) for source, record in reader(text, path.name))
-    if not pairs:
+    records = tuple(reader(read_text(path), path.name))
+    if not records:
         raise FormatError(f"{path.name} has no prompt pairs; expected one pair per line or record, and at least eight.")
-    return pairs
+    return records
 
 
 def _json_lines(text: str, name: str) -> Iterator[tuple[str, Record]]:
@@ -79,25 +85,40 @@ def _csv(text: str, name: str) -> Iterator[tuple[str, Record]]:
                     f"{source}: expected {count} columns as in the header, got {'more' if None in row else 'fewer'}; "
                     "put text that holds commas in double quotes."
                 )
-            yield source, {key: _cell(key, value, source) for key, value in row.items() if value}
+            # A column without a name is the row number that other tools write first.
+            yield source, {key: _cell(key, value, source) for key, value in row.items() if key and value}
     except csv.Error as error:
         raise FormatError(f"{name}, line {reader.line_num}: {error}; check the double quotes.") from None
 
 
 def _cell(key: str, value: str, source: str) -> Any:
-    """Read a cell: columns of token ids hold a number or a list of numbers, all others hold text."""
+    """Return a cell's value: columns of token ids hold a number or a list of them, answers text or a list of texts.
+
+    A list is written as JSON or as Python shows it, ``['a', 'b']``. All else is text.
+    """
     if not key.endswith("_idx"):
-        return value
-    try:
-        ids: object = parse_json(value, source)
-    except FormatError:
-        ids = None
-    several = cast(list[Any], ids) if isinstance(ids, list) else [ids]
+        texts = _list(value) if key in (*ANSWERS, *WRONG_ANSWERS, "corrupted_answers") else None
+        return texts if texts and all(isinstance(text, str) for text in texts) else value
+    several = _list(value if value.startswith("[") else f"[{value}]")
     if not several or not all(type(token) is int for token in several):
         raise FormatError(
             f"{source}, field '{key}': {value!r} is not a token id or a list of them, such as 42 or [42, 43]."
         )
     return several
+
+
+_ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d{1,18})"""
+_LIST = re.compile(rf"\[\s*{_ITEM}(?:\s*,\s*{_ITEM})*\s*\]")
+
+
+def _list(text: str) -> list[Any] | None:
+    """Return a flat list of texts or whole numbers that a cell holds; None if it holds something else."""
+    if not _LIST.fullmatch(text):
+        return None
+    try:
+        return cast("list[Any]", ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return None
 
 
 READERS: dict[str, Callable[[str, str], Iterator[tuple[str, Record]]]] = {

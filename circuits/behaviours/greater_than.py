@@ -25,7 +25,7 @@ def greater_than_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     """Make pairs of distinct clean prompts; none for tokenizers that split years in yet another way."""
     generator = random.Random(0)
     nouns = single_tokens(tokenizer, NOUNS)
-    width = _answer_width(tokenizer)
+    width = digits_per_token(tokenizer)
     if not nouns or not width:
         return ()
     pairs: dict[str, Pair] = {}
@@ -42,8 +42,8 @@ def greater_than_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     return tuple(pairs.values())
 
 
-def _answer_width(tokenizer: Tokenizer) -> int:
-    """How many digits of the end year are one token after its century; 0 if a year is split in another way."""
+def digits_per_token(tokenizer: Tokenizer) -> int:
+    """Return how many digits of the end year are one token after its century; 0 if a year is split in another way."""
     pieces = token_texts(tokenizer, tokenizer.encode("the year 1745", add_special_tokens=False))
     if [piece.strip() for piece in pieces[-4:]] == ["1", "7", "4", "5"]:
         return 1

@@ -13,6 +13,7 @@ from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, require_same_model, scores_beside
 from circuits.cli.tables import evaluation_rows, facts, size_rows
 from circuits.errors import UsageError
+from circuits.vocabulary import Universe
 
 HELDOUT = 64
 
@@ -29,12 +30,21 @@ def evaluate(
         Path | None,
         typer.Option("--out", "-o", help="Write the circuit with this evaluation.", rich_help_panel="Output"),
     ] = None,
+    universe: Annotated[
+        str,
+        typer.Option(
+            metavar="query-head|group|both",
+            help="Whose edges CPR and CMD take shares of: MIB's, with keys and values per query head, or the model's.",
+            rich_help_panel="Measurement",
+        ),
+    ] = Universe.QUERY_HEAD,
     measurement: Measurement,
     machine: Machine,
     voice: Voice,
 ) -> None:
     """Measure a circuit on held-out prompts: faithfulness, necessity, random circuits of the same size."""
     output = voice.output()
+    universes = tuple(Universe) if universe == "both" else (Universe.parse(universe),)
     found = Circuit.load(circuit)
     name = circuit_behaviour_name(found, behaviour, "--behaviour")
     chosen = measurement.behaviour(name, recorded=found.behaviour)
@@ -59,11 +69,21 @@ def evaluate(
         seed = found.method.seed if measurement.seed is None else measurement.seed
         count = measurement.pairs or found.behaviour.n_heldout or HELDOUT
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=count, seed=seed)
+        for remark in prompts.remarks:
+            output.warn(remark)
         progress("recording the prompts", 0, 0)
         experiment = experiment_on(model, prompts.heldout, options, reference=prompts.reference)
         told = partial(progress, "evaluating")
-        by_magnitude, scores = found.method.rank_by == "|score|", scores_beside(found, circuit)
-        evaluation = judge(experiment, found.edges, scores=scores, by_magnitude=by_magnitude, seed=seed, progress=told)
+        scores, by_magnitude = scores_beside(found, circuit), found.method.rank_by == "|score|"
+        evaluation = judge(
+            experiment,
+            found.edges,
+            scores=scores,
+            by_magnitude=by_magnitude,
+            universes=universes,
+            seed=seed,
+            progress=told,
+        )
     rows = size_rows(found) + evaluation_rows(evaluation, metric=chosen.metric, unit=chosen.metric.unit)
     if file is not None:
         write(file, found.with_evaluation(evaluation).to_json())

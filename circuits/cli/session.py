@@ -70,7 +70,7 @@ def recorded(
     experiment = experiment_on(model, prompts.discovery, options, reference=prompts.reference)
     clean, corrupted = experiment.clean, experiment.corrupted
     warnings = check_gap(clean, corrupted, options.metric, behaviour=behaviour.name, model=model.info.id)
-    return Recorded(behaviour.name, model, prompts.discovery, experiment, warnings)
+    return Recorded(behaviour.name, model, prompts.discovery, experiment, (*prompts.remarks, *warnings))
 
 
 def model_name(machine: Machine) -> str:

@@ -75,7 +75,8 @@ def evaluation_rows(evaluation: Evaluation, *, metric: str, unit: str) -> list[t
         rows.append(("above 0 on", f"{text} of the pairs"))
     for areas in evaluation.areas:
         counted = f"of {areas.edges:,} edges, {Universe(areas.universe).words}"
-        rows.append(("MIB's areas", f"CPR {areas.cpr:.3f}, CMD {areas.cmd:.3f} ({counted})"))
+        known = [(name, value) for name, value in (("CPR", areas.cpr), ("CMD", areas.cmd)) if value is not None]
+        rows.append(("by MIB's rule", ", ".join(f"{name} {value:.3f}" for name, value in known) + f" ({counted})"))
     return rows
 
 

@@ -8,6 +8,7 @@ with an equal part of the score. Those are tied, so they are taken together or n
 fit, the circuit has up to one group fewer edges than asked for.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -29,47 +30,44 @@ def curve(
     scores: EdgeScores,
     *,
     by_magnitude: bool = False,
+    universes: Sequence[Universe] = (),
     progress: Progress = no_progress,
 ) -> tuple[tuple[CurvePoint, ...], tuple[Areas, ...]]:
-    """Return the curve over the best edges by score (or |score|), and the areas by MIB's rule in every universe.
+    """Return the curve over the best edges by score (or |score|) at shares of MIB's edges, and areas by MIB's rule.
 
-    The curve counts the edges of this graph. Areas need both rankings, whichever is drawn, and a score for every edge:
-    without one there are none. Where queries are grouped there are two, first of this graph's edges, then of MIB's.
-    Cost: up to three forward passes per point; up to 19 points, 37 where queries are grouped.
+    The curve's ranking alone gives one of the areas: CPR by score, CMD by |score|. Both are measured in the
+    ``universes`` asked for. Without a score for every edge there are none. Cost: up to three forward passes per point;
+    10 points, up to 9 more for each further ranking in each universe.
     """
+    drawn = (Universe.QUERY_HEAD, by_magnitude)
     complete = len(scores.scored) == experiment.graph.n_edges
-    rankings = [(Universe.GROUP, by_magnitude)]
-    if complete:
-        rankings += [(universe, magnitude) for universe in universes(scores) for magnitude in (False, True)]
-    circuits = {key: best_edges(scores, key[0], by_magnitude=key[1]) for key in rankings}
+    asked = [(universe, magnitude) for universe in universes for magnitude in (False, True)] if complete else []
+    circuits = {key: best_edges(scores, key[0], by_magnitude=key[1]) for key in (drawn, *asked)}
     measured = _Measured(experiment, len({edges.tobytes() for each in circuits.values() for edges in each}), progress)
-    values = {key: [measured.faithfulness(edges) for edges in each] for key, each in circuits.items()}
-    drawn = circuits[Universe.GROUP, by_magnitude]
+    values = {key: np.array([measured.faithfulness(edges) for edges in each]) for key, each in circuits.items()}
     points = tuple(
-        CurvePoint(len(edges), f, share)
-        for edges, f, share in zip(drawn, values[Universe.GROUP, by_magnitude], SHARES, strict=True)
+        CurvePoint(len(edges), float(f), share)
+        for edges, f, share in zip(circuits[drawn], values[drawn], SHARES, strict=True)
     )
-    if not complete:
-        return points, ()
-    return points, tuple(
-        Areas(
-            universe.value,
-            count_edges(scores, universe),
-            cpr=area(np.array(values[universe, False])),
-            cmd=area(np.abs(1 - np.array(values[universe, True]))),
-        )
-        for universe in universes(scores)
+    areas = tuple(_areas(scores, universe, values) for universe in dict.fromkeys((drawn[0], *universes)) if complete)
+    return points, areas
+
+
+def _areas(
+    scores: EdgeScores, universe: Universe, values: Mapping[tuple[Universe, bool], NDArray[np.float64]]
+) -> Areas:
+    by_score, by_magnitude = values.get((universe, False)), values.get((universe, True))
+    return Areas(
+        universe.value,
+        count_edges(scores, universe),
+        cpr=None if by_score is None else area(by_score),
+        cmd=None if by_magnitude is None else area(np.abs(1 - by_magnitude)),
     )
 
 
 def area(heights: NDArray[np.float64]) -> float:
     """Return the area under values at :data:`SHARES`, by trapezoids over the shares."""
     return float(np.trapezoid(heights, SHARES))
-
-
-def universes(scores: EdgeScores) -> tuple[Universe, ...]:
-    """Return the ways of counting edges that differ in a graph; without grouped queries MIB's is this one's."""
-    return (Universe.GROUP, Universe.QUERY_HEAD) if scores.graph.shape.grouped else (Universe.QUERY_HEAD,)
 
 
 def count_edges(scores: EdgeScores, universe: Universe) -> int:

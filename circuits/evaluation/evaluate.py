@@ -1,5 +1,7 @@
 """Everything that is said about a circuit on prompts that discovery did not see."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ from circuits.graph import EdgeIndices
 from circuits.records import Areas, CurvePoint, Evaluation, RandomBaseline
 from circuits.scores import EdgeScores
 from circuits.tracing.protocol import Experiment, Progress, no_progress
+from circuits.vocabulary import Universe
 
 RANDOM_CIRCUITS = 20
 
@@ -20,21 +23,23 @@ def evaluate(
     *,
     scores: EdgeScores | None = None,
     by_magnitude: bool = False,
+    universes: Sequence[Universe] = (),
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measure a circuit's faithfulness with interval, its necessity, random circuits and, given scores, the curve.
 
-    The curve is that of the ranking by score, or ``by_magnitude``; its areas (CPR, CMD) take both, as MIB does.
-    Cost in forward passes of the experiment's pairs: about 1 for the circuit, 3 for its complement, 20 or fewer for the
-    random circuits (they leave most of the model out), up to 30 for curve and areas (60 where queries are grouped).
+    The curve is that of the ranking by score, or ``by_magnitude``, and so has one of MIB's areas; both, CPR and CMD,
+    are measured for the ``universes`` named. Cost in forward passes of the experiment's pairs: about 1 for the circuit,
+    3 for its complement, 20 or fewer for the random circuits (they leave most of the model out), up to 15 for the
+    curve, 15 more for the other area, 30 more for another universe.
     """
     mask = np.zeros(experiment.graph.n_edges, dtype=np.bool_)
     mask[edges] = True
     circuit, complement = experiment.circuits([mask])[0], experiment.circuits([~mask])[0]
     points, areas = tuple[CurvePoint, ...](), tuple[Areas, ...]()
     if scores is not None:
-        points, areas = curve(experiment, scores, by_magnitude=by_magnitude, progress=progress)
+        points, areas = curve(experiment, scores, by_magnitude=by_magnitude, universes=universes, progress=progress)
     signed = experiment.metric.signed
     return Evaluation(
         n=experiment.n_pairs,

@@ -1,7 +1,7 @@
 """What a report says about a circuit in words."""
 
 from circuits.circuit import Circuit
-from circuits.records import Evaluation
+from circuits.records import Areas, Evaluation
 from circuits.vocabulary import Universe
 
 
@@ -42,13 +42,15 @@ def _optional_sentences(evaluation: Evaluation) -> list[str]:
             f"{random.n} random circuits of the same size: median faithfulness {random.median:.2f}, 5-95 % "
             f"[{random.q05:.2f}, {random.q95:.2f}]."
         )
-    for areas in evaluation.areas:
-        sentences.append(
-            f"By the rule of the MIB benchmark, over shares of {areas.edges:,} edges "
-            f"({Universe(areas.universe).words}): area under f of the ranking by score (CPR) {areas.cpr:.3f}, "
-            f"1 at best; under |1 - f| of the ranking by |score| (CMD) {areas.cmd:.3f}, 0 at best."
-        )
+    sentences += [_areas_sentence(areas) for areas in evaluation.areas]
     return sentences
+
+
+def _areas_sentence(areas: Areas) -> str:
+    parts = [] if areas.cpr is None else [f"under f of the ranking by score (CPR) {areas.cpr:.3f}, 1 at best"]
+    parts += [] if areas.cmd is None else [f"under |1 - f| of the ranking by |score| (CMD) {areas.cmd:.3f}, 0 at best"]
+    counted = f"{areas.edges:,} edges ({Universe(areas.universe).words})"
+    return f"By the rule of the MIB benchmark, the area over shares of {counted} is {'; '.join(parts)}."
 
 
 def facts(circuit: Circuit) -> list[tuple[str, str]]:

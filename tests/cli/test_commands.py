@@ -162,8 +162,13 @@ def test_evaluate_repeats_what_discover_found(found: Path) -> None:
     prompts = _prompts_of(found)
     document = as_json("evaluate", found / "circuit.json", "--behaviour", prompts)
     assert circuit.evaluation is not None
-    for name in ("n", "faithfulness", "necessity", "metric_circuit", "areas"):
+    for name in ("n", "faithfulness", "necessity", "metric_circuit"):
         assert document["evaluation"][name] == pytest.approx(getattr(circuit.evaluation, name), rel=1e-4)
+    (one,), (both,) = circuit.evaluation.areas, document["evaluation"]["areas"]
+    measured = "cmd" if circuit.method.rank_by == "|score|" else "cpr"  # discover measures the one ranking it used
+    assert both[measured] == pytest.approx(getattr(one, measured), rel=1e-4)
+    assert (both["universe"], both["edges"]) == ("query-head", circuit.graph.copies.sum())
+    assert None not in both.values()
 
 
 def test_evaluate_keeps_its_evaluation_in_a_new_file(found: Path, tmp_path: Path) -> None:

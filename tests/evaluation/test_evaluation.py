@@ -184,21 +184,20 @@ def mib_sizes(n_edges: int) -> list[int]:
 def test_areas_of_a_straight_line_are_half_of_what_lies_right_of_the_first_share() -> None:
     """f equal to the number of edges: the trapezoids from 0.001 to 1, with sizes cut to whole edges."""
     toy = Twenty(SHAPE, np.ones(GRAPH.n_edges))
-    points, areas = curve(toy, scores_of(GRAPH, np.ones(GRAPH.n_edges)))
+    points, (mib, own) = curve(toy, scores_of(GRAPH, np.ones(GRAPH.n_edges)), universes=tuple(Universe)[::-1])
     line = [size / GRAPH.n_edges for size in mib_sizes(GRAPH.n_edges)]
     assert [point.requested for point in points] == list(SHARES)
-    assert [point.edges for point in points] == mib_sizes(GRAPH.n_edges)
-    assert [point.faithfulness for point in points] == pytest.approx(line)
-    assert (areas[0].universe, areas[0].edges) == ("group", GRAPH.n_edges)
-    assert (areas[0].cpr, areas[0].cmd) == pytest.approx(mib_areas(line, line))
-    assert areas[0].cpr + areas[0].cmd == pytest.approx(0.999)
+    assert (mib.universe, mib.edges) == ("query-head", GRAPH.copies.sum())
+    assert (own.universe, own.edges) == ("group", GRAPH.n_edges)
+    assert (own.cpr, own.cmd) == pytest.approx(mib_areas(line, line))
+    assert own.cpr + own.cmd == pytest.approx(0.999)
 
 
 def test_cpr_and_cmd_of_the_pencil_toy_by_hand() -> None:
     """Eight edges by effect: 9, 8, 6, 3, 2, 1, 0, 0. At shares to 10 % no edge is taken, at 20 % one, at 50 % four, at
     100 % all; f is 0, 0, (6 + 3) / 12 and 1."""
     toy = ToyExperiment()
-    points, (areas,) = curve(toy, score(toy, ScorerName.EXACT))
+    points, (areas,) = curve(toy, score(toy, ScorerName.EXACT), universes=[Universe.QUERY_HEAD])
     assert [point.edges for point in points] == [0, 0, 0, 0, 0, 0, 0, 1, 4, 8]
     assert [point.faithfulness for point in points][-3:] == [0, 0.75, 1]
     assert (areas.universe, areas.edges) == ("query-head", 8)
@@ -212,9 +211,11 @@ def test_cpr_ranks_by_score_and_cmd_by_magnitude_whichever_is_drawn() -> None:
     effects = score(toy, ScorerName.EXACT).values.copy()
     effects[toy.graph.index(Edge.parse("m0->logits"))] *= -1
     scores = scores_of(toy.graph, effects)
-    signed, by_score = curve(toy, scores)
-    absolute, by_magnitude = curve(toy, scores, by_magnitude=True)
+    signed, by_score = curve(toy, scores, universes=[Universe.QUERY_HEAD])
+    absolute, by_magnitude = curve(toy, scores, by_magnitude=True, universes=[Universe.QUERY_HEAD])
     assert by_score == by_magnitude
+    assert curve(toy, scores)[1] == (replace(by_score[0], cmd=None),)
+    assert curve(toy, scores, by_magnitude=True)[1] == (replace(by_score[0], cpr=None),)
     assert [point.faithfulness for point in signed][-3:] == [0, pytest.approx(2 / 12), 1]
     assert [point.faithfulness for point in absolute][-3:] == [0, 0.75, 1]
     f_signed, f_absolute = ([point.faithfulness for point in points] for points in (signed, absolute))
@@ -249,16 +250,18 @@ def test_beating_the_model_raises_cpr_but_also_cmd() -> None:
         def circuits(self, masks: object, **options: object) -> np.ndarray:
             return np.array([[{0: 0.0, GRAPH.n_edges: 1.0}.get(int(np.sum(mask)), 1.5)] for mask in masks])
 
-    _, areas = curve(Above(SHAPE, np.ones(GRAPH.n_edges)), scores_of(GRAPH, np.ones(GRAPH.n_edges)))
-    assert min(each.cpr for each in areas) > 1.2
-    assert min(each.cmd for each in areas) > 0.3
+    ones = np.ones(GRAPH.n_edges)
+    _, areas = curve(Above(SHAPE, ones), scores_of(GRAPH, ones), universes=tuple(Universe))
+    assert len(areas) == 2
+    assert all(each.cpr is not None and each.cpr > 1.2 for each in areas)
+    assert all(each.cmd is not None and each.cmd > 0.3 for each in areas)
 
 
 def test_a_ranking_of_some_edges_ends_at_their_number_and_has_no_areas() -> None:
     toy = planted_toy(SHAPE, 10, seed=0)
     values = np.full(GRAPH.n_edges, np.nan)
     values[toy.planted] = 1.0
-    points, areas = curve(toy, scores_of(GRAPH, values))
+    points, areas = curve(toy, scores_of(GRAPH, values), universes=tuple(Universe))
     assert max(point.edges for point in points) == 10
     assert points[-1].requested == 1.0
     assert points[-1].faithfulness == pytest.approx(1)
@@ -268,11 +271,12 @@ def test_a_ranking_of_some_edges_ends_at_their_number_and_has_no_areas() -> None
 def test_the_curve_of_all_edges_ends_at_one_and_progress_at_its_total() -> None:
     toy = planted_toy(SHAPE, 12, seed=2, noise=0.1)
     calls: list[tuple[int, int]] = []
-    points, _ = curve(toy, score(toy, ScorerName.EAP), progress=lambda *call: calls.append(call))
+    scores = score(toy, ScorerName.EAP)
+    points, _ = curve(toy, scores, universes=tuple(Universe), progress=lambda *call: calls.append(call))
     assert points[-1].faithfulness == pytest.approx(1)
     total = calls[-1][1]
     assert calls == [(done, total) for done in range(1, total + 1)]
-    assert 10 <= total <= 37
+    assert 10 < total <= 37
 
 
 # ------------------------------------------------------------------------------------------------------------ all of it
@@ -289,6 +293,7 @@ def test_an_evaluation_of_the_pencil_toy_by_hand() -> None:
     assert found.necessity == pytest.approx(1 / 12)  # only input->logits is left: the head and MLP lost what they carry
     assert (found.accuracy_clean, found.accuracy_circuit) == (1, 1)
     assert len(found.curve) == 10
+    assert [areas.cmd for areas in found.areas] == [None]
     assert [areas.cpr for areas in found.areas] == pytest.approx([0.3 * 0.75 / 2 + 0.5 * (0.75 + 1) / 2])
     assert found.random_baseline is not None
     assert found.random_baseline.n == 20
