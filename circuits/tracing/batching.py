@@ -2,20 +2,20 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import psutil
 import torch
 
 from circuits.errors import DeviceError
 from circuits.graph import EdgeIndices
+from circuits.tracing.limits import free_memory, host_memory
 from circuits.tracing.memory import Budget, parse_budget
 
 Result = TypeVar("Result")
 
-_SHARE_OF_HOST = 0.5
-"""Of the free memory, unless told otherwise: a host that runs out kills the process instead of raising."""
+_SHARE_OF_HOST = 1 / 3
+"""Of the free memory at most, unless told otherwise: two runs that start together get as much each, and leave as much
+(a host that runs out kills a process instead of raising)."""
 _SHARE_OF_DEVICE = 0.8
 _TOKENS_ON_CPU = {"pair_tokens": 512, "pass_tokens": 1024}
 """More tokens per pass than this cost time on a CPU, for fresh memory; measured on a 135M model (512 to 8192)."""
@@ -71,39 +71,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Say whether an error means that memory ran out, on an accelerator or on the CPU."""
     said = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
-
-
-def free_memory(device: torch.device) -> int:
-    """Give the free memory of a device in bytes (of the host, where a device does not tell).
-
-    What torch holds without using it counts as free.
-    """
-    module: Any = None if device.type == "cpu" else torch.get_device_module(device)
-    if hasattr(module, "mem_get_info"):
-        unused = int(module.memory_reserved(device)) - int(module.memory_allocated(device))
-        return int(module.mem_get_info(device)[0]) + unused
-    return host_memory()
-
-
-_GROUPS = Path("/sys/fs/cgroup")
-_CONTAINER = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file "),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file "),
-)
-"""Files with a container's limit, its use and the part of that which is given up when needed (cached files)."""
-
-
-def host_memory(groups: Path = _GROUPS) -> int:
-    """Give the free memory of the host in bytes, or what a container may still use, whichever is less."""
-    free = int(psutil.virtual_memory().available)
-    for *names, cached in _CONTAINER:
-        files = [groups / name for name in names]
-        if all(file.is_file() for file in files):
-            limit, use, *described = (line for file in files for line in file.read_text("ascii").splitlines())
-            given_up = sum(int(line.removeprefix(cached)) for line in described if line.startswith(cached))
-            if limit.isdecimal():  # no limit is "max"
-                free = min(free, max(0, int(limit) - int(use) + given_up))
-    return free
 
 
 def budget_of(device: torch.device, memory: str) -> Budget:

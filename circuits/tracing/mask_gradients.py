@@ -127,8 +127,11 @@ class _Reading:
                     (pulled,) = torch.autograd.grad(self._written(layer, total), total, pulled)
             by_pair = (pulled.flatten(2).transpose(0, 1), self._changes(places).flatten(2).permute(1, 2, 0))
             tape.found[:, self.edges[:, places]] += torch.bmm(*by_pair)
-            back = (self._weights(places).T @ pulled.flatten(1)).reshape(len(places), *pulled.shape[1:])
-            tape.gradients[places, :, self.positions] += back
+            back = self._weights(places).T, pulled.flatten(1)
+            if len(places) == len(self.senders) and pulled.shape[2] == tape.gradients.shape[2]:
+                tape.gradients[: len(places)].flatten(1).addmm_(*back)  # in place: an array of all changes' size less
+            else:
+                tape.gradients[places, :, self.positions] += torch.mm(*back).reshape(len(places), *pulled.shape[1:])
 
     def _parts(self) -> Iterator[tuple[Int[Tensor, " place"], int | None]]:
         """Part the senders into those that add to the stream, and heads of layers with a norm behind their sum."""

@@ -5,10 +5,9 @@ attention looks back only. So runs need only the positions from there on.
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -40,10 +39,14 @@ def cache_keyword(module: nn.Module) -> str | None:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of the first positions of some prompts, one tensor per layer."""
+    """Keys and values of the first positions of some prompts: one tensor per layer, and ``of`` says whose row is whose.
 
-    keys: tuple[Float[Tensor, "pair kv_head pos d_head"], ...]
-    values: tuple[Float[Tensor, "pair kv_head pos d_head"], ...]
+    Prompts that begin alike have them once.
+    """
+
+    keys: tuple[Float[Tensor, "distinct kv_head pos d_head"], ...]
+    values: tuple[Float[Tensor, "distinct kv_head pos d_head"], ...]
+    of: Int[Tensor, " pair"]
 
     @property
     def length(self) -> int:
@@ -52,7 +55,7 @@ class Prefix:
 
     def rows(self, chosen: slice) -> "Prefix":
         """Give the prefix of some of its prompts."""
-        return Prefix(tuple(k[chosen] for k in self.keys), tuple(v[chosen] for v in self.values))
+        return replace(self, of=self.of[chosen])
 
     def cache(self, rows: int, start: int) -> DynamicCache:
         """Give what a forward pass of ``rows`` prompts from layer ``start`` on needs: a copy for every prompt's rows.
@@ -61,15 +64,12 @@ class Prefix:
         """
         cache: Any = DynamicCache()
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            copies = rows // len(keys) if layer >= start else 1
-            cache.update(keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1), layer)
+            chosen = self.of.repeat(rows // len(self.of) if layer >= start else 1)
+            cache.update(keys[chosen], values[chosen], layer)
         return cache
 
 
-@torch.no_grad()
-def prefix_of(module: nn.Module, ids: Int[Tensor, "pair pos"], keyword: str) -> Prefix:
-    """Run the positions that prompts share. Cost: a forward pass of these positions."""
-    cache = DynamicCache()
-    module(ids, use_cache=True, **{keyword: cache})
+def prefix_in(cache: DynamicCache, of: Int[Tensor, " pair"]) -> Prefix:
+    """Return what a pass over the distinct beginnings of prompts left in its cache."""
     layers: list[Any] = list(cache.layers)
-    return Prefix(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))
+    return Prefix(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers), of)

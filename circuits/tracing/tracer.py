@@ -13,12 +13,13 @@ from nnsight import NNsight
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 from torch.nn import functional
+from transformers import DynamicCache
 
 from circuits.errors import GuardError, UsageError
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unembedding_of, unwrap
 from circuits.tracing.plan import Plan, Site, Visit
-from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_of
+from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
 from circuits.tracing.state import PositionState, foreign_hooks, require_ordinary_weights, require_own_state
 
 _TRIED, _SHARED = 5, 2
@@ -87,10 +88,14 @@ class Tracer:
         computed at the last position only, where the model can. Cost: the layers that are neither before
         ``plan.start`` nor idle.
         """
+        cache = None if prefix is None else prefix.cache(len(ids), plan.start)
+        self._traced(ids, plan, cache, gradients=gradients)
+
+    def _traced(self, ids: Int[Tensor, "row pos"], plan: Plan, cache: DynamicCache | None, *, gradients: bool) -> None:
         require_own_state()
         keywords = dict(self._keywords)
-        if prefix is not None and self._cache_keyword is not None:
-            keywords |= {self._cache_keyword: prefix.cache(len(ids), plan.start), "use_cache": True}
+        if cache is not None and self._cache_keyword is not None:
+            keywords |= {self._cache_keyword: cache, "use_cache": True}
         try:
             with (
                 self._positions.kept(),
@@ -129,11 +134,17 @@ class Tracer:
         return functional.linear(last[0].to(self._directions.dtype), self._directions)
 
     def prefix_of(self, ids: Int[Tensor, "pair pos"]) -> Prefix:
-        """Run the positions that prompts share. Cost: a forward pass of these positions."""
+        """Run the positions that clean and corrupted prompts share, once for all prompts that begin alike.
+
+        Cost: a forward pass of the distinct beginnings, up to the last layer's attention; nothing is unembedded.
+        """
         if self._cache_keyword is None:
             raise UsageError(f"the prefix cache is {self.prefix_cache}; leave it out (--no-prefix-cache).")
-        with self._positions.kept():
-            return prefix_of(self.anatomy.module, ids, self._cache_keyword)
+        untyped: Any = ids
+        distinct, of = untyped.unique(dim=0, return_inverse=True)
+        cache, end = DynamicCache(), (len(self._layers) - 1, Site.Z)
+        self._traced(distinct, Plan(stop=end, visits={end: lambda _: None}), cache, gradients=False)
+        return prefix_in(cache, of)
 
     def _tried_prefix_cache(self) -> PrefixCache:
         """Try, the way it is measured, whether the model goes on from cached keys and values as if it had run them."""

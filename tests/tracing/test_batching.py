@@ -1,7 +1,6 @@
 """Rows per pass: from memory, halved when that was too many, and an error when nothing fits."""
 
 import weakref
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -10,7 +9,7 @@ import torch
 
 from circuits.errors import DeviceError
 from circuits.tracing import batching
-from circuits.tracing.batching import RowBudget, budget_of, host_memory, in_batches, is_out_of_memory
+from circuits.tracing.batching import RowBudget, budget_of, in_batches, is_out_of_memory
 from circuits.tracing.experiment import Options
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Metric
@@ -30,47 +29,16 @@ def budget(rows: int) -> RowBudget:
     return RowBudget(rows)
 
 
-# ------------------------------------------------------------------------------------------------- the memory there is
-
-
-@pytest.mark.parametrize(
-    ("names", "cached"),
-    [
-        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
-        (
-            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-            "total_inactive_file",
-        ),
-    ],
-)
-def test_a_container_may_use_what_its_limit_leaves_and_cached_files_do_not_count(
-    tmp_path: Path, names: tuple[str, str, str], cached: str
+def test_at_most_a_third_of_the_free_memory_of_a_host_is_used_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limit, use, described = (tmp_path / name for name in names)
-    limit.parent.mkdir(exist_ok=True)
-    limit.write_text("900000\n")
-    use.write_text("500000\n")
-    described.write_text(f"anon 1\n{cached} 20000\nother_{cached} 7\n")
-    assert host_memory(tmp_path) == 420000
-    use.write_text("950000\n")
-    assert host_memory(tmp_path) == 0
-    limit.write_text("max\n")
-    assert host_memory(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.3)
-    described.unlink()
-    limit.write_text("5\n")
-    assert host_memory(tmp_path) > 10**6
-
-
-def test_half_of_the_free_memory_of_a_host_is_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs that start together take as much each, and leave as much."""
+    monkeypatch.setattr(batching, "free_memory", lambda _: 9 * 10**8)
+    assert budget_of(CPU, "auto").limit == 3 * 10**8
     monkeypatch.setattr(batching, "free_memory", lambda _: 10**9)
-    assert budget_of(CPU, "auto").limit == 5 * 10**8
     assert budget_of(CPU, "30%").limit == 3 * 10**8
     assert budget_of(CPU, "4 GB").limit == 4 * 10**9
     assert budget_of(CPU, "auto").host == 0
-
-
-def test_the_free_memory_of_a_cpu_is_that_of_the_host() -> None:
-    assert batching.free_memory(CPU) == pytest.approx(psutil.virtual_memory().available, rel=0.3)
 
 
 class Device:
@@ -87,7 +55,7 @@ def test_memory_that_torch_holds_unused_is_free_and_the_host_takes_what_waits(mo
     assert batching.free_memory(device) == 70
     found = budget_of(device, "auto")
     assert found.limit == 56
-    assert found.host == pytest.approx(0.5 * psutil.virtual_memory().available, rel=0.3)
+    assert found.host == pytest.approx(psutil.virtual_memory().available / 3, rel=0.3)
     assert found.pass_tokens > budget_of(CPU, "auto").pass_tokens
 
 

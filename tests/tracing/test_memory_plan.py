@@ -259,9 +259,9 @@ def test_an_experiment_refuses_a_budget_too_small_before_it_runs_anything(monkey
         subject.experiment(memory="20kB")
 
 
-def test_half_of_what_is_free_is_the_budget_of_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_third_of_what_is_free_is_the_budget_of_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "free_memory", lambda _: 3 * GB)
-    assert subject_of("llama").experiment().plan.budget.limit == 1.5 * GB
+    assert subject_of("llama").experiment().plan.budget.limit == GB
 
 
 def test_sizes_are_read_from_the_model() -> None:
