@@ -24,6 +24,7 @@ from circuits.scoring import Agreement, agreement, score
 from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings as ScorerSettings
 from circuits.scoring.verified import TopK
+from circuits.settings import settle
 from circuits.tracing.experiment import Options
 from circuits.vocabulary import PrunerName, ScorerName
 
@@ -59,6 +60,7 @@ class DiscoverySettings:
         return self.options or Options(prompts.metric)
 
     def __post_init__(self) -> None:
+        settle(self, least={"size": 1, "prune_limit": 0, "steps": 1, "sample": 0, "seed": 0})
         if not 0 < self.target < 1:
             raise UsageError(f"the target faithfulness must be between 0 and 1, got {self.target}.")
         if min(self.pairs, self.heldout) < 4:

@@ -7,16 +7,17 @@ ordered by receiver, then sender.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuits.errors import UnknownNameError, UsageError
+from circuits.settings import require_kind, shown, whole_number
 
 EdgeIndices = NDArray[np.int64]
 """Positions in the canonical order of a graph's edges."""
@@ -53,7 +54,11 @@ class Slot(StrEnum):
         return {"q": "queries", "k": "keys", "v": "values"}[self.value]
 
 
-_NODE_PATTERN = re.compile(r"input|logits|m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<unit>h|kv)(?P<index>\d+)")
+_NODE_PATTERN = re.compile(
+    r"input|logits|m(?P<mlp>[0-9]{1,9})|a(?P<layer>[0-9]{1,9})\.(?P<unit>h|kv)(?P<index>[0-9]{1,9})"
+)
+_HEAD_OF_PAPERS = re.compile(r"[Ll]([0-9]{1,9})\.?[Hh]([0-9]{1,9})|([0-9]{1,9})\.([0-9]{1,9})")
+"""Heads as papers and other tools write them: ``L10H7``, ``10.7``."""
 _RECEIVER_PATTERN = re.compile(r"(?P<node>[^<>]+?)(?:<(?P<slot>[qkv])>)?")
 
 
@@ -78,7 +83,11 @@ class Node:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a node from its text form; the exact inverse of ``str``."""
+        """Read a node from its text form; the inverse of ``str``, which also reads a head as ``L3H5`` or ``3.5``."""
+        paper = _HEAD_OF_PAPERS.fullmatch(text)
+        if paper is not None:
+            layer, index = (int(number) for number in paper.groups() if number is not None)
+            return cls(NodeKind.HEAD, layer, index)
         found = _NODE_PATTERN.fullmatch(text)
         if found is None:
             raise UsageError(f"'{text}' is not a node; expected input, logits, m3, a3.h5 or a3.kv1.")
@@ -132,6 +141,10 @@ class Edge:
                 f"'{text}' is not an edge; expected sender->receiver, such as a3.h5->a7.h2<q> or m2->logits."
             )
         return cls(Node.parse(parts[0].strip()), Receiver.parse(parts[1].strip()))
+
+
+Edges = Edge | str | int | Iterable[Edge | str | int] | EdgeIndices | NDArray[np.bool_]
+"""Edges as a caller may give them: one or several, by value, text or position; or a boolean for each of a graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +259,62 @@ class ComputationalGraph:
         return {receiver: i for i, receiver in enumerate(self.receivers)}
 
     def edge(self, index: int) -> Edge:
-        """Give the edge at a position of the canonical order."""
+        """Return the edge at a position of the canonical order; raises :class:`UsageError` for one that is none."""
+        return self._edge(self._place(index))
+
+    def _edge(self, index: int) -> Edge:
         receiver = int(self.edge_receivers[index])
         return Edge(self.senders[index - int(self.offsets[receiver])], self.receivers[receiver])
 
-    def edges(self, indices: Sequence[int] | EdgeIndices | None = None) -> Iterator[Edge]:
-        """Walk over edges: all of them, or those at the given positions."""
-        for index in range(self.n_edges) if indices is None else indices:
-            yield self.edge(int(index))
+    def edges(self, indices: "Edges | None" = None) -> Iterator[Edge]:
+        """Walk over edges: all of them, or those given."""
+        for index in range(self.n_edges) if indices is None else self.indices(indices):
+            yield self._edge(int(index))
+
+    def indices(self, edges: "Edges") -> EdgeIndices:
+        """Return positions of edges, in the order and as often as they are given.
+
+        Edges are positions, :class:`Edge` or their text (``a3.h5->m7``), one or several; or a boolean for each edge of
+        the graph. Raises :class:`UsageError` for what is none of these or out of range, and ``UnknownNameError`` with
+        the reason for an edge that does not exist.
+        """
+        given = cast("Any", edges)
+        if isinstance(given, np.ndarray):
+            return self._places(cast("NDArray[Any]", given))
+        several = [given] if isinstance(given, str | bytes | Edge) or not hasattr(given, "__iter__") else given
+        return np.array([self._index_of(edge) for edge in several], dtype=np.int64)
+
+    def _places(self, edges: NDArray[Any]) -> EdgeIndices:
+        """Return the positions in an array: numbers, names, or a boolean for each edge."""
+        if edges.dtype.kind == "b":
+            if edges.shape != (self.n_edges,):
+                raise UsageError(f"a mask has one boolean for each of {self.n_edges:,} edges, got shape {edges.shape}.")
+            return np.flatnonzero(edges)
+        if edges.dtype.kind not in "iu":
+            return np.array([self._index_of(edge) for edge in edges.flat], dtype=np.int64)
+        for edge in edges[(edges < 0) | (edges >= self.n_edges)].flat:
+            self._place(edge)
+        return edges.astype(np.int64).reshape(-1)
+
+    def node(self, node: "Node | str") -> Node:
+        """Return a node of this graph, given as one or by its text; raises ``UnknownNameError`` with the closest."""
+        found = Node.parse(node.strip()) if isinstance(node, str) else node
+        require_kind(found, Node, "a node", "give a Node or its text, such as a3.h5 or m3.")
+        self.require_node(found)
+        return found
+
+    def _index_of(self, edge: object) -> int:
+        if isinstance(edge, str | Edge):
+            return self.index(edge if isinstance(edge, Edge) else Edge.parse(edge))
+        return self._place(edge)
+
+    def _place(self, index: object) -> int:
+        place = whole_number(index)
+        if place is None:
+            raise UsageError(f"an edge is an Edge, its text such as a3.h5->m7, or its position; got {shown(index)}.")
+        if not 0 <= place < self.n_edges:
+            raise UsageError(f"there is no edge {place}; this graph has {self.n_edges:,}, numbered from 0.")
+        return place
 
     def index(self, edge: Edge) -> int:
         """Give an edge's position; raises :class:`UnknownNameError` with the reason if it does not exist."""
@@ -286,15 +347,22 @@ class ComputationalGraph:
         node = receiver.node
         if node.kind is NodeKind.HEAD and self.shape.grouped and receiver.slot in (Slot.K, Slot.V):
             self.require_node(node)
-            group = Node(NodeKind.KV, node.layer, node.index // self.shape.heads_per_group)
+            group = self._group_of(node)
             hint = (
                 f"Heads share keys and values in this model: write '{group}<{receiver.slot}>' for the group of {node}."
             )
             raise UnknownNameError("receiver", str(receiver), (), hint=hint)
         self.require_node(node)
-        slots = [str(other) for other in self.receivers if other.node == node]
+        read = (node, self._group_of(node))
+        slots = [str(other) for other in self.receivers if other.node in read]
         hint = "It only sends." if not slots else "A slot tells which input of a head is meant."
         raise UnknownNameError("receiver", str(receiver), slots, hint=hint)
+
+    def _group_of(self, node: Node) -> Node:
+        """Return the key/value group that a head reads, where heads share them; otherwise the node itself."""
+        if node.kind is not NodeKind.HEAD or not self.shape.grouped:
+            return node
+        return Node(NodeKind.KV, node.layer, node.index // self.shape.heads_per_group)
 
     @cached_property
     def _node_set(self) -> frozenset[Node]:

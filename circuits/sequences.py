@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import PromptError
-from circuits.graph import ComputationalGraph, EdgeIndices
+from circuits.graph import ComputationalGraph, Edges
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.memory import MemoryPlan
 from circuits.tracing.prefix import PrefixCache
@@ -117,12 +117,12 @@ class SequenceExperiment:
         """Measure circuits; see :meth:`Experiment.circuits`."""
         return self._summed(self._rows.circuits(masks, progress=progress))
 
-    def circuit_gradient(self, weights: Floats, *, among: EdgeIndices | None = None) -> tuple[Floats, Floats]:
+    def circuit_gradient(self, weights: Floats, *, among: Edges | None = None) -> tuple[Floats, Floats]:
         """Measure one weighted circuit and its slope along each weight; see :meth:`Experiment.circuit_gradient`."""
         values, slopes = self._rows.circuit_gradient(weights, among=among)
         return self._summed(values), np.add.reduceat(slopes, self._starts[:-1], axis=0)
 
-    def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> Floats:
+    def edge_effects(self, edges: Edges, *, progress: Progress = no_progress) -> Floats:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
         return self._summed(self._rows.edge_effects(edges, progress=progress))
 

@@ -3,15 +3,18 @@
 from enum import StrEnum
 from typing import Self
 
-from circuits.errors import UnknownNameError
+from circuits.errors import UnknownNameError, UsageError
 
 
 class Choice(StrEnum):
     """A closed set of names; :meth:`parse` offers the closest one on a typo."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read a member from its name; raises :class:`UnknownNameError`."""
+    def parse(cls, text: object) -> Self:
+        """Read a member from its name (a member is itself); raises :class:`UnknownNameError`."""
+        if not isinstance(text, str):
+            named, got = next(iter(cls)).value, type(text).__name__
+            raise UsageError(f"a {cls.kind()} is given by its name, such as '{named}'; got {got}.")
         try:
             return cls(text)
         except ValueError:

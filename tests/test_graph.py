@@ -284,3 +284,110 @@ def test_heads_that_cannot_share_their_groups_evenly_are_refused() -> None:
 def test_a_shape_knows_whether_and_how_heads_are_grouped() -> None:
     assert (GPT2.shape.grouped, GPT2.shape.heads_per_group) == (False, 1)
     assert (SMOLLM2.shape.grouped, SMOLLM2.shape.heads_per_group) == (True, 3)
+
+
+# ------------------------------------------------------------------------------------------- edges and nodes as given
+
+
+def test_edges_are_given_by_position_by_value_by_name_or_as_a_mask() -> None:
+    names = ["m11->logits", "input->a0.h0<q>", "m11->logits"]
+    expected = [32_490, 0, 32_490]
+    for edges in (
+        names,
+        tuple(names),
+        np.array(names),
+        (name for name in names),
+        [Edge.parse(name) for name in names],
+        expected,
+        np.array(expected, dtype=np.int32),
+        np.array(expected, dtype=np.uint64),
+        [np.int64(32_490), "input->0.0<q>", Edge.parse("m11->logits")],
+    ):
+        found = GPT2.indices(edges)
+        assert found.tolist() == expected
+        assert found.dtype == np.int64
+    for one in ("m11->logits", Edge.parse("m11->logits"), 32_490, np.int64(32_490)):
+        assert GPT2.indices(one).tolist() == [32_490]
+    mask = np.zeros(GPT2.n_edges, dtype=np.bool_)
+    mask[[5, 7]] = True
+    assert GPT2.indices(mask).tolist() == [5, 7]
+    assert GPT2.indices([]).tolist() == []
+
+
+def test_a_head_may_be_written_as_in_papers() -> None:
+    head = Node(NodeKind.HEAD, 10, 7)
+    for text in ("a10.h7", "L10H7", "l10h7", "L10.H7", "10.7"):
+        assert Node.parse(text) == GPT2.node(text) == head
+    assert GPT2.node(head) is head
+    assert GPT2.index(Edge.parse("9.6->L11H10<q>")) == GPT2.index(Edge.parse("a9.h6->a11.h10<q>"))
+
+
+@pytest.mark.parametrize(
+    ("graph", "edge", "message"),
+    [
+        (GPT2, 10**6, r"there is no edge 1000000; this graph has 32,491, numbered from 0\."),
+        (GPT2, -1, r"there is no edge -1; this graph has 32,491"),
+        (GPT2, 32_491, r"there is no edge 32491"),
+        (GPT2, 1.0, r"an edge is an Edge, its text such as a3\.h5->m7, or its position; got 1\.0"),
+        (GPT2, True, r"or its position; got True"),
+        (GPT2, None, r"or its position; got None"),
+        (GPT2, b"m0->m1", r"or its position; got"),
+        (GPT2, Node(NodeKind.INPUT), r"or its position; got a Node"),
+        (GPT2, "a10.h7", r"'a10\.h7' is not an edge; expected sender->receiver"),
+        (GPT2, "a10.h7->a11.h2", r"no receiver 'a11\.h2'.*Known: a11\.h2<q>, a11\.h2<k>, a11\.h2<v>.*A slot tells"),
+        (GPT2, "10.7->11.2", r"no receiver 'a11\.h2'.*Known: a11\.h2<q>, a11\.h2<k>, a11\.h2<v>.*A slot tells"),
+        (SMOLLM2, "a10.h7->a11.h2", r"no receiver 'a11\.h2'.*Known: a11\.h2<q>, a11\.kv0<k>, a11\.kv0<v>.*A slot"),
+        (SMOLLM2, "a10.h7->a11.kv2", r"no receiver 'a11\.kv2'.*Known: a11\.kv2<k>, a11\.kv2<v>\. A slot tells"),
+        (GPT2, "a10.h12->logits", r"no node 'a10\.h12'\. Closest: 'a10\.h11'.*layers 0-11 and heads 0-11"),
+        (GPT2, "L12H0->logits", r"no node 'a12\.h0'\. Closest: 'a11\.h0'"),
+        (GPT2, "logits->m0", r"'logits' only reads"),
+        (GPT2, f"a{'9' * 5000}.h1->logits", r"is not a node"),
+        (GPT2, "a\u0663.h5->logits", r"is not a node"),
+        (GPT2, 10**30, r"or its position; got a number of 100 bits"),
+        (GPT2, "\ud83d->m0", r"is not a node"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_an_edge_that_is_none_is_refused_alone_and_among_others(
+    graph: ComputationalGraph, edge: object, message: str
+) -> None:
+    with pytest.raises((UsageError, UnknownNameError), match=message):
+        graph.indices([0, edge])  # type: ignore[list-item]
+    with pytest.raises((UsageError, UnknownNameError), match=message):
+        graph.indices(edge)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("index", [10**6, -1, 2.0, "x", None, np.float64(3)])
+def test_the_edge_at_a_position_that_is_none_is_refused(index: object) -> None:
+    with pytest.raises(UsageError, match=r"there is no edge|an edge is"):
+        GPT2.edge(index)  # type: ignore[arg-type]
+
+
+def test_an_array_of_positions_is_checked_whole() -> None:
+    with pytest.raises(UsageError, match="there is no edge 40000"):
+        GPT2.indices(np.array([1, 40_000]))
+    with pytest.raises(UsageError, match=r"got 0\.5"):
+        GPT2.indices(np.array([0.5]))
+    with pytest.raises(UsageError, match=r"one boolean for each of 32,491 edges, got shape \(3,\)"):
+        GPT2.indices(np.array([True, False, True]))
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ("L12H0", r"no node 'a12\.h0'\. Closest: 'a11\.h0'"),
+        ("10.12", r"no node 'a10\.h12'\. Closest: 'a10\.h11'"),
+        ("10", "'10' is not a node"),
+        ("L10", "'L10' is not a node"),
+        ("10.7.1", "'10.7.1' is not a node"),
+        ("H7", "'H7' is not a node"),
+        (10.7, r"a node is 10\.7; expected Node: give a Node or its text, such as a3\.h5 or m3"),
+        (None, "a node is None"),
+        ((10, 7), "a node is a tuple"),
+        (Node(NodeKind.MLP, 12), r"no node 'm12'\. Closest: 'm11'"),
+    ],
+    ids=str,
+)
+def test_a_node_that_is_none_is_refused(node: object, message: str) -> None:
+    with pytest.raises((UsageError, UnknownNameError), match=message):
+        GPT2.node(node)  # type: ignore[arg-type]

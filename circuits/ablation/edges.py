@@ -15,7 +15,7 @@ import numpy as np
 from circuits.ablation.estimates import Quantity, mean_quantity, share_quantity
 from circuits.behaviours.pairs import TokenPair
 from circuits.evaluation.random_circuits import transplanted
-from circuits.graph import EdgeIndices
+from circuits.graph import EdgeIndices, Edges
 from circuits.model import Model
 from circuits.tracing.experiment import Options
 from circuits.tracing.state import in_own_state
@@ -60,21 +60,22 @@ class EdgeAblationReport:
 @in_own_state
 def measure_edge_ablation(
     model: Model,
-    edges: EdgeIndices,
+    edges: Edges,
     pairs: Sequence[TokenPair],
     *,
-    metric: Metric = Metric.LOGIT_DIFFERENCE,
+    metric: Metric | str = Metric.LOGIT_DIFFERENCE,
     draws: int = 5,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> EdgeAblationReport:
     """Measure clean prompts with the edges corrupted. Cost: about three forward passes of the pairs per circuit."""
     mask = np.zeros(model.graph.n_edges, dtype=np.bool_)
+    edges = model.graph.indices(edges)
     mask[edges] = True
     generator = np.random.default_rng(seed)
     ablated = [~mask] + [~transplanted(model.graph, edges, generator) for _ in range(draws)]
     quantities: list[Quantity] = []
-    for wanted in dict.fromkeys((metric, Metric.LOG_ODDS)):
+    for wanted in dict.fromkeys((Metric.parse(metric), Metric.LOG_ODDS)):
         experiment = model.experiment(pairs, Options(wanted))
         values = experiment.circuits(
             ablated, progress=lambda done, total: progress("ablating edges, and random ones", done, total)

@@ -112,17 +112,17 @@ class AblatedModel:
 @in_own_state
 def ablated(
     model: Model,
-    circuit: Circuit | Sequence[Node],
+    circuit: Circuit | Sequence[Node | str],
     intervention: Intervention | None = None,
     *,
-    which: NodeChoice = NodeChoice.ALL,
+    which: NodeChoice | str = NodeChoice.ALL,
     reference: Reference | Sequence[TokenPair] | None = None,
 ) -> AblatedModel:
     """Give a model whose circuit is ablated, scaled or steered while it runs: at its nodes, for all that they send.
 
     Args:
         model: The model; nothing is changed on it.
-        circuit: Its heads and MLPs are acted on (``which``: all, or of one kind); or these nodes.
+        circuit: Its heads and MLPs are acted on (``which``: all, or of one kind); or these nodes, which may be text.
         intervention: What is done to them; replaced by their means by default.
         which: Which nodes of the circuit.
         reference: Prompt pairs for means and directions, or what :func:`reference_of` made of them. Default: the
@@ -132,14 +132,13 @@ def ablated(
     are needed and not known.
     """
     intervention = intervention or Intervention()
-    nodes = acting_nodes(circuit, which) if isinstance(circuit, Circuit) else tuple(circuit)
+    chosen = acting_nodes(circuit, which) if isinstance(circuit, Circuit) else circuit
     if isinstance(circuit, Circuit) and circuit.model.shape != model.info.shape:
         raise UsageError(
             f"the circuit is of {circuit.model.id} with {circuit.model.shape.describe()}, but {model.info.id} has "
             f"{model.info.shape.describe()}; use the circuit's own model."
         )
-    for node in nodes:
-        model.graph.require_node(node)
+    nodes = tuple(model.graph.node(node) for node in ([chosen] if isinstance(chosen, str) else chosen))
     if not intervention.needs_reference:
         reference = None
     elif not isinstance(reference, Reference):
@@ -147,7 +146,7 @@ def ablated(
     return AblatedModel(model, nodes, intervention, visits_of(model.tracer.anatomy, nodes, intervention, reference))
 
 
-def _reference_pairs(model: Model, circuit: Circuit | Sequence[Node]) -> Sequence[TokenPair]:
+def _reference_pairs(model: Model, circuit: Circuit | Sequence[Node | str]) -> Sequence[TokenPair]:
     """Draw the pairs that a built-in behaviour's circuit was searched on."""
     if not isinstance(circuit, Circuit) or circuit.behaviour.name not in BUILT_IN:
         raise UsageError(

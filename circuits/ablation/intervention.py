@@ -10,7 +10,6 @@ that token alone and can tell nothing about the prompt; but models use it as a p
 nothing to attend to, with values hundreds of times larger than elsewhere, and break in general without it.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import UsageError
 from circuits.graph import Node, NodeKind
+from circuits.settings import settle
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.tracer import Tracer
@@ -43,9 +43,7 @@ class Intervention:
     first_token: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ablation", NodeAblation.parse(self.ablation))
-        if not math.isfinite(self.scale) or not math.isfinite(self.steer):
-            raise UsageError(f"scale and steer are finite numbers, got {self.scale} and {self.steer}.")
+        settle(self)
 
     @property
     def needs_reference(self) -> bool:

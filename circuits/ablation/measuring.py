@@ -176,7 +176,7 @@ def measure_ablation(
     intervention: Intervention | None = None,
     *,
     reference: Reference | Sequence[TokenPair] = (),
-    metric: Metric = Metric.LOGIT_DIFFERENCE,
+    metric: Metric | str = Metric.LOGIT_DIFFERENCE,
     draws: int = DRAWS,
     new_tokens: int = NEW_TOKENS,
     seed: int = 0,
@@ -198,7 +198,8 @@ def measure_ablation(
         reference = reference_of(model.tracer, reference) if intervention.needs_reference else Reference({}, {}, {})
     generator = np.random.default_rng(seed)
     controls = [control_nodes(model.graph, nodes, generator) for _ in range(draws)]
-    prompts = _Prompts(tuple(pairs), neutral_texts(model), metric, new_tokens, Openings.of(model.tokenizer, pairs))
+    openings = Openings.of(model.tokenizer, pairs)
+    prompts = _Prompts(tuple(pairs), neutral_texts(model), Metric.parse(metric), new_tokens, openings)
     outcomes: list[_Outcome] = []
     for done, chosen in enumerate([(), tuple(nodes), *controls]):
         progress("generating: as it is, ablated, random ablations", done, draws + 2)

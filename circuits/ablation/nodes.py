@@ -13,7 +13,7 @@ BANDS = 3
 """Early, middle and late layers."""
 
 
-def acting_nodes(circuit: Circuit, which: NodeChoice = NodeChoice.ALL) -> tuple[Node, ...]:
+def acting_nodes(circuit: Circuit, which: NodeChoice | str = NodeChoice.ALL) -> tuple[Node, ...]:
     """Give the heads and MLPs of a circuit, in graph order: the nodes that put something out.
 
     Raises :class:`UsageError` where there are none.

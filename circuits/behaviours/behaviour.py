@@ -14,6 +14,7 @@ from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.behaviours.variants import varied
 from circuits.errors import PromptError, UsageError
 from circuits.records import UNCHANGED, Variant
+from circuits.settings import settle
 from circuits.vocabulary import Metric
 
 REFERENCE = 64
@@ -75,6 +76,9 @@ class Behaviour:
     variant: Variant = UNCHANGED
     answers_for: tuple[str, ...] = ()
     remarks: Callable[[Tokenizer, int], tuple[str, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def varied(
         self,

@@ -18,6 +18,7 @@ from circuits.evaluation.crossing import cross
 from circuits.experiments import AnyExperiment, experiment_on
 from circuits.graph import EdgeIndices
 from circuits.model import Model
+from circuits.settings import settle
 from circuits.tracing.experiment import Options
 from circuits.tracing.memory import AUTO
 from circuits.vocabulary import Ablation, Metric
@@ -42,6 +43,9 @@ class Crossing:
     behaviours: Mapping[str, Behaviour] = field(default_factory=dict[str, Behaviour])
     batch_size: int | None = None
     memory: str = AUTO
+
+    def __post_init__(self) -> None:
+        settle(self, least={"pairs": 1, "draws": 0, "batch_size": 1})
 
     def prompts(self, circuit: Circuit, model: Model) -> PromptSet:
         """Draw the held-out prompts of a circuit's behaviour, with the circuit's metric and seed."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from circuits.evaluation.curve import curve
 from circuits.evaluation.faithfulness import accuracy, faithfulness, faithfulness_interval
 from circuits.evaluation.random_circuits import transplanted
-from circuits.graph import EdgeIndices
+from circuits.graph import Edges
 from circuits.records import Areas, CurvePoint, Evaluation, RandomBaseline
 from circuits.scores import EdgeScores
 from circuits.tracing.protocol import Experiment, Progress, no_progress
@@ -19,7 +19,7 @@ RANDOM_CIRCUITS = 20
 
 def evaluate(
     experiment: Experiment,
-    edges: EdgeIndices,
+    edges: Edges,
     *,
     scores: EdgeScores | None = None,
     by_magnitude: bool = False,
@@ -35,7 +35,7 @@ def evaluate(
     curve, 15 more for the other area, 30 more for another universe.
     """
     mask = np.zeros(experiment.graph.n_edges, dtype=np.bool_)
-    mask[edges] = True
+    mask[experiment.graph.indices(edges)] = True
     circuit, complement = experiment.circuits([mask])[0], experiment.circuits([~mask])[0]
     points, areas = tuple[CurvePoint, ...](), tuple[Areas, ...]()
     if scores is not None:
@@ -49,7 +49,7 @@ def evaluate(
         faithfulness=float(faithfulness(experiment, circuit)),
         faithfulness_ci=faithfulness_interval(experiment, circuit, seed=seed),
         necessity=float(faithfulness(experiment, complement)),
-        random_baseline=_random_baseline(experiment, mask, seed) if len(edges) > 1 else None,
+        random_baseline=_random_baseline(experiment, mask, seed) if mask.sum() > 1 else None,
         curve=points,
         areas=areas,
         accuracy_clean=accuracy(experiment.clean) if signed else None,

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from circuits.heads.evidence import HeadEvidence, Label
 from circuits.heads.positions import ANSWER, IO, S1, S2, WRONG
+from circuits.settings import settle
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class Thresholds:
 
     attention: float = 0.3
     copying: float = 0.5
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def as_dict(self) -> dict[str, float]:
         """Give the thresholds by name."""

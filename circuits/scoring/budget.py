@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from circuits.errors import UsageError
+from circuits.settings import settle
 
 _UNITS = {"s": 1, "min": 60, "h": 3600}
 _FIRST_EDGES, _EDGES_AT_ONCE = 64, 512
@@ -19,6 +20,9 @@ class Budget:
 
     edges: int | None = None
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        settle(self, least={"edges": 1, "seconds": 0})
 
     @classmethod
     def parse(cls, text: str) -> Self:

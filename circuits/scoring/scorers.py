@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from circuits.errors import UsageError
-from circuits.graph import EdgeIndices
+from circuits.graph import Edges
 from circuits.scores import EdgeScores
 from circuits.scoring.verified import TopK, verify
+from circuits.settings import settle
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 from circuits.vocabulary import Metric, ScorerName
 
@@ -17,14 +18,17 @@ from circuits.vocabulary import Metric, ScorerName
 class Settings:
     """What scorers can be told: edges to score (None: all), steps of eap-ig, a seed, what to verify, progress."""
 
-    edges: EdgeIndices | None = None
+    edges: Edges | None = None
     steps: int = 5
     seed: int = 0
     top: TopK = field(default_factory=TopK)
     progress: Progress = no_progress
 
+    def __post_init__(self) -> None:
+        settle(self, least={"seed": 0})
 
-def score(experiment: Experiment, scorer: ScorerName, settings: Settings | None = None) -> EdgeScores:
+
+def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings | None = None) -> EdgeScores:
     """Score edges; positive: corrupting the edge moves the metric away from clean behaviour (``EdgeScores``).
 
     ``exact`` measures every edge (Goldowsky-Dill et al. 2023, arXiv:2304.05969): about a third of a forward pass per
@@ -38,12 +42,12 @@ def score(experiment: Experiment, scorer: ScorerName, settings: Settings | None 
     settings = settings or Settings()
     if settings.steps < 1:
         raise UsageError(f"eap-ig needs at least 1 step, got {settings.steps}.")
-    return _SCORERS[scorer](experiment, settings)
+    return _SCORERS[ScorerName.parse(scorer)](experiment, settings)
 
 
 def _exact(experiment: Experiment, settings: Settings) -> EdgeScores:
     graph = experiment.graph
-    edges = np.arange(graph.n_edges) if settings.edges is None else np.unique(settings.edges)
+    edges = np.arange(graph.n_edges) if settings.edges is None else np.unique(graph.indices(settings.edges))
     effects = experiment.edge_effects(edges, progress=settings.progress)
     values, sd = np.full(graph.n_edges, np.nan), np.full(graph.n_edges, np.nan)
     values[edges] = effects.mean(axis=1)
@@ -96,7 +100,8 @@ def _chosen(scores: EdgeScores, settings: Settings) -> EdgeScores:
     if settings.edges is None:
         return scores
     values = np.full_like(scores.values, np.nan)
-    values[settings.edges] = scores.values[settings.edges]
+    edges = scores.graph.indices(settings.edges)
+    values[edges] = scores.values[edges]
     return EdgeScores(scores.graph, values, scores.scorer, measured=False, sd=scores.sd, n=scores.n)
 
 

@@ -36,6 +36,7 @@ from circuits.scoring.bounds import missed_at_most
 from circuits.scoring.budget import Budget, Meter
 from circuits.scoring.measurements import Measurements
 from circuits.scoring.race import Race
+from circuits.settings import settle
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 _FIRST_SAMPLE = 64
@@ -56,6 +57,7 @@ class TopK:
     ledger: Path | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.k < 1:
             raise UsageError(f"the number of edges to find must be at least 1, got {self.k}.")
         if not 0 < self.error < 1:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from circuits.behaviours.behaviour import TokenPair
 from circuits.errors import UsageError
-from circuits.graph import ComputationalGraph, EdgeIndices
+from circuits.graph import ComputationalGraph, Edges
 from circuits.metrics import AnswerTokens, measure
+from circuits.settings import settle
 from circuits.tracing.attribution import attribute
 from circuits.tracing.batching import RowBudget, budget_of, in_batches
 from circuits.tracing.exact import patched_logits
@@ -28,7 +29,7 @@ from circuits.tracing.needs import ModelSizes, Needs, PromptSize
 from circuits.tracing.offload import Kept, kept_on_host
 from circuits.tracing.pairs import PairBatch
 from circuits.tracing.prefix import PrefixCache
-from circuits.tracing.protocol import Masks, Progress, no_progress
+from circuits.tracing.protocol import Masks, Progress, no_progress, one_per_edge, stacked_masks
 from circuits.tracing.runs import difference, record, zero_run
 from circuits.tracing.state import in_own_state
 from circuits.tracing.taps import Taps
@@ -60,6 +61,7 @@ class Options:
     checkpointing: bool | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.ablation is Ablation.ZERO and self.direction is Direction.DENOISING:
             raise UsageError(
                 "denoising restores an edge of the corrupted run, and zero ablation has no corrupted run. "
@@ -173,7 +175,7 @@ class PatchingExperiment:
         """Measure circuits; see :meth:`Experiment.circuits`."""
         if not len(masks):
             return np.empty((0, self.n_pairs))
-        stacked: NDArray[np.bool_] = np.asarray(masks, dtype=np.bool_)
+        stacked = stacked_masks(self.graph, masks)
         done, parts = 0, list[Tensor]()
         for batch in self.batches:
             change = {0: batch.clean.stream[0] - batch.base.stream[0]}
@@ -197,11 +199,12 @@ class PatchingExperiment:
 
     @in_own_state
     def circuit_gradient(
-        self, weights: NDArray[np.float64], *, among: EdgeIndices | None = None
+        self, weights: NDArray[np.float64], *, among: Edges | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Measure one weighted circuit and its slope along each weight; see :meth:`Experiment.circuit_gradient`."""
+        weights = one_per_edge(self.graph, weights)
         wanted = weights != 0
-        wanted[slice(None) if among is None else among] = True
+        wanted[slice(None) if among is None else self.graph.indices(among)] = True
         values, n_senders = np.empty(self.n_pairs), len(self.graph.senders)
         slopes = np.empty((self.n_pairs, self.graph.n_edges))
         for batch in self.batches:
@@ -225,10 +228,10 @@ class PatchingExperiment:
         return self._metric(batch, logits)[0]
 
     @in_own_state
-    def edge_effects(self, edges: EdgeIndices, *, progress: Progress = no_progress) -> NDArray[np.float64]:
+    def edge_effects(self, edges: Edges, *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
         noising = self.options.direction is Direction.NOISING
-        edges, place_of = np.unique(edges, return_inverse=True)
+        edges, place_of = np.unique(self.graph.indices(edges), return_inverse=True)
         place = {int(edge): i for i, edge in enumerate(edges)}
         effects = np.zeros((len(edges), self.n_pairs))
         done = 0

@@ -1,5 +1,6 @@
 """Path patching over several hops: what one named path carries, everything else frozen at its clean value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
@@ -85,7 +86,7 @@ def _head_of_group(group: Node, stop: Receiver, graph: ComputationalGraph) -> No
 
 
 @in_own_state
-def path_effects(experiment: PatchingExperiment, paths: list[Path]) -> NDArray[np.float64]:
+def path_effects(experiment: PatchingExperiment, paths: Sequence[Path | str]) -> NDArray[np.float64]:
     """Measure paths jointly patched one by one, shape ``(path, pair)``; positive: corrupting the path hurts.
 
     Base is the clean run, the first node carries its corrupted value, only the path's edges are live: every other
@@ -93,11 +94,13 @@ def path_effects(experiment: PatchingExperiment, paths: list[Path]) -> NDArray[n
     path of one hop gives the exact score of that edge into the logits. Cost: at most one forward pass per path.
     """
     graph = experiment.graph
-    effects = np.zeros((len(paths), experiment.n_pairs))
+    given = [paths] if isinstance(paths, str | Path) else paths
+    parsed = [path if isinstance(path, Path) else Path.parse(path, graph) for path in given]
+    effects = np.zeros((len(parsed), experiment.n_pairs))
     for batch in experiment.batches:
         change = difference(batch.base, batch.clean)
         plain = experiment.measured(batch, batch.clean.logits)[0]
-        for row, path in enumerate(paths):
+        for row, path in enumerate(parsed):
             sender = graph.sender_index[path.edges[0].sender]
             mask = np.zeros((1, graph.n_edges), dtype=np.bool_)
             mask[0, path.indices(graph)] = True

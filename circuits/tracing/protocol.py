@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices
 from circuits.vocabulary import Metric
 
@@ -15,6 +16,33 @@ Progress = Callable[[int, int], None]
 
 Masks = Sequence[NDArray[np.bool_]] | NDArray[np.bool_]
 """Circuits: one row of booleans over the graph's edges each."""
+
+
+def stacked_masks(graph: ComputationalGraph, masks: Masks) -> NDArray[np.bool_]:
+    """Return circuits as one array of booleans, shape ``(circuit, edge)``; numbers may be 0 and 1 only.
+
+    Raises :class:`UsageError` for rows that are not one boolean per edge.
+    """
+    rows = [np.asarray(mask) for mask in masks]
+    for row in rows:
+        if row.shape != (graph.n_edges,):
+            raise UsageError(
+                f"a circuit is one boolean for each of {graph.n_edges:,} edges, got shape {row.shape}. Of edges: "
+                "`mask = np.zeros(graph.n_edges, bool); mask[graph.indices(edges)] = True`."
+            )
+        if row.dtype != np.bool_ and not np.isin(row, (0, 1)).all():
+            raise UsageError(f"a circuit's edges are in it or not (True or False), got {row.dtype} values.")
+    return np.array(rows, dtype=np.bool_)
+
+
+def one_per_edge(graph: ComputationalGraph, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights of edges as they are; raises :class:`UsageError` unless each edge has a finite one."""
+    if weights.shape != (graph.n_edges,) or not np.isfinite(weights).all():
+        raise UsageError(
+            f"expected a finite weight for each of {graph.n_edges:,} edges, got shape {weights.shape} with "
+            f"{int(np.sum(~np.isfinite(weights)))} that are not finite."
+        )
+    return weights
 
 
 def no_progress(done: int, total: int) -> None:

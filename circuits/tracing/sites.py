@@ -53,7 +53,7 @@ class SitePatching:
 @in_own_state
 def patch_sites(
     experiment: PatchingExperiment,
-    site: PatchSite,
+    site: PatchSite | str,
     tokens: list[str],
     *,
     by_position: bool = True,
@@ -63,6 +63,7 @@ def patch_sites(
 
     ``tokens`` are labels of the positions. Cost: about half a forward pass per layer and column.
     """
+    site = PatchSite.parse(site)
     if experiment.options.ablation is not Ablation.CORRUPTED:
         raise UsageError(
             "activation patching exchanges values between the clean and the corrupted run; leave --ablation corrupted."
