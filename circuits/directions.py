@@ -16,6 +16,7 @@ from circuits.behaviours.tokens import Tokens
 from circuits.errors import UsageError
 from circuits.model import Model
 from circuits.tracing.plan import Plan
+from circuits.tracing.prompts import require_pairs
 from circuits.tracing.runs import Recorder
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer
@@ -36,6 +37,7 @@ def direction_of(model: Model, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_
             "a direction is the difference of means over reference pairs, and there are none; give discovery pairs."
         )
     anatomy = model.tracer.anatomy
+    require_pairs(anatomy, pairs)
     wide = torch.promote_types(anatomy.dtype, torch.float32)
     everything = torch.eye(anatomy.shape.d_model, dtype=wide, device=anatomy.device)
     tracer = model.tracer.reading(everything)

@@ -23,6 +23,7 @@ from circuits.behaviours.tokens import Tokenizer, Tokens, answer_tokens, prompt_
 from circuits.errors import BehaviourNotShownError, PromptError
 from circuits.model import Model
 from circuits.tracing.plan import Plan
+from circuits.tracing.prompts import require_pairs
 from circuits.tracing.runs import Recorder
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
@@ -128,6 +129,7 @@ def choose_openings(
             f"openings are chosen on at least {KEPT} pairs, and there are {len(pairs)}; give more pairs, or the "
             "openings (--refuse, --comply)."
         )
+    require_pairs(model.tracer.anatomy, pairs)
     logits = [_first_token_logits(model, [getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted")]
     candidates = _Candidates.of(model.tokenizer, pairs[0], *(side.softmax(-1) for side in logits))
     known = [[candidates.named(text) for text in texts] for texts in (refusing, complying)]

@@ -22,6 +22,7 @@ from circuits.errors import PromptError, UsageError
 from circuits.graph import Node
 from circuits.model import Model
 from circuits.tracing.plan import Plan, Visit
+from circuits.tracing.prompts import require_prompts
 from circuits.tracing.runs import Recorder, unembed
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import NodeChoice
@@ -75,9 +76,10 @@ class AblatedModel:
                 f"expected 1 to {MAX_NEW_TOKENS} new tokens, got {max_new_tokens}: only the beginning of an answer is "
                 "generated, which is enough to tell what kind of answer it is."
             )
-        ends = end_tokens(self.model)
+        anatomy, ends = self.model.tracer.anatomy, end_tokens(self.model)
+        require_prompts(anatomy, {f"prompt {i}": prompt for i, prompt in enumerate(prompts)}, more=max_new_tokens - 1)
         found: dict[int, tuple[Tokens, Tensor]] = {}
-        for members, ids in batches(prompts, self.model.tracer.anatomy.device):
+        for members, ids in batches(prompts, anatomy.device):
             first, new = self._continued(ids, max_new_tokens, ends)
             for row, member in enumerate(members):
                 found[member] = (_until_end(_ids(new[row]), ends), first[row])

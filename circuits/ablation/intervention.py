@@ -24,6 +24,7 @@ from circuits.graph import Node, NodeKind
 from circuits.settings import settle
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.prompts import require_pairs
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import NodeAblation
 
@@ -86,6 +87,7 @@ def reference_of(tracer: Tracer, pairs: Sequence[TokenPair]) -> Reference:
     """Record reference prompts. Cost: one forward pass of both sides. Raises :class:`UsageError` without pairs."""
     if not pairs:
         raise UsageError("means and directions are taken over reference prompts; expected at least one pair.")
+    require_pairs(tracer.anatomy, pairs)
     clean, corrupted = (_Sums(tracer, [getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted"))
     mean = {place: total / max(1, corrupted.tokens) for place, total in corrupted.all.items()}
     last_mean = {place: total / len(pairs) for place, total in corrupted.last.items()}

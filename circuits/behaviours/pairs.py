@@ -1,9 +1,12 @@
 """A prompt pair as written, and as tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
-from circuits.behaviours.tokens import Prompt, Tokens
+from circuits.behaviours.tokens import Message, Prompt, Tokens
+from circuits.errors import PromptError
+from circuits.settings import settled, shown, whole_number
 
 
 def no_tags() -> dict[str, str]:
@@ -29,6 +32,14 @@ class Pair:
     wrong_ids: tuple[int, ...] = ()
     source: str = "this pair"
 
+    def __post_init__(self) -> None:
+        for name in ("answers", "wrong_answers"):
+            object.__setattr__(self, name, _texts(getattr(self, name), name, self.source))
+        for name in ("answer_ids", "wrong_ids"):
+            object.__setattr__(self, name, token_ids(getattr(self, name), f"{name} of {self.source}"))
+        for name in ("clean", "corrupted"):
+            object.__setattr__(self, name, _prompt(getattr(self, name), name, self.source))
+
 
 @dataclass(frozen=True)
 class TokenPair:
@@ -49,7 +60,61 @@ class TokenPair:
     wrong_sequences: tuple[Tokens, ...] = ()
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Take ids of any make, and refuse what no model can be measured on; raises :class:`PromptError`."""
+        for name in ("clean", "corrupted", "answers", "wrong_answers"):
+            object.__setattr__(self, name, token_ids(getattr(self, name), f"{name} of a TokenPair"))
+        for name in ("sequences", "wrong_sequences"):
+            several = tuple(token_ids(each, f"{name} of a TokenPair") for each in getattr(self, name))
+            object.__setattr__(self, name, several)
+        if not self.clean or not self.corrupted:
+            raise PromptError("a prompt of a TokenPair is empty; both sides need at least one token.")
+        if len(self.clean) != len(self.corrupted):
+            raise PromptError(
+                f"a TokenPair has {len(self.clean)} clean and {len(self.corrupted)} corrupted tokens; patching "
+                "replaces activations position by position, so both sides need the same length. Choose words of the "
+                "same number of tokens."
+            )
+        both = [token for token in self.answers if token in self.wrong_answers]
+        if both:
+            raise PromptError(f"a TokenPair has the token {both[0]} as answer and as wrong answer; remove one of them.")
+        object.__setattr__(self, "weight", settled(self.weight, float, "'weight' of a TokenPair"))
+
     @property
     def length(self) -> int:
         """How many tokens each side has."""
         return len(self.clean)
+
+
+def token_ids(given: Any, what: str) -> Tokens:
+    """Return token ids of any make (lists, arrays, tensors; one id alone) as a tuple of Python's numbers.
+
+    Raises :class:`PromptError`, which names ``what`` they are, for what is no whole number from 0 up.
+    """
+    if isinstance(given, str | bytes) or given is None:
+        raise PromptError(f"{what} is {shown(given)}; expected token ids, such as (42, 43).")
+    alone = whole_number(given)
+    several: Iterable[object] = [alone] if alone is not None else given if hasattr(given, "__iter__") else [given]
+    ids = [(whole_number(token), token) for token in several]
+    wrong = next((token for number, token in ids if number is None or number < 0), None)
+    if any(number is None or number < 0 for number, _ in ids):
+        raise PromptError(f"{what} has {shown(wrong)}; a token id is a whole number from 0 up.")
+    return tuple(cast(int, number) for number, _ in ids)
+
+
+def _texts(given: object, name: str, source: str) -> tuple[str, ...]:
+    """Return answers, of which one alone may be given as text."""
+    several = (given,) if isinstance(given, str) or not hasattr(given, "__iter__") else tuple(cast(Any, given))
+    for text in several:
+        if not isinstance(text, str):
+            raise PromptError(f"{name} of {source} has {shown(text)}; expected text, such as ' Mary'.")
+    return cast("tuple[str, ...]", several)
+
+
+def _prompt(given: object, name: str, source: str) -> Prompt:
+    if isinstance(given, str):
+        return given
+    messages = tuple(cast(Any, given)) if isinstance(given, list | tuple) else ()
+    if not messages or not all(isinstance(message, Message) for message in messages):
+        raise PromptError(f"the {name} prompt of {source} is {shown(cast(Any, given))}; expected a text, or Messages.")
+    return cast("tuple[Message, ...]", messages)

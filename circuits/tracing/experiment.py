@@ -29,6 +29,7 @@ from circuits.tracing.needs import ModelSizes, Needs, PromptSize
 from circuits.tracing.offload import Kept, kept_on_host
 from circuits.tracing.pairs import PairBatch
 from circuits.tracing.prefix import PrefixCache
+from circuits.tracing.prompts import require_pairs
 from circuits.tracing.protocol import Masks, Progress, no_progress, one_per_edge, stacked_masks
 from circuits.tracing.runs import difference, record, zero_run
 from circuits.tracing.state import in_own_state
@@ -77,6 +78,7 @@ class PatchingExperiment:
 
     @in_own_state
     def __init__(self, tracer: Tracer, graph: ComputationalGraph, pairs: Sequence[TokenPair], options: Options) -> None:
+        require_pairs(tracer.anatomy, pairs, options.metric)
         self.tracer, self.graph, self.options = tracer, graph, options
         self.n_pairs = len(pairs)
         self.prefix_cache = _wanted_prefix_cache(tracer, options)
