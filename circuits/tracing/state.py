@@ -27,7 +27,7 @@ def own_state() -> Generator[None]:
         stack.enter_context(torch.enable_grad())
         for device in _autocast_devices():
             stack.enter_context(torch.autocast(device, enabled=False))
-        if torch.get_default_device().type != "cpu":
+        if torch.empty(0).device.type != "cpu":  # torch.get_default_device() sees no blocks before torch 2.7
             stack.enter_context(torch.device("cpu"))
         default = torch.get_default_dtype()
         if default != torch.float32:
