@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.lint import check_gap
 from circuits.circuit import Circuit
@@ -108,6 +109,7 @@ def discover(
     evaluation = evaluate(
         heldout,
         selection.edges,
+        clusters=clusters_of(prompts.heldout),
         scores=scores,
         by_magnitude=selection.by_magnitude,
         seed=settings.seed,

@@ -9,7 +9,7 @@ Notation: ``A`` the answers and ``W`` the wrong answers of a prompt, ``l`` its l
 - log probability: ``log p(A)``
 - sequence: ``w log p(A)`` with the weight ``w`` of a row, of which a pair has several (:mod:`circuits.sequences`)
 - projection: the length along a direction of the final stream, which takes the place of the logits
-- KL: ``KL(p_clean || p)``, lower is better
+- KL: ``KL(p_clean || p)`` in float64, lower is better
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +144,7 @@ def projection(logits: Logits, answers: AnswerTokens, clean_logits: Logits | Non
 def log_odds(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None) -> Rows:
     """Log of the answers' total probability over that of everything else; between -18.4 and 18.4."""
     del clean_logits
-    exact = logits if logits.device.type == "mps" else logits.double()  # MPS has no float64
+    exact = _exact(logits)
     p = torch.exp(_logsumexp(exact, answers.answers) - exact.logsumexp(-1))
     return torch.log(p + EPSILON) - torch.log1p(EPSILON - p)
 
@@ -162,7 +162,7 @@ def kl(logits: Logits, answers: AnswerTokens, clean_logits: Logits | None = None
     del answers
     if clean_logits is None:
         raise UsageError("the metric kl compares with the clean run and needs its logits.")
-    clean, run = clean_logits.log_softmax(-1), logits.log_softmax(-1)
+    clean, run = (_exact(each).log_softmax(-1) for each in (clean_logits, logits))
     return (clean.exp() * (clean - run)).sum(-1)
 
 
@@ -180,6 +180,10 @@ METRICS: Mapping[Metric, Callable[[Logits, AnswerTokens, Logits | None], Rows]] 
 
 def _wide(logits: Logits) -> Logits:
     return logits if logits.dtype is torch.float64 else logits.float()
+
+
+def _exact(logits: Logits) -> Logits:
+    return logits if logits.device.type == "mps" else logits.double()  # MPS has no float64
 
 
 def _logsumexp(logits: Logits, ids: Int[Tensor, "row k"]) -> Rows:

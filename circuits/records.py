@@ -1,15 +1,9 @@
 """What is said about a circuit at rest: its model and behaviour, how it was found, how good it is."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 from circuits.graph import ModelShape
-
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A float that files hold as null where it is no number (the interval of a single pair)."""
+from circuits.statistics import Likeness, Number
 
 
 @dataclass(frozen=True)
@@ -92,11 +86,17 @@ class Method:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Faithfulness of the best ``edges`` edges; ``requested`` is the share of all edges that was asked for."""
+    """Faithfulness and error of the best ``edges`` edges; ``requested`` is the share of all edges asked for."""
 
     edges: int
     faithfulness: Number
     requested: float | None = None
+    error: float | None = None
+
+    @property
+    def fidelity(self) -> float | None:
+        """The share of what the empty circuit gets wrong that these edges get right; see :mod:`circuits.statistics`."""
+        return None if self.error is None else 1 - self.error**2
 
 
 @dataclass(frozen=True)
@@ -115,21 +115,27 @@ class Areas:
 
 @dataclass(frozen=True)
 class RandomBaseline:
-    """Faithfulness of random circuits with the same size and wiring on other nodes, as quantiles."""
+    """Faithfulness of random circuits of the same size and wiring, as quantiles.
+
+    ``heads`` says that they have the circuit's layers and MLPs, and other heads of the same layers (else: nodes of
+    other layers). ``fidelities`` are the 5 %, 50 % and 95 % quantiles of their fidelity.
+    """
 
     n: int
     median: Number
     q05: Number
     q95: Number
+    heads: bool = False
+    fidelities: tuple[Number, Number, Number] | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How well a circuit works on prompts that discovery did not see.
 
-    ``faithfulness`` is the ratio of means (m(circuit) - m(corrupted)) / (m(clean) - m(corrupted)); ``necessity`` is the
-    same for all edges but the circuit's (0: nothing of the behaviour is left). ``areas`` has an entry for each way of
-    counting edges.
+    ``likeness`` compares circuit and model pair by pair: fidelity, error and more. ``faithfulness`` is the ratio of
+    means (m(circuit) - m(corrupted)) / (m(clean) - m(corrupted)); ``necessity`` is the same for all edges but the
+    circuit's (0: nothing of the behaviour is left). ``areas`` has an entry for each way of counting edges.
     """
 
     n: int
@@ -144,6 +150,12 @@ class Evaluation:
     areas: tuple[Areas, ...] = ()
     accuracy_clean: float | None = None
     accuracy_circuit: float | None = None
+    likeness: Likeness | None = None
+
+    @property
+    def overshoot(self) -> float | None:
+        """The largest faithfulness on the ranking's curve, where that was measured; above 1.1 it is worth a word."""
+        return max((point.faithfulness for point in self.curve), default=None)
 
 
 @dataclass(frozen=True)

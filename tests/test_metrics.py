@@ -45,10 +45,10 @@ def test_kl_is_from_clean_to_run_and_equals_the_hand_worked_number():
     run = torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log()
     pair = answers(((0,), ()))
     # 1/2 log 2 + 1/4 log 1 + 1/8 log 1/2 + 1/8 log 1/2 = 1/4 log 2, the same in either direction
-    assert_close(measure(Metric.KL, run, pair, QUARTERS), torch.tensor([math.log(2) / 4]))
+    assert_close(measure(Metric.KL, run, pair, QUARTERS).float(), torch.tensor([math.log(2) / 4]))
     skewed = torch.tensor([[0.5, 0.25, 0.2, 0.05]]).log()
     expected = 0.125 * math.log(0.125 / 0.2) + 0.125 * math.log(0.125 / 0.05)
-    assert_close(measure(Metric.KL, skewed, pair, QUARTERS), torch.tensor([expected]))
+    assert_close(measure(Metric.KL, skewed, pair, QUARTERS).float(), torch.tensor([expected]))
     reverse = 0.2 * math.log(0.2 / 0.125) + 0.05 * math.log(0.05 / 0.125)
     assert abs(expected - reverse) > 0.005
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from circuits.ablation.estimates import Quantity, mean_quantity, share_quantity
 from circuits.behaviours.pairs import TokenPair
-from circuits.evaluation.random_circuits import transplanted
+from circuits.evaluation.random_circuits import random_circuits
 from circuits.graph import EdgeIndices, Edges
 from circuits.model import Model
 from circuits.tracing.experiment import Options
@@ -44,7 +44,7 @@ class EdgeAblationReport:
         share = (float(np.median(first.random)) - first.before.value) / (first.after.value - first.before.value)
         verdict = ", so most of it is not particular to this circuit" if share > HALF else ""
         return (
-            f"{text}. {self.draws} random circuits of the same size and wiring on other nodes make {share:.0%} of this "
+            f"{text}. {self.draws} random circuits with other heads of the same layers make {share:.0%} of this "
             f"change (median){verdict}."
         )
 
@@ -72,8 +72,8 @@ def measure_edge_ablation(
     mask = np.zeros(model.graph.n_edges, dtype=np.bool_)
     edges = model.graph.indices(edges)
     mask[edges] = True
-    generator = np.random.default_rng(seed)
-    ablated = [~mask] + [~transplanted(model.graph, edges, generator) for _ in range(draws)]
+    controls = random_circuits(model.graph, edges, draws, seed)
+    ablated = np.stack([~mask, *~controls])
     quantities: list[Quantity] = []
     for wanted in dict.fromkeys((Metric.parse(metric), Metric.LOG_ODDS)):
         experiment = model.experiment(pairs, Options(wanted))
@@ -85,4 +85,4 @@ def measure_edge_ablation(
         if wanted.compares:
             others = [value > 0 for value in random]
             quantities.append(share_quantity("answer above wrong answer", before > 0, after > 0, others, seed=seed))
-    return EdgeAblationReport(edges, tuple(quantities), draws)
+    return EdgeAblationReport(edges, tuple(quantities), len(controls))

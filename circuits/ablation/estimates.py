@@ -1,15 +1,12 @@
 """Means, shares and perplexities over prompts, each with an interval, and their change on the same prompts."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuits.scores import Floats
-
-RESAMPLES = 2000
-CONFIDENCE = 0.95
+from circuits.statistics import central, picks, wilson
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,9 @@ class Quantity:
 
 def mean_quantity(name: str, unit: str, before: Floats, after: Floats, random: list[Floats], *, seed: int) -> Quantity:
     """Compare means of one value per prompt."""
-    picks = _picks(len(before), seed)
-    change = _bootstrap((after - before).mean(), (after - before)[picks].mean(1))
-    first, second = (_bootstrap(values.mean(), values[picks].mean(1)) for values in (before, after))
+    chosen = picks(len(before), seed)
+    change = _bootstrap((after - before).mean(), (after - before)[chosen].mean(1))
+    first, second = (_bootstrap(values.mean(), values[chosen].mean(1)) for values in (before, after))
     return Quantity(name, unit, len(before), first, second, change, tuple(float(values.mean()) for values in random))
 
 
@@ -74,8 +71,8 @@ def share_quantity(
 ) -> Quantity:
     """Compare shares of prompts."""
     moved = after.astype(np.float64) - before.astype(np.float64)
-    change = _bootstrap(moved.mean(), moved[_picks(len(before), seed)].mean(1))
-    first, second = (wilson(int(values.sum()), len(values)) for values in (before, after))
+    change = _bootstrap(moved.mean(), moved[picks(len(before), seed)].mean(1))
+    first, second = (_share(values) for values in (before, after))
     return Quantity(name, "share", len(before), first, second, change, tuple(float(values.mean()) for values in random))
 
 
@@ -83,10 +80,10 @@ def perplexity_quantity(
     name: str, before: list[Floats], after: list[Floats], random: list[list[Floats]], *, seed: int
 ) -> Quantity:
     """Compare perplexities ``exp(mean loss per token)``, from losses per token of every sentence."""
-    picks, counts = _picks(len(before), seed), np.array([len(losses) for losses in before])
+    chosen, counts = picks(len(before), seed), np.array([len(losses) for losses in before])
 
     def estimate(losses: Floats) -> Estimate:
-        resampled = np.exp(losses[picks].sum(1) / counts[picks].sum(1))
+        resampled = np.exp(losses[chosen].sum(1) / counts[chosen].sum(1))
         return _bootstrap(np.exp(losses.sum() / counts.sum()), resampled)
 
     totals = [np.array([losses.sum() for losses in each]) for each in (before, after)]
@@ -95,19 +92,10 @@ def perplexity_quantity(
     return Quantity(name, "perplexity", len(before), estimate(totals[0]), estimate(totals[1]), ratio, others)
 
 
-def wilson(count: int, n: int) -> Estimate:
-    """Give a share with Wilson's score interval (Wilson 1927), which has a width at 0 and 1 too."""
-    z, share = 1.959964, count / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
-
-
-def _picks(n: int, seed: int) -> NDArray[np.int64]:
-    """Draw the same resamples for the same number of prompts, so that before and after are compared on the same."""
-    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+def _share(members: NDArray[np.bool_]) -> Estimate:
+    return Estimate(float(members.mean()), *wilson(int(members.sum()), len(members)))
 
 
 def _bootstrap(value: np.floating, resampled: Floats) -> Estimate:
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = central(resampled)
     return Estimate(float(value), float(low), float(high))

@@ -19,7 +19,7 @@ from circuits.behaviours.greater_than import GREATER_THAN
 from circuits.behaviours.harm import HARM
 from circuits.behaviours.induction import INDUCTION
 from circuits.behaviours.ioi import IOI
-from circuits.behaviours.pairs import Pair, TokenPair
+from circuits.behaviours.pairs import Pair, TokenPair, clusters_of
 from circuits.behaviours.pronoun import PRONOUN
 from circuits.behaviours.refusal import REFUSAL, REFUSAL_OF
 from circuits.behaviours.tokens import Message, Tokenizer
@@ -34,6 +34,7 @@ __all__ = [
     "PromptSet",
     "TokenPair",
     "Tokenizer",
+    "clusters_of",
     "load_behaviour",
     "pairs_of_batches",
 ]

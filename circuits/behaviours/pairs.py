@@ -1,12 +1,16 @@
 """A prompt pair as written, and as tokens."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from circuits.behaviours.tokens import Message, Prompt, Tokens
 from circuits.errors import PromptError
 from circuits.settings import settled, shown, whole_number
+from circuits.statistics import numbered
 
 
 def no_tags() -> dict[str, str]:
@@ -84,6 +88,14 @@ class TokenPair:
     def length(self) -> int:
         """How many tokens each side has."""
         return len(self.clean)
+
+
+def clusters_of(pairs: Sequence[TokenPair]) -> NDArray[np.int64]:
+    """Return a number for each pair: the same for pairs that are no independent evidence.
+
+    Those are pairs that share a clean prompt, or a tag ``cluster`` (a template, a source) where they have one.
+    """
+    return numbered(pair.tags.get("cluster", pair.clean_text) for pair in pairs)
 
 
 def token_ids(given: Any, what: str) -> Tokens:

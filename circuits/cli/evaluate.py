@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from circuits.behaviours import clusters_of
 from circuits.circuit import Circuit
 from circuits.cli.options import CircuitArgument, Machine, Measurement, Voice, command
 from circuits.cli.places import prepared_file
@@ -81,6 +82,7 @@ def evaluate(
             scores=scores,
             by_magnitude=by_magnitude,
             universes=universes,
+            clusters=clusters_of(prompts.heldout),
             seed=seed,
             progress=told,
         )

@@ -10,8 +10,10 @@ from rich.text import Text
 
 from circuits.circuit import Circuit
 from circuits.export.layout import count_nodes
+from circuits.export.words import verdict
 from circuits.graph import EdgeIndices
 from circuits.records import Evaluation
+from circuits.statistics import Likeness
 from circuits.vocabulary import Universe
 
 STRONGEST, NEAR_TIES = 10, 5
@@ -49,12 +51,21 @@ def size_rows(circuit: Circuit) -> list[tuple[str, str]]:
     return [*rows, ("nodes", count_nodes(circuit))]
 
 
-def evaluation_rows(evaluation: Evaluation, *, metric: str, unit: str) -> list[tuple[str, str]]:
-    """Say how well a circuit works."""
+def evaluation_rows(
+    evaluation: Evaluation, *, metric: str, unit: str, target: float | None = None
+) -> list[tuple[str, str]]:
+    """Return how well a circuit works as names and values: fidelity first, what it means last."""
     low, high = evaluation.faithfulness_ci
-    rows = [
-        ("faithfulness", f"{evaluation.faithfulness:.3f} [{low:.3f}, {high:.3f}], {evaluation.n} held-out pairs"),
-    ]
+    faithfulness = f"{evaluation.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
+    alike = evaluation.likeness
+    if alike is None:
+        rows = [("faithfulness", f"{faithfulness}, {evaluation.n} held-out pairs")]
+    else:
+        rows = [
+            ("fidelity", f"{alike.fidelity.describe()}, {evaluation.n} held-out pairs"),
+            ("faithfulness", faithfulness),
+            *likeness_rows(alike),
+        ]
     if evaluation.necessity is not None:
         rows.append(("without the circuit", f"{evaluation.necessity:.3f} of the behaviour is left (necessity)"))
     random = evaluation.random_baseline
@@ -62,9 +73,13 @@ def evaluation_rows(evaluation: Evaluation, *, metric: str, unit: str) -> list[t
         rows.append(
             (
                 "random circuits",
-                f"{random.median:.3f} [{random.q05:.3f}, {random.q95:.3f}], {random.n} of the same size",
+                f"faithfulness {random.median:.3f} [{random.q05:.3f}, {random.q95:.3f}], {random.n} "
+                + ("with other heads of the same layers" if random.heads else "of the same size"),
             )
         )
+        if random.fidelities:
+            below, middle, above = random.fidelities
+            rows.append(("", f"fidelity {middle:.3f} [{below:.3f}, {above:.3f}]"))
     values = (
         f"clean {evaluation.metric_clean:.3f}, circuit {evaluation.metric_circuit:.3f}, "
         f"corrupted {evaluation.metric_corrupted:.3f} {unit}"
@@ -77,6 +92,20 @@ def evaluation_rows(evaluation: Evaluation, *, metric: str, unit: str) -> list[t
         counted = f"of {areas.edges:,} edges, {Universe(areas.universe).words}"
         known = [(name, value) for name, value in (("CPR", areas.cpr), ("CMD", areas.cmd)) if value is not None]
         rows.append(("by MIB's rule", ", ".join(f"{name} {value:.3f}" for name, value in known) + f" ({counted})"))
+    return [*rows, *(("verdict", sentence) for sentence in verdict(evaluation, target))]
+
+
+def likeness_rows(alike: Likeness) -> list[tuple[str, str]]:
+    """Return what else is said of a circuit's values beside the model's, pair by pair."""
+    named = (
+        ("error", alike.error),
+        ("correlation", alike.correlation),
+        ("agreement", alike.agreement),
+        ("KL", alike.kl),
+    )
+    rows = [(name, estimate.describe()) for name, estimate in named if estimate is not None]
+    if alike.correlation is None:
+        rows.append(("correlation", "undefined: the model's own values hardly vary over these pairs"))
     return rows
 
 

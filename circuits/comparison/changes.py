@@ -16,8 +16,8 @@ from circuits.comparison.statistics import UNKNOWN, Estimate, spearman
 from circuits.graph import Node
 from circuits.records import ModelInfo
 from circuits.scores import Flags, Floats
+from circuits.statistics import central, picks
 
-RESAMPLES = 2000
 NAMED = 5
 """How many of the most changed nodes and edges the sentences name."""
 
@@ -110,7 +110,7 @@ class EdgeChanges:
         drawn = [np.abs(each.effects @ weights.T).sum(0) for each in (self.here, self.there)]
         if here == 0:
             return UNKNOWN
-        low, high = np.quantile(drawn[1] / np.maximum(drawn[0], 1e-300), [0.025, 0.975])
+        low, high = central(drawn[1] / np.maximum(drawn[0], 1e-300))
         return Estimate(float(there / here), float(low), float(high), "prompts")
 
     @property
@@ -272,16 +272,16 @@ def _ends(each: ModelEffects) -> str:
 
 def _weights(n: int) -> Floats:
     """Give the weight of every pair in every resample, the same for the same number of pairs."""
-    picks = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-    weights = np.zeros((RESAMPLES, n))
-    np.add.at(weights, (np.arange(RESAMPLES)[:, None], picks), 1 / n)
+    chosen = picks(n)
+    weights = np.zeros(chosen.shape)
+    np.add.at(weights, (np.arange(len(chosen))[:, None], chosen), 1 / n)
     return weights
 
 
 def _bounds(values: Floats) -> Floats:
     """Give mean, low and high of each row over resampled columns."""
     resampled = values @ _weights(values.shape[1]).T
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=1)
+    low, high = central(resampled)
     return np.stack([values.mean(1), low, high])
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from circuits.comparison.statistics import Estimate
 from circuits.scores import Floats
+from circuits.statistics import central, faithfulness, picks
 
-RESAMPLES = 2000
 PROMPTS = "prompts"
 
 
@@ -23,7 +23,7 @@ class Column:
     """What was measured on one behaviour's held-out prompts in its model, one value per prompt pair.
 
     ``alone``: only these edges carry clean values; ``without``: these edges carry corrupted values, all others clean
-    ones; by the name of a circuit or part. ``random_*`` are random circuits of the same size and wiring on other nodes,
+    ones; by the name of a circuit or part. ``random_*`` are random circuits with other heads of the same layers,
     ``(draw, pair)``. ``remark`` says why nothing can be concluded where the model does not show the behaviour.
     """
 
@@ -48,17 +48,16 @@ class Column:
     @cached_property
     def picks(self) -> NDArray[np.int64]:
         """The resampled pairs, the same for every column of as many pairs: differences within one are paired."""
-        return np.random.default_rng(0).integers(self.n, size=(RESAMPLES, self.n))
+        return picks(self.n)
 
     @cached_property
     def picks_beside(self) -> NDArray[np.int64]:
         """Other resampled pairs, for a second column of other prompts."""
-        return np.random.default_rng(1).integers(self.n, size=(RESAMPLES, self.n))
+        return picks(self.n, 1)
 
     def kept(self, values: Floats) -> float:
         """Give the share of the gap between corrupted and clean that is there: faithfulness."""
-        lower = self.corrupted.mean()
-        return float((values.mean() - lower) / (self.clean.mean() - lower))
+        return float(faithfulness(self, values))
 
     def kept_resampled(self, values: Floats, picks: NDArray[np.int64]) -> Floats:
         """Give :meth:`kept` for resampled pairs."""
@@ -236,5 +235,5 @@ def _gain(knocked: str, own: Column, other: Column) -> tuple[float, Floats]:
 
 
 def _estimate(value: float, resampled: Floats) -> Estimate:
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    low, high = central(resampled)
     return Estimate(value, float(low), float(high), PROMPTS)

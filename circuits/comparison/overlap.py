@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.scores import Floats
+from circuits.statistics import central, wilson
 
 SIGNIFICANT = 0.05
 LEAST_P = 1e-12
@@ -168,16 +169,6 @@ def chance_overlap(population: int, size_a: int, size_b: int, shared: int, *cont
     )
 
 
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Give Wilson's 95 % interval of a share (Wilson 1927); NaN of nothing."""
-    if n == 0:
-        return (math.nan, math.nan)
-    z, share = 1.959964, count / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (max(0.0, centre - half), min(1.0, centre + half))
-
-
 def matched_chance(population: Strata, a: Strata, b: Strata, shared: int) -> Chance:
     """Give the chance level of two sets that keep how many members they take of each stratum, exactly.
 
@@ -198,7 +189,7 @@ def matched_chance(population: Strata, a: Strata, b: Strata, shared: int) -> Cha
 
 def sampled_chance(kind: str, drawn: Floats, found: float) -> Chance:
     """Give the chance level from random draws; the p-value counts what was found as one more draw."""
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = central(drawn)
     p_value = (1 + int(np.sum(drawn >= found - 1e-12))) / (1 + len(drawn))
     return Chance(kind, float(drawn.mean()), float(low), float(high), p_value)
 

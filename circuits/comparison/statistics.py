@@ -10,6 +10,7 @@ from circuits.comparison.overlap import MATCHED, Chance, sampled_chance
 from circuits.comparison.rewiring import weighted_jaccard
 from circuits.graph import EdgeIndices
 from circuits.scores import EdgeScores, Floats
+from circuits.statistics import central
 
 MIN_FOR_RANKS = 5
 """Fewer shared scores than this give no rank correlation."""
@@ -168,6 +169,6 @@ def _around(value: float, draws: Floats, over: str, *, least: float) -> Estimate
         return UNKNOWN
     if len(draws) < RESAMPLES / 2:
         return Estimate(value, math.nan, math.nan)
-    low, middle, high = np.quantile(draws, [0.025, 0.5, 0.975])
-    shift = value - middle if over == PROMPTS else 0.0
+    low, high = central(draws)
+    shift = value - float(np.median(draws)) if over == PROMPTS else 0.0
     return Estimate(value, max(least, float(low + shift)), min(1.0, float(high + shift)), over)

@@ -2,13 +2,10 @@
 
 from circuits.evaluation.comparing import Crossing, compare_models, measure_comparison
 from circuits.evaluation.evaluate import evaluate
-from circuits.evaluation.faithfulness import faithfulness, faithfulness_interval
 
 __all__ = [
     "Crossing",
     "compare_models",
     "evaluate",
-    "faithfulness",
-    "faithfulness_interval",
     "measure_comparison",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.evaluation.random_circuits import transplanted
+from circuits.evaluation.random_circuits import random_circuits
 from circuits.graph import ComputationalGraph, EdgeIndices
 from circuits.scores import Floats
 from circuits.tracing.protocol import Experiment, Progress, no_progress
@@ -37,18 +37,18 @@ def cross(
 ) -> Crossed:
     """Measure sets of edges on one experiment, those in ``controlled*`` beside ``draws`` random circuits.
 
-    Random circuits have the same size and wiring on other nodes. Cost in forward passes of the pairs: one or fewer per
-    set that runs alone, about three per set that is knocked out.
+    Random circuits have the same size and wiring, on other heads of the same layers. Cost in forward passes of the
+    pairs: one or fewer per set that runs alone, about three per set that is knocked out.
     """
     jobs: list[tuple[str, str, Masks]] = []
     for name, edges in alone.items():
         jobs.append(("alone", name, _masks(experiment.graph, [edges])))
         if name in controlled:
-            jobs.append(("random_alone", name, random_masks(experiment.graph, edges, draws, seed)))
+            jobs.append(("random_alone", name, random_circuits(experiment.graph, edges, draws, seed)))
     for name, edges in knocked_out.items():
         jobs.append(("without", name, ~_masks(experiment.graph, [edges])))
         if name in controlled_knock_outs:
-            jobs.append(("random_without", name, ~random_masks(experiment.graph, edges, draws, seed)))
+            jobs.append(("random_without", name, ~random_circuits(experiment.graph, edges, draws, seed)))
     found: dict[str, dict[str, Floats]] = {"alone": {}, "without": {}, "random_alone": {}, "random_without": {}}
     for done, (kind, name, masks) in enumerate(jobs):
         progress(done, len(jobs))
@@ -57,15 +57,6 @@ def cross(
             found[kind][name] = values if kind.startswith("random") else values[0]
     progress(len(jobs), len(jobs))
     return Crossed(**found)
-
-
-def random_masks(graph: ComputationalGraph, edges: EdgeIndices, draws: int, seed: int) -> Masks:
-    """Give random circuits of the same size and wiring, the same ones for the same edges and seed."""
-    generator = np.random.default_rng(seed)
-    if not len(edges):
-        draws = 0
-    masks = [transplanted(graph, edges, generator) for _ in range(draws)]
-    return np.array(masks, dtype=np.bool_).reshape(len(masks), graph.n_edges)
 
 
 def _masks(graph: ComputationalGraph, sets: Sequence[EdgeIndices]) -> Masks:

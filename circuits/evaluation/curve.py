@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.evaluation.faithfulness import circuit_values, faithfulness
 from circuits.graph import EdgeIndices
 from circuits.records import Areas, CurvePoint
 from circuits.scores import EdgeScores
+from circuits.statistics import error, faithfulness
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 from circuits.vocabulary import Universe
 
@@ -44,12 +44,10 @@ def curve(
     asked = [(universe, magnitude) for universe in universes for magnitude in (False, True)] if complete else []
     circuits = {key: best_edges(scores, key[0], by_magnitude=key[1]) for key in (drawn, *asked)}
     measured = _Measured(experiment, len({edges.tobytes() for each in circuits.values() for edges in each}), progress)
-    values = {key: np.array([measured.faithfulness(edges) for edges in each]) for key, each in circuits.items()}
-    points = tuple(
-        CurvePoint(len(edges), float(f), share)
-        for edges, f, share in zip(circuits[drawn], values[drawn], SHARES, strict=True)
-    )
-    areas = tuple(_areas(scores, universe, values) for universe in dict.fromkeys((drawn[0], *universes)) if complete)
+    values = {key: [measured.point(edges) for edges in each] for key, each in circuits.items()}
+    heights = {key: np.array([point.faithfulness for point in each]) for key, each in values.items()}
+    points = tuple(replace(point, requested=share) for point, share in zip(values[drawn], SHARES, strict=True))
+    areas = tuple(_areas(scores, universe, heights) for universe in dict.fromkeys((drawn[0], *universes)) if complete)
     return points, areas
 
 
@@ -91,13 +89,16 @@ class _Measured:
     experiment: Experiment
     total: int
     progress: Progress
-    known: dict[bytes, float] = field(default_factory=dict[bytes, float])
+    known: dict[bytes, CurvePoint] = field(default_factory=dict[bytes, CurvePoint])
 
-    def faithfulness(self, edges: EdgeIndices) -> float:
+    def point(self, edges: EdgeIndices) -> CurvePoint:
         mask = np.zeros(self.experiment.graph.n_edges, dtype=np.bool_)
         mask[edges] = True
         key = edges.tobytes()
         if key not in self.known:
-            self.known[key] = float(faithfulness(self.experiment, circuit_values(self.experiment, mask)))
+            values, ends = self.experiment.circuits([mask])[0], self.experiment
+            self.known[key] = CurvePoint(
+                len(edges), float(faithfulness(ends, values)), error=float(error(ends, values))
+            )
             self.progress(len(self.known), self.total)
         return self.known[key]

@@ -1,4 +1,4 @@
-"""The curve of faithfulness over the number of edges, as a small inline SVG that follows the page's colours."""
+"""The curve of faithfulness and fidelity over the number of edges, as a small inline SVG in the page's colours."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 38
 def curve_svg(points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None) -> str:
     """Draw faithfulness against the number of edges on a logarithmic axis; ``chosen`` marks the circuit itself.
 
+    Fidelity, where the points have one, is drawn beside; below the axis it is cut off.
     Text and lines use ``currentColor``, so the figure reads on light and on dark pages. Empty text for no points.
     """
     shown = [(p.edges, p.faithfulness) for p in points if p.edges > 0 and math.isfinite(p.faithfulness)]
@@ -27,9 +28,16 @@ def curve_svg(points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None 
         return _LEFT + x * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - y * (HEIGHT - _TOP - _BOTTOM)
 
     dots = [place(*point) for point in shown]
+    fidelities = [(p.edges, max(bottom, p.fidelity)) for p in points if p.edges > 0 and p.fidelity is not None]
     parts = [_level(place(shown[0][0], value)[1], value) for value in (0.0, 0.5, 1.0)]
     parts += [_tick(place(10**power, bottom)[0], 10**power) for power in range(math.ceil(low), math.floor(high) + 1)]
     parts.append(f'<polyline fill="none" stroke="#0072B2" stroke-width="2" points="{_path(dots)}"/>')
+    if fidelities:
+        line = _path([place(*point) for point in fidelities])
+        parts.append(
+            f'<polyline fill="none" stroke="#009E73" stroke-width="2" stroke-dasharray="6 3" points="{line}"/>'
+        )
+        parts.append(_names())
     parts += [
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#0072B2"><title>{n:,} edges: {f:.3f}</title></circle>'
         for (x, y), (n, f) in zip(dots, shown, strict=True)
@@ -44,6 +52,15 @@ def curve_svg(points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None 
     return (
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Faithfulness over number of edges" '
         f'font-size="11" fill="currentColor">{"".join(parts)}</svg>'
+    )
+
+
+def _names() -> str:
+    """Name the two lines, under each other in the upper left."""
+    named = (("faithfulness", "#0072B2"), ("fidelity (pair by pair)", "#009E73"))
+    return "".join(
+        f'<text x="{_LEFT + 8}" y="{_TOP + 12 + 14 * i}" fill="{colour}">{name}</text>'
+        for i, (name, colour) in enumerate(named)
     )
 
 

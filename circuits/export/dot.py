@@ -89,10 +89,11 @@ def _facts(circuit: Circuit) -> list[str]:
     if evaluation is None:
         return [size, "not evaluated on held-out prompts"]
     low, high = evaluation.faithfulness_ci
+    fidelity = f"fidelity {evaluation.likeness.fidelity.describe(2)}, " if evaluation.likeness else ""
     return [
         size,
-        f"faithfulness {evaluation.faithfulness:.2f}, interval [{low:.2f}, {high:.2f}], on n = {evaluation.n} "
-        "held-out prompt pairs",
+        f"{fidelity}faithfulness {evaluation.faithfulness:.2f}, interval [{low:.2f}, {high:.2f}], "
+        f"on n = {evaluation.n} held-out prompt pairs",
     ]
 
 

@@ -4,23 +4,77 @@ from circuits.circuit import Circuit
 from circuits.records import Areas, Evaluation
 from circuits.vocabulary import Universe
 
+_TARGET, _CLOSE = 0.9, 0.1
+"""The fidelity that a circuit should have, and how far its faithfulness may be from 1."""
+
 
 def evaluation_sentences(circuit: Circuit) -> list[str]:
-    """Say in words how well the circuit works, and what each number means."""
+    """Return in words how well the circuit works, and what each number means."""
     evaluation = circuit.evaluation
     if evaluation is None:
         return ["This circuit was not evaluated on held-out prompts."]
     low, high = evaluation.faithfulness_ci
     unit = circuit.behaviour.unit
     sentences = [
-        f"On {evaluation.n} held-out prompt pairs the circuit has a faithfulness of {evaluation.faithfulness:.2f}, "
-        f"interval [{low:.2f}, {high:.2f}]: 1 is the whole model, 0 is every edge corrupted.",
+        *verdict(evaluation, circuit.method.target),
+        *_likeness_sentences(evaluation),
+        f"On the mean over {evaluation.n} held-out prompt pairs the circuit has a faithfulness of "
+        f"{evaluation.faithfulness:.2f}, interval [{low:.2f}, {high:.2f}]: 1 is the whole model, 0 is every edge "
+        "corrupted.",
         f"Mean {circuit.behaviour.metric}: clean {evaluation.metric_clean:.2f}, circuit alone "
         f"{evaluation.metric_circuit:.2f}, all corrupted {evaluation.metric_corrupted:.2f} {unit}.",
         *_optional_sentences(evaluation),
     ]
     if evaluation.faithfulness > 1:
         sentences.append("A faithfulness above 1 means that the circuit overshoots the model; that is not better.")
+    if evaluation.overshoot is not None and evaluation.overshoot > 1 + _CLOSE:
+        sentences.append(
+            f"On its way up the ranking overshoots: at some size its faithfulness is {evaluation.overshoot:.2f}, so "
+            "that where it crosses 1 is no agreement with the model."
+        )
+    return sentences
+
+
+def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
+    """Return in plain words what the numbers allow to be claimed; ``target`` is the fidelity looked for (0.9).
+
+    A circuit reaches its target where fidelity is as high and faithfulness is within a tenth of 1.
+    """
+    alike, wanted = evaluation.likeness, target or _TARGET
+    if alike is None:
+        return []
+    near = abs(1 - evaluation.faithfulness) <= _CLOSE
+    if alike.fidelity.value < wanted:
+        said = f"The circuit does not reach a fidelity of {wanted:g}"
+        said += ": right on average, not pair by pair." if near else "."
+    elif not near:
+        said = "The circuit follows the model pair by pair, but its mean effect is more than a tenth off."
+    elif alike.fidelity.low is not None and alike.fidelity.low < wanted:
+        said = f"The circuit reaches a fidelity of {wanted:g}, but not surely: its interval begins lower."
+    else:
+        said = f"The circuit follows the model pair by pair, with a fidelity surely above {wanted:g}."
+    found, random = [said], evaluation.random_baseline
+    if random is not None and random.fidelities and random.fidelities[2] >= alike.fidelity.value:
+        found.append("Random heads of the same layers do as well: these heads are not what matters.")
+    if alike.remark:
+        found.append(f"The {alike.remark}.")
+    return found
+
+
+def _likeness_sentences(evaluation: Evaluation) -> list[str]:
+    alike = evaluation.likeness
+    if alike is None:
+        return []
+    sentences = [
+        f"Fidelity {alike.fidelity.describe(2)}: the share of what the empty circuit gets wrong, pair by pair, that "
+        f"this circuit gets right (1 - error squared; error {alike.error.describe(2)})."
+    ]
+    if alike.correlation is not None:
+        sentences.append(f"Correlation with the model's own values over pairs: {alike.correlation.describe(2)}.")
+    if alike.agreement is not None:
+        sentences.append(f"Circuit and model prefer the same answer on {alike.agreement.value:.0%} of the pairs.")
+    if alike.kl is not None:
+        sentences.append(f"Divergence of its next-token distribution from the model's: {alike.kl.describe()} nats.")
     return sentences
 
 
@@ -39,8 +93,9 @@ def _optional_sentences(evaluation: Evaluation) -> list[str]:
     random = evaluation.random_baseline
     if random is not None:
         sentences.append(
-            f"{random.n} random circuits of the same size: median faithfulness {random.median:.2f}, 5-95 % "
-            f"[{random.q05:.2f}, {random.q95:.2f}]."
+            f"{random.n} random circuits "
+            + ("with other heads of the same layers" if random.heads else "of the same size")
+            + f": median faithfulness {random.median:.2f}, 5-95 % [{random.q05:.2f}, {random.q95:.2f}]."
         )
     sentences += [_areas_sentence(areas) for areas in evaluation.areas]
     return sentences

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.evaluation.faithfulness import faithfulness
 from circuits.graph import EdgeIndices
 from circuits.pruning.connected import connected
 from circuits.scores import Floats
+from circuits.statistics import faithfulness
 from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 
 from circuits.errors import UsageError
-from circuits.evaluation.faithfulness import circuit_values, faithfulness
 from circuits.pruning.connected import connected
 from circuits.pruning.selection import Selection
 from circuits.scores import EdgeScores
+from circuits.statistics import faithfulness
 from circuits.tracing.protocol import Experiment
 
 
@@ -20,5 +20,5 @@ def top(experiment: Experiment, scores: EdgeScores, size: int, *, by_magnitude: 
     edges = connected(scores.graph, np.sort(ranked[:size]))
     mask = np.zeros(scores.graph.n_edges, dtype=np.bool_)
     mask[edges] = True
-    found = float(faithfulness(experiment, circuit_values(experiment, mask)))
+    found = float(faithfulness(experiment, experiment.circuits([mask])[0]))
     return Selection(edges, found, proposed=size, by_magnitude=by_magnitude)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -171,6 +171,16 @@ class PatchingExperiment:
         fewer.clean, fewer.corrupted = self.clean[begin:end], self.corrupted[begin:end]
         fewer.n_pairs = len(fewer.clean)
         return fewer
+
+    @in_own_state
+    def by(self, metric: Metric) -> "PatchingExperiment":
+        """Return the same experiment by another metric of the logits, from the runs that are recorded already."""
+        other = copy(self)
+        other._taps, other.options = [], replace(self.options, metric=metric)
+        other.batches = self.batches.changed(lambda batch: replace(batch, columns=None), kept=lambda _: True)
+        other.clean = self._gather([other._metric(batch, batch.clean.logits) for batch in other.batches])[0]
+        other.corrupted = self._gather([other._metric(batch, batch.base.logits) for batch in other.batches])[0]
+        return other
 
     @in_own_state
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ def test_ablating_all_edges_gives_the_corrupted_run() -> None:
     assert found.after.value == pytest.approx(experiment.corrupted.mean(), abs=1e-4)
     assert found.random == pytest.approx((found.after.value,), abs=1e-4)  # there are no other edges
     assert found.beyond_random is False
-    assert "1 random circuits of the same size and wiring on other nodes make 100% of this" in report.describe()
+    assert "1 random circuits with other heads of the same layers make 100% of this" in report.describe()
     assert "most of it is not particular to this circuit" in report.describe()
     few = replace(report, quantities=(replace(found, random=(found.before.value,)),))
     assert "make 0% of this change (median)." in few.describe()

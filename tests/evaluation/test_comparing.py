@@ -10,9 +10,10 @@ from circuits.behaviours import load_behaviour
 from circuits.circuit import Circuit
 from circuits.comparison import compare
 from circuits.errors import UsageError
-from circuits.evaluation import Crossing, compare_models, faithfulness, measure_comparison
+from circuits.evaluation import Crossing, compare_models, measure_comparison
 from circuits.model import Model, load_model
 from circuits.records import BehaviourInfo, Method
+from circuits.statistics import faithfulness
 from tests.cli.conftest import pairs_shown_by, swapped, write_pairs
 from tests.tiny import tiny_llama, tiny_tokenizer
 

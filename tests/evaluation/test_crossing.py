@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from circuits.builder import build_graph
-from circuits.evaluation.crossing import cross, random_masks
+from circuits.evaluation.crossing import cross
+from circuits.evaluation.random_circuits import random_circuits
 from circuits.graph import Edge, ModelShape
 from tests.toy import ToyExperiment, planted_edges, planted_toy
 
@@ -31,19 +32,19 @@ def test_controls_are_the_same_random_circuits_on_every_experiment() -> None:
         cross(toy, {"a": edges}, {"a": edges}, controlled=["a"], controlled_knock_outs=["a"], draws=5, seed=1)
         for toy in toys
     ]
-    masks = random_masks(graph, edges, 5, 1)
+    masks = random_circuits(graph, edges, 5, 1)
     for toy, each in zip(toys, found, strict=True):
         np.testing.assert_allclose(each.random_alone["a"], toy.circuits(masks))
         np.testing.assert_allclose(each.random_without["a"], toy.circuits(~masks))
         assert each.random_alone["a"].shape == (5, toy.n_pairs)
-    assert not np.array_equal(masks, random_masks(graph, edges, 5, 2))
+    assert not np.array_equal(masks, random_circuits(graph, edges, 5, 2))
 
 
 def test_without_draws_or_edges_there_are_no_controls() -> None:
     toy = planted_toy(SHAPE, 15, seed=3)
     edges = planted_edges(toy.graph, 15, seed=3)
     assert not cross(toy, {"a": edges}, {}, controlled=["a"], draws=0).random_alone
-    assert random_masks(toy.graph, edges[:0], 5, 0).shape == (0, toy.graph.n_edges)
+    assert random_circuits(toy.graph, edges[:0], 5, 0).shape == (0, toy.graph.n_edges)
 
 
 def test_progress_ends_with_everything_done() -> None:

@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits.builder import build_graph
-from circuits.evaluation import evaluate, faithfulness, faithfulness_interval
+from circuits.evaluation import evaluate
 from circuits.evaluation.curve import SHARES, best_edges, count_edges, curve
-from circuits.evaluation.faithfulness import accuracy
-from circuits.evaluation.random_circuits import transplanted
-from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape
+from circuits.evaluation.evaluate import accuracy
+from circuits.evaluation.random_circuits import heads_swapped, random_circuits
+from circuits.export.words import verdict
+from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape, NodeKind
 from circuits.pruning import connected
 from circuits.scores import EdgeScores
 from circuits.scoring import score
+from circuits.statistics import faithfulness, faithfulness_interval
 from circuits.vocabulary import Metric, ScorerName, Universe
 from tests.toy import LinearToy, ToyExperiment, planted_edges, planted_toy
 
@@ -127,29 +129,59 @@ def degrees(graph: ComputationalGraph, mask: np.ndarray) -> tuple[list[int], lis
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 9999), n_edges=st.integers(2, 80))
-def test_a_transplanted_circuit_has_the_same_size_and_degrees(seed: int, n_edges: int) -> None:
+def test_a_circuit_with_swapped_heads_keeps_size_degrees_layers_and_mlps(seed: int, n_edges: int) -> None:
     edges = np.sort(np.random.default_rng(seed).choice(GRAPH.n_edges, n_edges, replace=False))
     before = np.zeros(GRAPH.n_edges, dtype=np.bool_)
     before[edges] = True
-    after = transplanted(GRAPH, edges, seed)
+    after = heads_swapped(GRAPH, edges, seed)
     assert int(after.sum()) == n_edges  # nothing taken twice, nothing outside the graph
     assert degrees(GRAPH, after) == degrees(GRAPH, before)
-    np.testing.assert_array_equal(after, transplanted(GRAPH, edges, seed))
+    np.testing.assert_array_equal(after, heads_swapped(GRAPH, edges, seed))
+    here, there = (list(GRAPH.edges(np.flatnonzero(mask))) for mask in (before, after))
+    kept = (NodeKind.INPUT, NodeKind.MLP, NodeKind.LOGITS)
+    for end in (lambda edge: edge.sender, lambda edge: edge.receiver.node):
+        nodes = [
+            sorted((end(edge).layer, str(end(edge))) for edge in each if end(edge).kind in kept)
+            for each in (here, there)
+        ]
+        assert nodes[0] == nodes[1]
+        assert sorted(end(edge).layer for edge in here) == sorted(end(edge).layer for edge in there)
 
 
-def test_transplanted_paths_stay_paths() -> None:
+def test_paths_stay_paths_when_heads_are_swapped() -> None:
     for seed in range(20):
         edges = planted_edges(GRAPH, 12, seed=seed)
-        moved = np.flatnonzero(transplanted(GRAPH, edges, seed))
+        moved = np.flatnonzero(heads_swapped(GRAPH, edges, seed))
         assert len(connected(GRAPH, edges)) == len(edges)
         np.testing.assert_array_equal(connected(GRAPH, moved), moved)
 
 
-def test_a_chain_without_branches_goes_through_other_nodes() -> None:
+def test_a_chain_without_branches_goes_through_other_heads() -> None:
     graph = build_graph(ModelShape(n_layers=30, n_heads=9, n_kv_heads=3, d_model=1, d_head=1))
     edges = edges_of(graph, "input->m0", "m0->a4.kv1<v>", "a4.h4->m9", "m9->logits")
-    kept = [transplanted(graph, edges, seed)[edges].mean() for seed in range(20)]
-    assert np.mean(kept) < 0.2
+    kept = [heads_swapped(graph, edges, seed)[edges] for seed in range(30)]
+    assert all(each[0] and each[3] for each in kept)
+    assert np.mean([each[1:3].mean() for each in kept]) < 0.4
+
+
+def test_circuits_without_heads_have_no_random_ones() -> None:
+    graph = build_graph(ModelShape(n_layers=30, n_heads=9, n_kv_heads=3, d_model=1, d_head=1))
+    edges = edges_of(graph, "input->m0", "m0->m9", "m9->logits")
+    assert random_circuits(graph, edges, 5, 0).shape == (0, graph.n_edges)
+
+
+def test_the_random_control_does_well_where_all_heads_do_the_same_and_the_verdict_says_so() -> None:
+    """Every head of the toy's layer copies the input with the same weight, so that other heads do exactly as well."""
+    weights = np.zeros(GRAPH.n_edges)
+    names = [f"a0.h{head}->logits" for head in range(4)] + [f"input->a0.kv{group}<v>" for group in range(2)]
+    weights[edges_of(GRAPH, *names)] = 1.0
+    toy = LinearToy(SHAPE, weights, (1.0, 2.0, 3.0), (0.0, 0.0, 0.0))
+    found = evaluate(toy, edges_of(GRAPH, "a0.h0->logits", "input->a0.kv0<v>"))
+    assert found.random_baseline is not None
+    assert found.random_baseline.fidelities == pytest.approx((0.4375,) * 3)  # a quarter of the effect: 1 - 0.75^2
+    assert found.likeness is not None
+    assert found.likeness.fidelity.value == pytest.approx(0.4375)
+    assert any("Random heads of the same layers do as well" in sentence for sentence in verdict(found))
 
 
 # ------------------------------------------------------------------------------------------------------ curve and areas
@@ -295,9 +327,12 @@ def test_an_evaluation_of_the_pencil_toy_by_hand() -> None:
     assert len(found.curve) == 10
     assert [areas.cmd for areas in found.areas] == [None]
     assert [areas.cpr for areas in found.areas] == pytest.approx([0.3 * 0.75 / 2 + 0.5 * (0.75 + 1) / 2])
-    assert found.random_baseline is not None
-    assert found.random_baseline.n == 20
-    assert 0 <= found.random_baseline.q05 <= found.random_baseline.median <= found.random_baseline.q95 <= 1
+    assert found.random_baseline is None  # one head in the layer: no other to swap it with
+    assert found.likeness is not None
+    assert found.likeness.error.value == pytest.approx(0.5)
+    assert found.likeness.fidelity.value == pytest.approx(0.75)
+    assert found.curve[-1].fidelity == pytest.approx(1)
+    assert found.overshoot == pytest.approx(1)
 
 
 def test_the_whole_planted_circuit_is_faithful_necessary_and_better_than_random_ones() -> None:

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from circuits.builder import build_graph
 from circuits.circuit import Circuit
 from circuits.errors import BehaviourNotShownError, UsageError
-from circuits.evaluation import faithfulness
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape
 from circuits.pruning import Selection, connected, minimal, top
 from circuits.records import BehaviourInfo, Method, ModelInfo
 from circuits.scores import EdgeScores
 from circuits.scoring import score
+from circuits.statistics import faithfulness
 from circuits.vocabulary import ScorerName
 from tests.toy import LinearToy, ToyExperiment, pencil_toy, planted_edges, planted_toy
 
