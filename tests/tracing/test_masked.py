@@ -11,6 +11,7 @@ from circuits.tracing.masked import first_difference, needed_senders, run_masked
 from circuits.tracing.plan import Plan
 from circuits.tracing.runs import record, zero_run
 from circuits.tracing.tracer import Tracer
+from circuits.vocabulary import Metric
 from tests.toy import planted_edges
 from tests.tracing.subjects import Subject, clean_ids, corrupted_ids, random_masks
 
@@ -166,3 +167,14 @@ def test_sparse_connected_circuits_need_few_senders() -> None:
     found = {str(GRAPH.senders[i]) for i in needed_senders(GRAPH, mask, (0,))}
     assert ends <= found
     assert len(found) < len(GRAPH.senders)
+
+
+def test_another_metric_from_the_same_recorded_runs_is_what_its_own_experiment_measures(double: Subject) -> None:
+    experiment, masks = double.experiment(), random_masks(double.graph.n_edges, (0.1, 0.6))
+    assert experiment.batches.at_rest[0].columns is not None  # the logit difference reads some tokens only
+    for metric in (Metric.KL, Metric.LOG_ODDS):
+        other, own = experiment.by(metric), double.experiment(metric=metric)
+        np.testing.assert_allclose(other.circuits(masks), own.circuits(masks), atol=1e-9)
+        np.testing.assert_allclose(other.corrupted, own.corrupted, atol=1e-9)
+        np.testing.assert_allclose(other.clean, own.clean, atol=1e-9)
+    assert experiment.metric is Metric.LOGIT_DIFFERENCE
