@@ -77,7 +77,10 @@ def test_the_summary_says_how_good_the_circuit_is(
     shown = " ".join(result.stdout.split())
     assert f"{len(circuit)} of {circuit.graph.n_edges}" in shown
     assert f"{circuit.evaluation.faithfulness:.3f} [{circuit.evaluation.faithfulness_ci[0]:.3f}" in shown
-    assert "20 of the same size" in shown
+    assert circuit.evaluation.likeness is not None
+    assert f"fidelity {circuit.evaluation.likeness.fidelity.describe()}, {circuit.evaluation.n} held-out pairs" in shown
+    assert "20 with other heads of the same layers" in shown
+    assert "verdict The circuit" in shown
     assert "eap-ig against exact on 64 edges" in shown
     strongest = circuit.edge_list[int(np.argmax(np.abs(circuit.scores)))]
     assert str(strongest) in shown
