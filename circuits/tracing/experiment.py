@@ -25,7 +25,7 @@ from circuits.tracing.guards import PrefixDiffersError, RecordedRuns
 from circuits.tracing.mask_gradients import mask_gradient
 from circuits.tracing.masked import needed_senders, run_masked
 from circuits.tracing.memory import AUTO, MemoryPlan, parse_budget, plan_memory
-from circuits.tracing.needs import ModelSizes, Needs, PromptSize
+from circuits.tracing.needs import ModelSizes, Needs, PromptSize, Terms
 from circuits.tracing.offload import Kept, kept_on_host
 from circuits.tracing.pairs import PairBatch
 from circuits.tracing.prefix import PrefixCache
@@ -192,9 +192,8 @@ class PatchingExperiment:
         for batch in self.batches:
             change = {0: batch.clean.stream[0] - batch.base.stream[0]}
             run = partial(self._circuit_values, batch, change, stacked)
-            budget = self.budget(
-                batch, len(needed_senders(self.graph, np.any(stacked, axis=0), (0,), recorded=batch.base.recorded))
-            )
+            senders = needed_senders(self.graph, np.any(stacked, axis=0), (0,), recorded=batch.base.recorded)
+            budget = self._rows(batch, self._needs(batch).circuits(len(senders)))
             values = list[Tensor]()
             for members, measured in in_batches(np.arange(len(stacked)), run, budget, rows_per_item=len(batch.index)):
                 values.append(measured)
@@ -217,10 +216,11 @@ class PatchingExperiment:
         weights = one_per_edge(self.graph, weights)
         wanted = weights != 0
         wanted[slice(None) if among is None else self.graph.indices(among)] = True
-        values, n_senders = np.empty(self.n_pairs), len(self.graph.senders)
-        slopes = np.empty((self.n_pairs, self.graph.n_edges))
+        values, slopes = np.empty(self.n_pairs), np.empty((self.n_pairs, self.graph.n_edges))
         for batch in self.batches:
-            budget = self.budget(batch, 2 * n_senders + 3 * len(self.graph.receivers))
+            senders = needed_senders(self.graph, wanted, (0,), recorded=batch.base.recorded)
+            needs = self._needs(batch)
+            budget = self._rows(batch, needs.gradient(len(senders)), beside=needs.weights())
             run = partial(self._mask_gradient, batch, weights, wanted)
             for pairs, (measured, slope) in in_batches(np.arange(len(batch.index)), run, budget, rows_per_item=1):
                 values[batch.index[pairs]] = _numpy(measured)
@@ -250,7 +250,7 @@ class PatchingExperiment:
         for batch in self.batches:
             current, other = (batch.clean, batch.base) if noising else (batch.base, batch.clean)
             plain = self._metric(batch, current.logits)
-            budget = self.budget(batch, 0)
+            budget = self.budget(batch)
             waiting: list[tuple[list[int], Tensor]] = []
             for members, logits in patched_logits(
                 self.tracer, self.graph, current, other, edges, budget, columns=batch.columns
@@ -315,12 +315,17 @@ class PatchingExperiment:
             values[:, batch.index] = _numpy(part)
         return values
 
-    def budget(self, batch: PairBatch, senders: int = 0) -> RowBudget:
-        """Give the rows per pass that the plan leaves room for; of circuits, say how many senders are computed."""
+    def budget(self, batch: PairBatch) -> RowBudget:
+        """Give the rows per pass of single changes that the plan leaves room for."""
+        needs = self._needs(batch)
+        return self._rows(batch, needs.exact(), beside=len(batch.index) * sum(needs.differences().values()))
+
+    def _needs(self, batch: PairBatch) -> Needs:
         length = batch.clean.ids.shape[1]
-        needs = Needs(self.plan.sizes, PromptSize(length, batch.clean.length - length))
-        row = needs.circuits(senders) if senders else needs.exact()
-        beside = 0 if senders else len(batch.index) * sum(needs.differences().values())
+        return Needs(self.plan.sizes, PromptSize(length, batch.clean.length - length))
+
+    def _rows(self, batch: PairBatch, row: Terms, *, beside: int = 0) -> RowBudget:
+        length = batch.clean.ids.shape[1]
         return RowBudget(self.options.batch_size or self.plan.rows(row, length, beside=beside))
 
 

@@ -165,6 +165,41 @@ class Needs:
             }
         )
 
+    def gradient(self, senders: int) -> Terms:
+        """Give what one row needs in a pass that takes a circuit's gradients, when so many senders are computed.
+
+        Beside the changes and their gradients, what every receiver reads is kept for the way back.
+        """
+        prompt, sizes, shape = self.prompt, self.sizes, self.sizes.shape
+        wide, share = max(SUM, sizes.itemsize), senders / sizes.n_senders
+        by_layer = 1.4 * self._receivers * shape.d_model + 3.5 * sizes.mlp
+        return self._terms(
+            {
+                "changes and their gradients": 2 * senders * prompt.positions * shape.d_model * wide,
+                "kept": int(share * prompt.positions * shape.n_layers * by_layer * wide),
+                "slopes": self._edges * wide,
+                "scores": (1 + shape.n_layers) * self._scores(),
+                "logits": 3 * sizes.vocabulary * SUM,
+                "prefix": 2 * self._repeated_prefix(),
+            }
+        )
+
+    def weights(self) -> int:
+        """Give what a circuit's gradients keep once, however many rows a pass has: copies of attention's weights."""
+        shape = self.sizes.shape
+        numbers = shape.n_layers * (self.sizes.projected + shape.n_heads * shape.d_head) * shape.d_model
+        return sum(self._terms({"weights": numbers * self.sizes.itemsize}).values())
+
+    @property
+    def _receivers(self) -> int:
+        """Receivers of one layer."""
+        return self.sizes.shape.n_heads + 2 * self.sizes.shape.n_kv_heads + 1
+
+    @property
+    def _edges(self) -> int:
+        """Edges of the graph, to a few per cent: a receiver reads half of the senders on average."""
+        return (self.sizes.shape.n_layers * self._receivers + 2) * self.sizes.n_senders // 2
+
     def _terms(self, terms: Terms) -> Terms:
         return {**terms, "allocator": int(self.sizes.slack * sum(terms.values()))}
 

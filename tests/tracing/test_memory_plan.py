@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 from circuits.errors import DeviceError, UsageError
 from circuits.graph import ModelShape
 from circuits.tracing import batching
+from circuits.tracing import experiment as experiments
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.gradients import gradients_at, gradients_by_layer
+from circuits.tracing.mask_gradients import mask_gradient
 from circuits.tracing.memory import Budget, MemoryPlan, human, parse_budget, plan_memory
 from circuits.tracing.needs import ModelSizes, Needs, PromptSize, Terms
 from circuits.vocabulary import Metric
@@ -66,12 +69,14 @@ def test_the_formula_is_within_a_factor_of_two_of_measured_peaks() -> None:
         "attribution": 4 * total(needs.attribution(needs.sizes.n_senders)),
         "exact": 4 * total(needs.differences()) + 24 * total(needs.exact()),
         "circuits": 24 * total(needs.circuits(needs.sizes.n_senders)),
+        "gradient": 4 * total(needs.gradient(needs.sizes.n_senders)) + needs.weights(),
     }
     measured = {
         "record": recording,
         "attribution": peak(lambda: made.attributions([1.0])),
         "exact": peak(lambda: made.edge_effects(into_one_layer)),
         "circuits": peak(lambda: made.circuits(masks)),
+        "gradient": peak(lambda: made.circuit_gradient(np.ones(graph.n_edges))),
     }
     ratios = {name: predicted[name] / measured[name] for name in measured}
     assert all(0.5 < ratio < 2 for ratio in ratios.values()), ratios
@@ -99,6 +104,40 @@ def test_the_formula_of_attribution_is_within_a_factor_of_two_of_measured_peaks_
     needs = needs_of(made)
     predicted = 16 * total(needs.attribution(needs.sizes.n_senders, checkpointing))
     assert 0.5 < predicted / peak(lambda: made.attributions([1.0])) < 2
+
+
+@pytest.mark.parametrize("shape", [{"num_hidden_layers": 12}, {"hidden_size": 128}, {"intermediate_size": 400}])
+def test_the_formula_of_a_circuits_gradient_is_within_a_third_of_measured_peaks(shape: dict[str, int]) -> None:
+    subject = Subject("llama", tiny_llama(**shape))
+    made = PatchingExperiment(subject.tracer, subject.graph, random_pairs(16, 24), Options(batch_size=24))
+    needs, whole = needs_of(made), np.ones(subject.graph.n_edges)
+    predicted = 16 * total(needs.gradient(needs.sizes.n_senders)) + needs.weights()
+    assert 0.67 < predicted / peak(lambda: made.circuit_gradient(whole)) < 1.5
+
+
+def test_circuits_of_fewer_senders_are_planned_with_less() -> None:
+    needs = Needs(LARGE, PromptSize(16))
+    few, all_ = needs.gradient(50), needs.gradient(LARGE.n_senders)
+    assert 10 * few["kept"] < all_["kept"]
+    assert 10 * few["changes and their gradients"] < all_["changes and their gradients"]
+
+
+def test_gradients_go_through_the_model_in_as_many_parts_as_the_memory_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The plan had no term for them: whatever the budget, they took the memory of all pairs."""
+    subject, pairs, parts = subject_of("llama"), random_pairs(12, 12), list[int]()
+
+    def counted(*given: Any, **more: Any) -> Any:
+        parts.append(len(given[2].ids))
+        return mask_gradient(*given, **more)
+
+    monkeypatch.setattr(experiments, "mask_gradient", counted)
+    for memory in ("50%", "3MB"):
+        subject.experiment(pairs, memory=memory).circuit_gradient(np.ones(subject.graph.n_edges))
+    assert parts[0] == 12
+    assert 1 < len(parts[1:]) <= 12
+    assert sum(parts[1:]) == 12
 
 
 def test_recorded_runs_have_the_size_that_the_formula_says() -> None:
