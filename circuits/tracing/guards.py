@@ -181,14 +181,7 @@ def _results(
         "Going on from a recorded attention output must end in the recorded logits: the attention, or what it adds to, "
         "is declared wrongly.",
     )
-    ends = sorted({0, graph.shape.n_layers - 1})
-    yield GuardResult(
-        "head isolation",
-        float(np.max([_isolation_error(tracer, clean, layer) for layer in ends])),
-        tolerance,
-        "Changing one head's query, key or value changes other heads or positions than it should: heads or slots are "
-        "sliced wrongly, or heads belong to other groups.",
-    )
+    yield _head_isolation(tracer, clean, tolerance)
 
 
 def _prompts(anatomy: Anatomy) -> Tensor:
@@ -251,30 +244,85 @@ def _restarted(tracer: Tracer, run: Run) -> Tensor:
     return recorder.logits
 
 
-def _isolation_error(tracer: Tracer, run: Run, layer: int) -> float:
-    """Change one unit's query, key or value: give the largest relative change of head outputs where there must be none.
+def _head_isolation(tracer: Tracer, run: Run, tolerance: float) -> GuardResult:
+    """Check in the first and the last layer that every unit's slots are where the adapter says."""
+    found = {layer: _isolation(tracer, run, layer) for layer in sorted({0, tracer.anatomy.shape.n_layers - 1})}
+    idle = [f"the {slot.word} of layer {layer}" for layer, (_, slots) in found.items() for slot in slots]
+    untested = f" Not tested, since they change nothing in these prompts: {', '.join(idle)}." if idle else ""
+    return GuardResult(
+        "head isolation",
+        float(np.max([error for error, _ in found.values()])),
+        tolerance,
+        "Changing one head's query, key or value changes other heads or positions than it should: heads or slots are "
+        "sliced wrongly, or heads belong to other groups." + untested,
+    )
 
-    A query is changed at one position and acts there only, a key at the first position and acts later; values of zero,
-    at all positions, must give an output of zero, so that a slot that is taken for another is noticed too. Infinity, if
-    no unit of a slot acts where it must. Rows of the run are ``(slot and unit, pair)``.
+
+_SIZES = (1.0, 1e2, 1e4)
+"""How large changed slots are: 1 of the order of their own values, the others where that is too little to be seen."""
+
+
+def _isolation(tracer: Tracer, run: Run, layer: int) -> tuple[float, list[Slot]]:
+    """Change one unit's query, key or value: return the largest relative change of heads where there must be none.
+
+    Infinity, if no unit of a slot acts where it must, but the slot acts elsewhere. A slot that changes nothing whatever
+    its values are (uniform attention, an empty layer) is returned beside, as one that could not be tested; where
+    attention is saturated, only larger changes show where it acts.
     """
-    anatomy, recorder = tracer.anatomy, Recorder()
-    names, shape = anatomy.architecture, anatomy.shape
+    largest, waiting = 0.0, list(Slot)
+    for size in _SIZES:
+        error, acting = _isolation_error(tracer, run, layer, size)
+        largest = float(np.max([largest, error]))
+        waiting = [slot for slot in waiting if slot not in acting]
+        if not waiting:
+            break
+    wrong = [slot for slot in waiting if _acts(tracer, run, layer, slot)]
+    return (float("inf") if wrong else largest), waiting
+
+
+def _isolation_error(tracer: Tracer, run: Run, layer: int, size: float) -> tuple[float, set[Slot]]:
+    """Return the largest relative change of heads where there must be none, and the slots that act where they must.
+
+    A query is changed at one position and acts there only, a key at the first position and acts later; values of zero
+    (of size 1), at all positions, must give an output of zero, so that a slot that is taken for another is noticed too.
+    Rows of the run are ``(slot and unit, pair)``.
+    """
+    anatomy, shape = tracer.anatomy, tracer.anatomy.shape
     changed = [(slot, unit) for slot in Slot for unit in range(len(anatomy.columns[slot]))]
-    visits: dict[tuple[int, Site], Visit] = {(layer, Site.Z): recorder.at(layer, Site.Z)}
-    for path, site in names.slot_sites.items():
-        own = [(row, *each) for row, each in enumerate(changed) if names.slot_modules[each[0]] == path]
-        visits[layer, site] = partial(_changed_slots, anatomy, len(changed), own)
-    stream, ids = run.stream[layer].repeat(len(changed), 1, 1), run.ids.repeat(len(changed), 1)
-    tracer.run(ids, Plan(start=layer, stop=(layer, Site.Z), stream=stream, visits=visits))
-    after = rearrange(recorder.values[layer, Site.Z], "(u b) p (h k) -> u b h p k", u=len(changed), h=shape.n_heads)
+    visits: dict[tuple[int, Site], Visit] = {}
+    for path, site in anatomy.architecture.slot_sites.items():
+        own = [(row, *each) for row, each in enumerate(changed) if anatomy.architecture.slot_modules[each[0]] == path]
+        visits[layer, site] = partial(_changed_slots, anatomy, len(changed), own, size)
+    after = _heads_after(tracer, run, layer, visits, len(changed))
     before = rearrange(run.z[layer], "b p (h k) -> 1 b h p k", h=shape.n_heads).expand_as(after)
     may, must, silenced = _reach(changed, shape, after.device)
     acted = ((after != before).any(-1) & must).flatten(1).any(1)
-    if not all(bool(acted[[each[0] is slot for each in changed]].any()) for slot in Slot):
-        return float("inf")
-    elsewhere = _distances(after, before).masked_fill(may, 0).amax()
-    return float(torch.maximum(elsewhere, _distances(before - after, before).masked_fill(~silenced, 0).amax()))
+    acting = {slot for slot in Slot if bool(acted[[each[0] is slot for each in changed]].any())}
+    error = _distances(after, before).masked_fill(may, 0).amax()
+    if size == 1:
+        error = torch.maximum(error, _distances(before - after, before).masked_fill(~silenced, 0).amax())
+    return float(error), acting
+
+
+def _acts(tracer: Tracer, run: Run, layer: int, slot: Slot) -> bool:
+    """Return whether large random values in a slot, of all units at all positions, change any head's output."""
+    path = tracer.anatomy.architecture.slot_modules[slot]
+    site = tracer.anatomy.architecture.slot_sites[path]
+    columns = tracer.anatomy.columns[slot].flatten()
+    after = _heads_after(tracer, run, layer, {(layer, site): partial(_random_slot, columns)}, 1)
+    return not torch.equal(rearrange(after, "1 b h p k -> b p (h k)"), run.z[layer])
+
+
+def _heads_after(
+    tracer: Tracer, run: Run, layer: int, visits: dict[tuple[int, Site], Visit], count: int
+) -> Float[Tensor, "change pair head pos d_head"]:
+    """Return the heads' outputs of one layer in ``count`` copies of a run, with these visits before them."""
+    recorder = Recorder()
+    stream, ids = run.stream[layer].repeat(count, 1, 1), run.ids.repeat(count, 1)
+    visits = {**visits, (layer, Site.Z): recorder.at(layer, Site.Z)}
+    tracer.run(ids, Plan(start=layer, stop=(layer, Site.Z), stream=stream, visits=visits))
+    heads = tracer.anatomy.shape.n_heads
+    return rearrange(recorder.values[layer, Site.Z], "(u b) p (h k) -> u b h p k", u=count, h=heads)
 
 
 def _reach(changed: list[tuple[Slot, int]], shape: ModelShape, device: torch.device) -> tuple[Tensor, ...]:
@@ -293,18 +341,27 @@ def _reach(changed: list[tuple[Slot, int]], shape: ModelShape, device: torch.dev
 
 
 def _changed_slots(
-    anatomy: Anatomy, count: int, own: list[tuple[int, Slot, int]], outputs: Float[Tensor, "row pos width"]
+    anatomy: Anatomy, count: int, own: list[tuple[int, Slot, int]], size: float, outputs: Float[Tensor, "row pos width"]
 ) -> Tensor:
     """Change one unit's columns in one block of rows for each entry ``(block, slot, unit)``."""
     changed = rearrange(outputs.clone(), "(u b) p w -> u b p w", u=count)
     for block, slot, unit in own:
         columns = anatomy.columns[slot][unit]
+        position = slice(None) if slot is Slot.V else _QUERY if slot is Slot.Q else _KEY
         if slot is Slot.V:
-            changed[block, ..., columns] = 0
+            changed[block, :, position, columns] = 0 if size == 1 else size
         else:
-            position = _QUERY if slot is Slot.Q else _KEY
-            changed[block, :, position, columns] = 1 - 2 * changed[block, :, position, columns]
+            changed[block, :, position, columns] = size * (1 - 2 * changed[block, :, position, columns])
     return changed.flatten(0, 1)
+
+
+def _random_slot(columns: Int[Tensor, " column"], outputs: Float[Tensor, "row pos width"]) -> Tensor:
+    """Put large random values into some columns."""
+    generator = torch.Generator().manual_seed(0)
+    changed = outputs.clone()
+    drawn = _SIZES[1] * torch.randn(*outputs.shape[:2], len(columns), generator=generator)
+    changed[..., columns] = drawn.to(outputs)
+    return changed
 
 
 def _tokenizer(anatomy: Anatomy, tokenizer: Any) -> GuardResult:

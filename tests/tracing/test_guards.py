@@ -311,6 +311,58 @@ def test_an_engine_that_drops_an_edge_fires_everything_live_alone(monkeypatch: p
         require(results, "tiny")
 
 
+def uniform(module: PreTrainedModel) -> None:
+    """Attention that looks at everything alike, in the first layer: queries and keys are zero."""
+    for projection in (module.model.layers[0].self_attn.q_proj, module.model.layers[0].self_attn.k_proj):
+        projection.weight.zero_()
+
+
+def empty(module: PreTrainedModel) -> None:
+    """A last layer that does nothing."""
+    for weight in module.model.layers[-1].parameters():
+        weight.zero_()
+
+
+def saturated(module: PreTrainedModel) -> None:
+    """Attention that looks at one position only, in the first layer."""
+    module.model.layers[0].self_attn.q_proj.weight.mul_(1e4)
+
+
+@pytest.mark.parametrize(
+    ("change", "untested"),
+    [
+        (uniform, "the queries of layer 0, the keys of layer 0"),
+        (empty, "the queries of layer 2, the keys of layer 2"),
+        (saturated, ""),
+    ],
+)
+def test_slots_that_change_nothing_are_no_reason_to_refuse_a_model(
+    change: Callable[[PreTrainedModel], None], untested: str
+) -> None:
+    module = tiny_llama()
+    with torch.no_grad():
+        change(module)
+    results = results_of(module)
+    assert failed(results) == []
+    meaning = next(each.meaning for each in results if each.name == "head isolation")
+    assert untested in meaning
+    assert ("Not tested, since they change nothing" in meaning) is bool(untested)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+@pytest.mark.parametrize(("layer", "columns"), [(0, slice(32)), (0, slice(64)), (2, slice(96))])
+def test_slots_that_are_sliced_wrongly_are_noticed_beside_those_that_change_nothing(
+    scale: float, layer: int, columns: slice
+) -> None:
+    """Queries taken for keys, where those of one layer are zero or saturated, as all of another may be."""
+    module = tiny_gpt2()
+    with torch.no_grad():
+        module.transformer.h[layer].attn.c_attn.weight[:, columns] *= scale
+        module.transformer.h[layer].attn.c_attn.bias[columns] *= scale
+    assert failed(results_of(module)) == []
+    assert "head isolation" in failed(results_of(module, layout(GPT2, exchanged(Slot.Q, Slot.K))))
+
+
 class CachesBadly(LlamaForCausalLM):
     """Gives logits that are 1 % too large where it goes on from cached keys and values."""
 

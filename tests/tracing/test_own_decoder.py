@@ -418,4 +418,4 @@ def test_the_example_of_the_readme_runs_as_it_stands_in_ten_lines() -> None:
     decoder = nn.Sequential(OrderedDict(begin | ends))
     names: dict[str, Any] = {"decoder": decoder.eval(), "tokenizer": tiny_tokenizer()}
     exec(found[1], names)
-    assert (names["model"].graph.n_edges, len(names["model"].guards)) == (110, 8)
+    assert (names["model"].graph.n_edges, len(names["model"].guards)) == (110, 9)
