@@ -18,7 +18,8 @@
 A message says what is wrong with the value, what was expected, and what to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -81,3 +82,30 @@ class UnknownNameError(CircuitsError, ValueError):
         if hint:
             parts.append(hint)
         super().__init__(" ".join(parts))
+
+
+@contextmanager
+def border(kind: type[CircuitsError], message: Callable[[str], str]) -> Generator[None]:
+    """Turn whatever another package raises inside the block into an error of this one; only its call belongs there.
+
+    What a parser raises on a file of unknown origin cannot be listed: ``tokenizers`` raises bare ``Exception`` and,
+    where its Rust panics, a ``BaseException``; ``transformers`` raises whatever a value of the wrong type leads to.
+    This is the only place where all of it is caught; nothing is swallowed, the cause stays attached (``--debug`` shows
+    it). ``message`` makes the text from the first line of what was raised.
+    """
+    try:
+        yield
+    except CircuitsError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(message(_first_line(error))) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0].strip() if lines else ""
+    name = type(error).__name__
+    known = text and not isinstance(error, KeyError | RecursionError | AttributeError | TypeError)
+    return text[:300] if known else f"{name}: {text[:300]}".removesuffix(": ")

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from circuits.documents import parse_json, read_text
 from circuits.errors import CircuitsError, FormatError, OutputError, UnknownNameError
+from circuits.export.tables import flags, numbers, one_count, read_table
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices
-from circuits.scores import EdgeScores, Flags, Floats, Verification
+from circuits.scores import EdgeScores, Flags, Verification
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,24 +51,20 @@ def _write_parquet(table: "pd.DataFrame", scores: EdgeScores, path: Path) -> Non
 def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
     """Read scores; raises :class:`FormatError` that names the file and row."""
     path = Path(path)
-    table, metadata = _read_table(path)
+    table, metadata = _read_table(path, graph)
     missing = {"edge", "score", "measured"} - set(table.columns)
     if missing:
         raise FormatError(
             f"{path} has no column {', '.join(sorted(missing))}; expected edge, score, measured (and sd, n)."
         )
-    edges = _indices(path, [str(edge) for edge in table["edge"]], graph, first_row=2)
-    unique, first = np.unique(edges, return_index=True)
-    if len(unique) < len(edges):
-        row = int(np.setdiff1d(np.arange(len(edges)), first)[0])
-        raise FormatError(f"{path}, line {row + 2}: {table['edge'].iloc[row]} is there twice; keep one of its scores.")
+    edges = _distinct(path, table, graph)
+    _require_same_ends(path, table, graph, edges)
     values, sd = np.full(graph.n_edges, np.nan), None
-    values[edges] = _numbers(path, table, "score")
+    values[edges] = numbers(path, table, "score")
     if "sd" in table.columns:
         sd = np.full(graph.n_edges, np.nan)
-        sd[edges] = _numbers(path, table, "sd")
-    n = int(table["n"].iloc[0]) if "n" in table.columns and len(table) else 0
-    measured = table["measured"].to_numpy(dtype=np.bool_)
+        sd[edges] = numbers(path, table, "sd", least=0)
+    measured = flags(path, table, "measured")
     which: Flags | None = None
     if len(set(measured.tolist())) > 1:
         which = np.zeros(graph.n_edges, dtype=np.bool_)
@@ -76,17 +75,41 @@ def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
         metadata.get("scorer", path.stem),
         measured=bool(measured.all()),
         sd=sd,
-        n=n,
+        n=one_count(path, table, "n") if "n" in table.columns else 0,
         measured_edges=which,
         verification=_verification(metadata),
     )
 
 
+def _distinct(path: Path, table: "pd.DataFrame", graph: ComputationalGraph) -> EdgeIndices:
+    edges = _indices(path, [str(edge) for edge in table["edge"]], graph, first_row=2)
+    unique, first = np.unique(edges, return_index=True)
+    if len(unique) < len(edges):
+        row = int(np.setdiff1d(np.arange(len(edges)), first)[0])
+        raise FormatError(f"{path}, line {row + 2}: {table['edge'].iloc[row]} is there twice; keep one of its scores.")
+    return edges
+
+
+def _require_same_ends(path: Path, table: "pd.DataFrame", graph: ComputationalGraph, edges: EdgeIndices) -> None:
+    """Raise :class:`FormatError` where a row's sender, receiver or slot is not its edge's."""
+    there = [name for name in ("sender", "receiver", "slot") if name in table.columns]
+    given = zip(*(table[name].tolist() for name in there), strict=True) if there else ()
+    for row, (edge, ends) in enumerate(zip(graph.edges(edges), given, strict=False), start=2):
+        slot = edge.receiver.slot.value if edge.receiver.slot else ""
+        own = {"sender": str(edge.sender), "receiver": str(edge.receiver.node), "slot": slot}
+        wrong = next((name for name, end in zip(there, ends, strict=True) if end != own[name]), None)
+        if wrong is not None:
+            raise FormatError(
+                f"{path}, line {row}: the {wrong} of {edge} is {own[wrong]!r}, but {ends[there.index(wrong)]!r} is "
+                "written beside it; correct one of them."
+            )
+
+
 def _verification(metadata: dict[str, str]) -> Verification | None:
     text = metadata.get("verification")
     try:
-        return Verification(**json.loads(text)) if text else None
-    except (TypeError, ValueError):
+        return TypeAdapter(Verification).validate_python(parse_json(text, "verification")) if text else None
+    except (ValidationError, FormatError):
         return None  # of another release; the scores themselves are whole
 
 
@@ -94,16 +117,11 @@ def read_edges(path: str | Path, graph: ComputationalGraph) -> EdgeIndices:
     """Read a list of edges: a score file, or text with one edge per line (blank lines and ``#`` comments skipped)."""
     path = Path(path)
     if path.suffix in SUFFIXES:
-        table, _ = _read_table(path)
+        table, _ = _read_table(path, graph)
         if "edge" not in table.columns:
             raise FormatError(f"{path} has no column 'edge'.")
         return _named(path, _indices(path, [str(edge) for edge in table["edge"]], graph, first_row=2).tolist())
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not a text file: {error.reason} at byte {error.start}.") from error
+    lines = read_text(path).splitlines()
     found: list[int] = []
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
@@ -134,29 +152,13 @@ def _indices(path: Path, names: list[str], graph: ComputationalGraph, *, first_r
     return np.array(indices, dtype=np.int64)
 
 
-def _numbers(path: Path, table: "pd.DataFrame", column: str) -> Floats:
-    try:
-        return table[column].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"{path}, column {column}: {error}; expected numbers only.") from error
-
-
-def _read_table(path: Path) -> "tuple[pd.DataFrame, dict[str, str]]":
-    import pandas as pd
-
-    pa, parquet = _arrow()
+def _read_table(path: Path, graph: ComputationalGraph) -> "tuple[pd.DataFrame, dict[str, str]]":
     require_suffix(path)
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path), {}
-        arrow: Any = parquet.read_table(path)
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise FormatError(f"cannot read {path}: {error}") from error
-    raw: dict[bytes, bytes] = arrow.schema.metadata or {}
-    metadata = {key.decode(): value.decode() for key, value in raw.items()}
-    if int(metadata.get("version", "1")) > _VERSION:
-        raise FormatError(f"{path} has version {metadata['version']}; this release reads up to {_VERSION}.")
-    return arrow.to_pandas(), metadata
+    table, metadata = read_table(path, most=graph.n_edges)
+    version = metadata.get("version", "1")
+    if version not in map(str, range(1, _VERSION + 1)):
+        raise FormatError(f"{path} has version {version[:40]}; this release reads up to {_VERSION}.")
+    return table, metadata
 
 
 def _arrow() -> tuple[Any, Any]:

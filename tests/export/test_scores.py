@@ -1,9 +1,13 @@
 """Score files and edge lists: what is written, what comes back, and where an unreadable file is wrong."""
 
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from circuits.builder import build_graph
 from circuits.errors import CircuitsError, FormatError, OutputError, UnknownNameError
@@ -119,7 +123,28 @@ HEAD = "edge,sender,receiver,slot,score,measured\n"
         (HEAD + "m0->m1,m0,m1,,1,True\nm0->m1,m0,m1,,2,True\n", r"line 3: m0->m1 .*twice"),
         ("", "cannot read .*"),
         ('edge,score,measured\n"m0->m1,1,True\n', "cannot read .*"),
-        ("edge,score,measured\nm0->m1,1,True,4,5,6\nm0->m2,1\n,,,,,,,,,\n", "cannot read .*|line"),
+        ("edge,score,measured\nm0->m1,1,True,4,5,6\n", "line 2: expected 3 columns as in the header, got 6"),
+        ("edge,score,measured\nm0->m2,1\n", "line 2: expected 3 columns as in the header, got 2"),
+        (HEAD + "m0->m1,m0,m1,,1,false\n", "line 2, column measured: 'false'; expected True or False"),
+        (HEAD + "m0->m1,m0,m1,,1,\n", "line 2, column measured: ''; expected True or False"),
+        (HEAD + "m0->m1,m0,m1,,1,1\n", "line 2, column measured: '1'; expected True or False"),
+        (HEAD + "m0->m1,m0,m1,,1,True\nm0->m2,m0,m2,,inf,True\n", "line 3, column score: 'inf'; expected numbers"),
+        (HEAD + "m0->m1,m0,m1,,1e999,True\n", "line 2, column score: '1e999'; expected numbers only"),
+        (HEAD + "m0->m1,m0,m1,,1_000,True\n", "line 2, column score: '1_000'; expected numbers only"),
+        (HEAD + "m0->m1,m0,m1,,٣,True\n", "line 2, column score: '٣'; expected numbers only"),
+        (HEAD + "m0->m1,m0,m1,,nan,True\n", "line 2, column score: 'nan'; expected numbers only"),
+        (HEAD + "m0->m1,m2,m1,,1,True\n", "line 2: the sender of m0->m1 is 'm0', but 'm2' is written beside it"),
+        (HEAD + "m0->m1,m0,m3,,1,True\n", "line 2: the receiver of m0->m1 is 'm1', but 'm3' is written"),
+        (HEAD + "m0->m1,m0,m1,q,1,True\n", "line 2: the slot of m0->m1 is '', but 'q' is written"),
+        ("edge,score,score,measured\nm0->m1,1,2,True\n", "has the column 'score' twice; keep one"),
+        ("edge,score,measured,sd,n\nm0->m1,1,True,-1,4\n", "line 2, column sd: '-1'; expected numbers from 0 up"),
+        (
+            "edge,score,measured,sd,n\nm0->m1,1,True,1,4\nm0->m2,1,True,1,5\n",
+            "line 3, column n: '5'; expected",
+        ),
+        ("edge,score,measured,sd,n\nm0->m1,1,True,1,4.5\n", "line 2, column n: '4.5'; expected the same whole number"),
+        ("edge,score,measured,sd,n\nm0->m1,1,True,1,\n", "line 2, column n: ''; expected the same whole number"),
+        ("edge,score,measured\n" + "m0->m1,1,True\n" * 40_000, "has 40,000 rows; this model has only .* edges"),
     ],
 )
 def test_a_csv_file_that_is_not_one_is_refused_with_the_place(tmp_path: Path, text: str, message: str) -> None:
@@ -147,8 +172,6 @@ def test_a_missing_file_is_refused(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_parquet_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    from pyarrow import parquet
-
     path = tmp_path / "scores.parquet"
     write_scores(exact_scores(), path)
     table = parquet.read_table(path)
@@ -156,6 +179,45 @@ def test_a_parquet_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     parquet.write_table(table.replace_schema_metadata({**table.schema.metadata, b"version": b"2"}), path)
     with pytest.raises(FormatError, match="version 2; this release reads up to 1"):
         read_scores(path, GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.replace_schema_metadata({b"version": b"two"}), "has version two; this release"),
+        (lambda table: table.replace_schema_metadata({b"version": b"-1"}), "has version -1; this release"),
+        (lambda table: table.replace_schema_metadata({b"version": b"9" * 5_000}), "; this release reads up to 1"),
+        (lambda table: table.replace_schema_metadata({b"scorer": b"\xff"}), "cannot read .*invalid start byte"),
+        (lambda table: table.drop_columns(["score"]), "has no column score"),
+        (lambda table: table.set_column(5, "measured", [["true"] * len(table)]), "line 2, column measured: 'true'"),
+        (lambda table: table.set_column(5, "measured", [[1] * len(table)]), "line 2, column measured: 1; expected"),
+        (lambda table: table.set_column(4, "score", [[[1.0]] * len(table)]), r"line 2, column score: .*numbers only"),
+        (lambda table: table.set_column(4, "score", [[float("inf")] * len(table)]), "line 2, column score: inf"),
+        (lambda table: table.set_column(0, "edge", [[7] * len(table)]), "line 2: '7' is not an edge"),
+        (lambda table: table.set_column(7, "n", [[-1] * len(table)]), "line 2, column n: -1; expected numbers from 0"),
+        (lambda table: pa.concat_tables([table] * 400), "rows of .* MB in all; this model has only"),
+    ],
+)
+def test_a_parquet_file_that_is_not_one_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(exact_scores(), path)
+    parquet.write_table(change(parquet.read_table(path)), path)
+    with pytest.raises(FormatError, match=message):
+        read_scores(path, GRAPH)
+
+
+def test_a_parquet_file_damaged_in_any_place_is_refused_or_read_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(exact_scores(), path)
+    data, generator = path.read_bytes(), random.Random(0)
+    refused = 0
+    for place in [*range(len(data) - 400, len(data)), *generator.choices(range(len(data)), k=100)]:
+        path.write_bytes(data[:place] + bytes([generator.randrange(256)]) + data[place + 1 :])
+        try:
+            read_scores(path, GRAPH)
+        except FormatError:
+            refused += 1
+    assert refused > 100
 
 
 # ----------------------------------------------------------------------------------------------------------- edge lists
@@ -180,7 +242,7 @@ def test_a_score_file_is_an_edge_list_too(tmp_path: Path, suffix: str) -> None:
         (b"m0->m1\n\nm0->m77\n", r"edges.txt, line 3: there is no node 'm77'"),
         (b"m0->a1.h0<k>\n", r"line 1: .*write 'a1.kv0<k>'"),
         (b"# nothing\n\n", r"names no edge; expected one per line, such as"),
-        (b"\xff\xfe", r"edges.txt is not a text file"),
+        (b"\xff\xfe", r"edges.txt is not UTF-8 text"),
     ],
 )
 def test_an_unreadable_edge_list_is_refused_with_the_line(tmp_path: Path, content: bytes, message: str) -> None:
