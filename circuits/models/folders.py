@@ -1,20 +1,23 @@
-"""What a model folder must hold before it is loaded: a configuration that can be measured, weights without pickle."""
+"""The weights of a model folder: which files they are, without pickles and nothing outside the folder."""
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from gguf import GGUFReader
+from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
 
-from circuits.errors import ModelUnavailableError, UnsupportedModelError
-from circuits.models.quiet import quiet_transformers
-from circuits.models.refusals import require_measurable
+from circuits.documents import read_json
+from circuits.errors import FormatError, ModelUnavailableError, border
 
-_EXPECTED_CONFIGURATION = "expected a model folder as `save_pretrained` writes it. Download or write it again."
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -50,60 +53,49 @@ def find_weights(folder: Path) -> WeightFiles:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
+    folder = index.parent
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        content = TypeAdapter(_Index).validate_python(read_json(index))
+    except (FormatError, ValidationError) as error:
         raise ModelUnavailableError(
-            f"'{index}' is not an index of safetensors files ({error!r}); expected a 'weight_map'. Download the model "
-            "again."
+            f"'{index}' is not an index of safetensors files ({_first_line(error)}); expected a 'weight_map' of "
+            "tensors and files. Download the model again."
         ) from error
-    paths = tuple(index.parent / str(name) for name in names)
-    missing = [path.name for path in paths if not path.is_file()]
+    names = sorted(set(content.weight_map.values()))
+    strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors") or "\\" in name]
+    if strange or not names:
+        what = f"the file {strange[0]!r}" if strange else "no file"
+        raise ModelUnavailableError(
+            f"'{index}' names {what} as weights; expected names of .safetensors files in its own folder: pickles are "
+            "never read, nor files elsewhere. Download the model again."
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelUnavailableError(
-            f"'{index.parent}' lacks {missing[0]}, one of {len(paths)} files of weights. Download the model again."
+            f"'{folder}' lacks {missing[0]}, one of {len(names)} files of weights. Download the model again."
         )
-    return paths
+    return tuple(folder / name for name in names)
 
 
-def check_configuration(folder: Path, gguf: str | None, *, name: str) -> None:
-    """Raise unless the folder's configuration describes a model that can be measured.
-
-    The rules are those of :mod:`circuits.models.refusals`; ``name`` is what the user called the model. A configuration
-    without a class name is taken for the language model. Raises :class:`UnsupportedModelError`, or
-    :class:`ModelUnavailableError` where there is no readable configuration.
-    """
-    options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
-    if gguf is None and not (folder / "config.json").is_file():
-        raise ModelUnavailableError(f"'{name}' has no config.json; {_EXPECTED_CONFIGURATION}")
-    try:
-        with quiet_transformers():
-            config = cast(Any, AutoConfig).from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True, **options
-            )
-    except OSError as error:
-        raise ModelUnavailableError(f"'{name}' has a config.json that is no JSON; {_EXPECTED_CONFIGURATION}") from error
-    except StrictDataclassError as error:
-        raise ModelUnavailableError(
-            f"the config.json of '{name}' has a value that its architecture cannot have ({_last_line(error)}); "
-            f"{_EXPECTED_CONFIGURATION}"
-        ) from error
-    except (ValueError, KeyError) as error:
-        raise UnsupportedModelError(
-            f"the config.json of '{name}' describes no architecture that transformers has built in, and code that "
-            f"comes with a model is never run ({_first_sentence(error)}). Use a model of a standard "
-            "architecture, such as Llama."
-        ) from error
-    if gguf is not None:
-        config.quantization_config = None  # expanded when read
-    own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
-    classes = cast("list[str]", config.architectures or ([own] if isinstance(own, str) else own[:1]))
-    require_measurable(config, classes[:1], name)
+def tensor_sizes(weights: WeightFiles) -> list[int]:
+    """Return how many numbers each tensor has that the files hold, from their headers; raises ModelUnavailableError."""
+    with border(ModelUnavailableError, lambda problem: unreadable_weights(weights.paths[0].parent, problem)):
+        if weights.gguf is not None:
+            return [int(tensor.n_elements) for tensor in cast(Any, GGUFReader(str(weights.paths[0]))).tensors]
+        sizes: list[int] = []
+        for path in weights.paths:
+            with cast(Any, safe_open)(path, framework="pt") as file:
+                sizes += [math.prod(file.get_slice(key).get_shape()) for key in file.keys()]  # noqa: SIM118 - no dict
+        return sizes
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+def unreadable_weights(folder: Path, problem: str) -> str:
+    """Return the message on weights that cannot be read."""
+    return (
+        f"the weights in '{folder}' could not be read ({problem}); expected those of the model that its config.json "
+        "describes. Download or write them again."
+    )
 
 
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split(". ")[0].splitlines()[0]
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

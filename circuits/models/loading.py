@@ -1,20 +1,21 @@
 """Load a language model's weights and tokenizer: built-in name, local folder or Hugging Face id."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from circuits.errors import DeviceError, ModelUnavailableError, UnknownNameError, UsageError
+from circuits.errors import DeviceError, ModelUnavailableError, UnknownNameError, UsageError, border
 from circuits.models import builtin, hub
 from circuits.models.builtin import BUILT_IN, FetchProgress, no_fetch_progress
+from circuits.models.configuration import attention_that_fits, read_configuration
 from circuits.models.devices import resolve_attention, resolve_device, resolve_dtype
 from circuits.models.digests import tokenizer_digest, weights_digest
-from circuits.models.folders import WeightFiles, check_configuration, find_weights
+from circuits.models.folders import WeightFiles, find_weights, unreadable_weights
 from circuits.models.lora import Adapter, find_adapter, with_adapter
 from circuits.models.quiet import quiet_transformers
 from circuits.models.weights import LoadedWeights
@@ -55,8 +56,9 @@ def load_weights(
     found = _locate(model, progress)
     weights = _weights(found.path)
     folder = weights.paths[0].parent
-    check_configuration(folder, weights.gguf, name=model)
-    module = _load_module(folder, weights, number_format, kernel)
+    config = read_configuration(folder, weights.gguf, name=model)
+    fitting = attention_that_fits(config, weights, name=model)
+    module = _load_module(config, weights, number_format, kernel or fitting)
     if found.adapter is not None:
         module = with_adapter(module, found.adapter.folder)
     if tokenizer is None:
@@ -94,7 +96,7 @@ def _locate(model: str, progress: FetchProgress) -> _Source:
         if find_adapter(folder, complete=False):
             folder = hub.download_snapshot(model, hub.ADAPTER_FILES)
         else:
-            check_configuration(folder, None, name=model)
+            read_configuration(folder, None, name=model)
             folder = hub.download_snapshot(model)
     except ModelUnavailableError as error:
         raise _unknown_model(model, error) from error
@@ -141,12 +143,16 @@ def _weights(path: Path) -> WeightFiles:
     raise ModelUnavailableError(f"'{path}' is a file; expected a model folder or a .gguf file.")
 
 
-def _load_module(
-    folder: Path, weights: WeightFiles, dtype: torch.dtype | None, attention: str | None
-) -> PreTrainedModel:
-    source: dict[str, Any] = {"use_safetensors": True} if weights.gguf is None else {"gguf_file": weights.gguf}
+def _load_module(config: Any, weights: WeightFiles, dtype: torch.dtype | None, attention: str) -> PreTrainedModel:
+    folder = weights.paths[0].parent
+    source: dict[str, Any] = {"use_safetensors": True, "config": config}
+    if weights.gguf is not None:
+        source = {"gguf_file": weights.gguf}
     try:
-        with quiet_transformers():
+        with (
+            quiet_transformers(),
+            border(ModelUnavailableError, lambda problem: unreadable_weights(folder, problem)),
+        ):
             loaded = cast(Any, AutoModelForCausalLM).from_pretrained(
                 folder,
                 dtype="auto" if dtype is None else dtype,
@@ -156,16 +162,13 @@ def _load_module(
                 output_loading_info=True,
                 **source,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if attention is not None and "attention implementation" in str(error):
+    except ModelUnavailableError as error:
+        if "attention implementation" in str(error.__cause__):
             raise UsageError(
                 f"attention '{attention}' was asked for, but the model in '{folder}' has none of that kind "
-                f"({_first_line(error)}). Use `--attention auto`."
+                f"({str(error.__cause__).partition(chr(10))[0]}). Use `--attention auto`."
             ) from error
-        raise ModelUnavailableError(
-            f"the weights in '{folder}' could not be read ({_first_line(error)}); expected those of the model that its "
-            "config.json describes. Download or write them again."
-        ) from error
+        raise
     module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     missing = sorted(str(key) for key in info["missing_keys"])
     if missing:
@@ -173,7 +176,27 @@ def _load_module(
             f"the weights in '{folder}' lack {len(missing)} tensors that the model needs, such as '{missing[0]}', "
             "which would be random; expected all of them. Download or write them again."
         )
+    _require_used(module, sorted(str(key) for key in info["unexpected_keys"]), folder)
     return module
+
+
+def _require_used(module: PreTrainedModel, unexpected: list[str], folder: Path) -> None:
+    """Raise for weights of parts that the model has, but without them: biases, norms or layers that its config denies.
+
+    Weights of parts that it lacks altogether (a value head beside the language model) change nothing in it.
+    """
+    modules = cast("Iterator[tuple[str, object]]", module.named_modules())
+    parts = {name for name, _ in modules} - {"", module.base_model_prefix}
+    for key in unexpected:
+        above = key.split(".")[:-1]
+        owners = [".".join(above[:length]) for length in range(len(above), 0, -1)]
+        known = {*owners, *(f"{module.base_model_prefix}.{owner}" for owner in owners)} & parts
+        if known and key.endswith((".weight", ".bias")):
+            raise ModelUnavailableError(
+                f"the weights in '{folder}' hold '{key}', one of {len(unexpected)} tensors that a model as its "
+                "config.json describes it does not use: it would compute something else than the model they are of. "
+                "Correct config.json (a setting such as attention_bias, or the number of layers), or download it again."
+            )
 
 
 def _load_tokenizer(folder: Path, weights: WeightFiles, adapter: Adapter | None) -> PreTrainedTokenizerBase:
@@ -181,16 +204,19 @@ def _load_tokenizer(folder: Path, weights: WeightFiles, adapter: Adapter | None)
     options: dict[str, Any] = {} if weights.gguf is None else {"gguf_file": weights.gguf}
     if adapter is not None and (adapter.folder / "tokenizer_config.json").is_file():
         folder, options = adapter.folder, {}
-    try:
-        with quiet_transformers():
-            return cast(Any, AutoTokenizer).from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True, **options
-            )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelUnavailableError(
-            f"'{folder}' has no tokenizer that can be read ({_first_line(error)}); expected tokenizer.json or what "
-            "`tokenizer.save_pretrained(folder)` writes."
-        ) from error
+    with (
+        quiet_transformers(),
+        border(
+            ModelUnavailableError,
+            lambda problem: (
+                f"'{folder}' has no tokenizer that can be read ({problem}); expected tokenizer.json or what "
+                "`tokenizer.save_pretrained(folder)` writes."
+            ),
+        ),
+    ):
+        return cast(Any, AutoTokenizer).from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, **options
+        )
 
 
 def _place(module: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -201,7 +227,3 @@ def _place(module: PreTrainedModel, device: torch.device) -> PreTrainedModel:
             f"the model's {module.num_parameters() / 1e6:.0f} million parameters do not fit into the memory of "
             f"'{device}'. Use `--dtype bfloat16`, `--device cpu` or a smaller model."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -161,7 +161,7 @@ def without_tokenizer(folder: Path) -> None:
         (without_a_tensor, "lack 1 tensors .* 'model.layers.1.mlp.up_proj.weight'"),
         (of_another_shape, "could not be read"),
         (without_config, "has no config.json"),
-        (config_no_json, "a config.json that is no JSON"),
+        (config_no_json, "a config.json that cannot be read: .*not valid JSON at column 2"),
         (config_of_wrong_types, "a value that its architecture cannot have .*num_attention_heads"),
         (without_tokenizer, "has no tokenizer that can be read"),
     ],
