@@ -27,7 +27,7 @@ MOST_PARTS = 10_000
 ROOM = 100_000_000
 """So many numbers may a model have beside twice what its files hold: tables that it computes itself."""
 _PARTS = ("layer", "head", "expert", "block", "group")
-_NO_PARTS = ("size", "dim", "width", "id")
+_NO_PARTS = ("size", "dim", "width", "_id")
 _EXPECTED = "expected a model folder as `save_pretrained` writes it. Download or write it again."
 _CAPITAL = _EXPECTED.replace("expected", "Expected", 1)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from circuits.errors import CircuitsError, ModelUnavailableError, UnsupportedModelError
 from circuits.models.loading import load_weights
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.zoo import ZOO
 
 SECONDS = 20
 """On a busy machine; what is refused is refused in much less than one."""
@@ -239,3 +240,13 @@ def test_code_that_tokenizer_files_name_is_not_run(folder: Path) -> None:
     changed("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})(folder)
     ids = load_weights(str(folder), device="cpu").tokenizer.encode(" gave a book")
     assert ids == tiny_tokenizer().encode(" gave a book")
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "mpt_clipped", "mixtral", "gpt_bigcode", "qwen2_moe", "gptj"])
+def test_families_of_other_weights_and_attention_are_loaded_as_they_were_saved(family: str, tmp_path: Path) -> None:
+    module = ZOO[family]()
+    module.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ids = torch.arange(10)[None]
+    loaded = load_weights(str(tmp_path), device="cpu").module
+    torch.testing.assert_close(loaded(ids).logits, module(ids).logits, rtol=1e-5, atol=1e-5)
