@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from circuits.errors import CircuitsError
     from circuits.evaluation import Crossing, compare_models, evaluate, measure_comparison
     from circuits.experiments import experiment_on
+    from circuits.export.foreign import read_circuit
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
     from circuits.heads import HeadRoles, head_roles
     from circuits.model import Model, load_model
@@ -76,6 +77,7 @@ _HOMES = {
     "measure_comparison": "circuits.evaluation",
     "patch_sites": "circuits.tracing.sites",
     "path_effects": "circuits.tracing.paths",
+    "read_circuit": "circuits.export.foreign",
     "score": "circuits.scoring",
 }
 
@@ -119,6 +121,7 @@ __all__ = [
     "measure_comparison",
     "patch_sites",
     "path_effects",
+    "read_circuit",
     "score",
 ]
 

@@ -1,6 +1,10 @@
 """The only place that decides which edges exist."""
 
-from circuits.graph import ComputationalGraph, ModelShape, Node, NodeKind, Receiver, Slot
+from dataclasses import replace
+
+import numpy as np
+
+from circuits.graph import ComputationalGraph, EdgeIndices, ModelShape, Node, NodeKind, Receiver, Slot
 
 
 def build_graph(shape: ModelShape) -> ComputationalGraph:
@@ -28,6 +32,27 @@ def build_graph(shape: ModelShape) -> ComputationalGraph:
     receivers.append(Receiver(Node(NodeKind.LOGITS)))
     fan_in.append(len(senders))
     return ComputationalGraph(shape, tuple(senders), tuple(receivers), tuple(fan_in))
+
+
+def per_query_head(graph: ComputationalGraph) -> tuple[ComputationalGraph, EdgeIndices]:
+    """Return the graph with keys and values for every query head, and the edge of ``graph`` that each edge copies.
+
+    This is how EAP-IG and MIB count edges. Without grouped queries it is the same graph.
+    """
+    shape = graph.shape
+    ungrouped = build_graph(replace(shape, n_kv_heads=shape.n_heads))
+    copied: list[EdgeIndices] = []
+    for receiver, fan_in in zip(ungrouped.receivers, ungrouped.fan_in, strict=True):
+        place = graph.receiver_index[_group_of(receiver, shape) if shape.grouped else receiver]
+        copied.append(graph.offsets[place] + np.arange(fan_in))
+    return ungrouped, np.concatenate(copied)
+
+
+def _group_of(receiver: Receiver, shape: ModelShape) -> Receiver:
+    node, slot = receiver.node, receiver.slot
+    if slot not in (Slot.K, Slot.V):
+        return receiver
+    return Receiver(Node(NodeKind.KV, node.layer, node.index // shape.heads_per_group), slot)
 
 
 def _attention_receivers(shape: ModelShape, layer: int) -> list[Receiver]:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.builder import build_graph
-from circuits.documents import first_change, read_json
+from circuits.documents import first_change
 from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
 from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Provenance
@@ -198,8 +198,14 @@ class Circuit:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a ``circuit.json``; raises :class:`FormatError` that says what is wrong with the file."""
-        return cls.from_document(read_json(path), str(path))
+        """Read a ``circuit.json``, or a circuit of EAP-IG, MIB or auto-circuit (``.json``, ``.pt``).
+
+        What a file of another tool does not say is ``unknown``; :func:`circuits.read_circuit` also returns what was
+        lost, and all scores. Raises :class:`FormatError` that says what is wrong with the file.
+        """
+        from circuits.export.foreign import read_circuit
+
+        return cast("Self", read_circuit(path).circuit)
 
     @classmethod
     def from_document(cls, document: Any, name: str = "document") -> Self:
@@ -218,6 +224,7 @@ class Circuit:
             raise FormatError(
                 f"{name} has version {version}; this release reads up to {VERSION}. Install a newer circuits."
             )
+        data = _without_old_areas(data)
         try:
             circuit = cls._from_sections(data)
         except ValidationError as error:
@@ -253,6 +260,15 @@ class Circuit:
             evaluation=None if evaluation is None else TypeAdapter(Evaluation).validate_python(evaluation),
             provenance=TypeAdapter(Provenance).validate_python(data.get("provenance", {})),
         )
+
+
+def _without_old_areas(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the areas of files of an earlier release: they were computed by a rule that was not MIB's."""
+    evaluation = data.get("evaluation")
+    if not isinstance(evaluation, dict):
+        return data
+    kept = {key: value for key, value in cast("dict[str, Any]", evaluation).items() if key not in ("cpr", "cmd")}
+    return {**data, "evaluation": kept}
 
 
 def _checked_method(method: Method) -> Method:

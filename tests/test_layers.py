@@ -76,6 +76,8 @@ FENCED = {
     "graphviz": "circuits.export.render",
     "pygraphviz": "circuits.export.render",
 }
+TENSORS = "circuits.export.tensors"
+"""The one module that reads and makes files of tensors as torch saves them, with ``weights_only=True``."""
 PICKLING = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 
 Rule = Callable[[str, ast.Module], Iterator[str]]
@@ -153,7 +155,7 @@ def fenced_packages_stay_in_their_module(module: str, tree: ast.Module) -> Itera
 
 
 def light_units_do_without_torch(module: str, tree: ast.Module) -> Iterator[str]:
-    if unit(module) in LIGHT:
+    if unit(module) in LIGHT and module != TENSORS:
         yield from (f"{module} imports {name}" for name in imports(tree) if root(name) == "torch")
 
 
@@ -176,15 +178,24 @@ def errors_are_caught_by_name(module: str, tree: ast.Module) -> Iterator[str]:
 
 def nothing_is_pickled(module: str, tree: ast.Module) -> Iterator[str]:
     for imported in imports(tree):
-        if root(imported) in PICKLING:
+        if root(imported) in PICKLING and (module, imported) != (TENSORS, "pickle.UnpicklingError"):
             yield f"{module} imports {imported}"
+    if module == TENSORS:
+        yield from _only_weights_are_read(module, tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save"):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save") and module != TENSORS:
             yield f"{module}:{node.lineno} uses {ast.unparse(node)}, which pickles"
         if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
             yield from () if ast.unparse(node.value) == "False" else (f"{module} passes {node.arg}",)
         if isinstance(node, ast.Attribute) and node.attr in ("to_pickle", "read_pickle"):
             yield f"{module}:{node.lineno} uses {node.attr}"
+
+
+def _only_weights_are_read(module: str, tree: ast.Module) -> Iterator[str]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    for call in calls:
+        if "weights_only=True" not in [ast.unparse(keyword) for keyword in call.keywords]:
+            yield f"{module}:{call.lineno} uses torch.load without weights_only=True"
 
 
 RULES: tuple[Rule, ...] = (
@@ -308,6 +319,14 @@ def loaded_by(statement: str, watched: tuple[str, ...]) -> list[str]:
         (nothing_is_pickled, "circuits.circuit", "import pickle", "imports pickle"),
         (nothing_is_pickled, "circuits.circuit", "from joblib import dump", "joblib"),
         (nothing_is_pickled, "circuits.models.hub", "x = torch.load(path)", "torch.load"),
+        (nothing_is_pickled, "circuits.export.tensors", "x = torch.load(path)", "without weights_only=True"),
+        (
+            nothing_is_pickled,
+            "circuits.export.tensors",
+            "x = torch.load(path, weights_only=False)",
+            "without weights_only",
+        ),
+        (nothing_is_pickled, "circuits.export.tensors", "import pickle", "imports pickle"),
         (nothing_is_pickled, "circuits.models.hub", "np.load(path, allow_pickle=True)", "allow_pickle"),
         (nothing_is_pickled, "circuits.models.hub", "load(path, trust_remote_code=flag)", "trust_remote_code"),
         (nothing_is_pickled, "circuits.scores", "frame.to_pickle(path)", "to_pickle"),

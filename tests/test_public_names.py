@@ -45,6 +45,7 @@ PROMISED = [
     "measure_comparison",
     "patch_sites",
     "path_effects",
+    "read_circuit",
     "score",
 ]
 

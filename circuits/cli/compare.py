@@ -15,7 +15,7 @@ from circuits.cli.comparison_tables import short_names, tables_of
 from circuits.cli.options import Machine, Voice, command
 from circuits.cli.output import Output, Told
 from circuits.cli.places import default_folder, prepared_folder
-from circuits.cli.session import circuit_behaviour_name, command_line, scores_beside
+from circuits.cli.session import circuit_behaviour_name, command_line, fitted, imported, scores_beside
 from circuits.cli.tables import table
 from circuits.comparison import Comparison
 from circuits.comparison import compare as compare_circuits
@@ -84,7 +84,7 @@ def compare(
     its own model. Circuits of one behaviour in two models are also compared edge by edge, measured in both.
     """
     output = voice.output()
-    found = _loaded(circuits, against_model)
+    found = _loaded(circuits, against_model, output)
     comparison = _at_rest(found, circuits)
     wanted = found if transfer or against_model else []
     behaviours = _behaviours(wanted, behaviour or [])
@@ -105,7 +105,8 @@ def compare(
     _show(comparison, circuits, files, output)
 
 
-def _loaded(files: list[Path], against_model: str | None) -> list[Circuit]:
+def _loaded(files: list[Path], against_model: str | None, output: Output) -> list[Circuit]:
+    """Return the circuits; those of other tools, which do not know their model, as of the model of one that does."""
     if len(files) == 1 and against_model is None:
         raise UsageError(
             f"one circuit was given, {files[0]}; give another to compare it with, or a model with --against-model."
@@ -114,7 +115,9 @@ def _loaded(files: list[Path], against_model: str | None) -> list[Circuit]:
     for file, place in zip(files, places, strict=True):
         if places.count(place) > 1:
             raise UsageError(f"{file} was given twice; a circuit compared with itself is the same in every number.")
-    return [Circuit.load(file) for file in files]
+    found = [imported(file, output) for file in files]
+    known = next((each.circuit.model for each in found if not each.anonymous), None)
+    return [each.circuit if known is None else fitted(each, known, output).circuit for each in found]
 
 
 def _at_rest(found: list[Circuit], files: list[Path]) -> Comparison:

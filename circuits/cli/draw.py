@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from circuits.circuit import Circuit
 from circuits.cli.evidence import known_intervals
 from circuits.cli.options import CircuitArgument, Voice, command
-from circuits.cli.places import prepared_file
+from circuits.cli.places import prepared_file, prepared_folder
+from circuits.cli.session import imported, scores_beside
 from circuits.export.beside import beside
-from circuits.export.draw import DRAWINGS, EXPORTS
+from circuits.export.draw import DRAWINGS, EXPORT_SUFFIXES, FOLDER
 from circuits.export.draw import draw as draw_circuit
 from circuits.export.draw import export as export_circuit
 
@@ -30,7 +30,7 @@ def draw(
     Tooltips and report tell what is in the heads.json and prompts.json beside the circuit, where they are there.
     """
     output = voice.output()
-    found = Circuit.load(circuit)
+    found = imported(circuit, output).circuit
     file, known = prepared_file(out, DRAWINGS), beside(circuit, found)
     for remark in known.remarks:
         output.warn(remark)
@@ -44,14 +44,21 @@ def draw(
 def export(
     circuit: CircuitArgument,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help=f"The suffix says as what: {' '.join(EXPORTS)}.")
+        Path, typer.Option("--out", "-o", metavar="FILE", help=f"The suffix says as what: {' '.join(EXPORT_SUFFIXES)}.")
     ],
     *,
     voice: Voice,
 ) -> None:
-    """Write a circuit for other tools: GraphML, CSV, or the JSON of EAP-IG and MIB."""
+    """Write a circuit for other tools: GraphML, CSV, and the formats of EAP-IG and MIB.
+
+    .mib.json and .mib.pt hold the scores of all edges where discover left them beside the circuit; .mib is a folder
+    that MIB evaluates.
+    """
     output = voice.output()
-    found = Circuit.load(circuit)
-    export_circuit(found, prepared_file(out, EXPORTS))
-    output.show(f"{len(found)} edges written to {out}")
-    output.finish({"edges": len(found), "file": str(out)})
+    read = imported(circuit, output)
+    found, scores = read.circuit, read.scores or scores_beside(read.circuit, circuit)
+    place = prepared_folder(out) if out.name.lower().endswith(FOLDER) else prepared_file(out, EXPORT_SUFFIXES)
+    file = export_circuit(found, place, scores=scores)
+    scored = 0 if scores is None or ".mib" not in out.name.lower() else len(scores.scored)
+    output.show(f"{len(found)} edges{f', and the scores of {scored:,},' * bool(scored)} written to {file}")
+    output.finish({"edges": len(found), "scored": scored, "file": str(file)})

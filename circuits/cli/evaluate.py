@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from circuits.behaviours import clusters_of
-from circuits.circuit import Circuit
 from circuits.cli.options import CircuitArgument, Machine, Measurement, Voice, command
 from circuits.cli.places import prepared_file
-from circuits.cli.session import circuit_behaviour_name, require_same_model, scores_beside
+from circuits.cli.session import circuit_behaviour_name, fitted, imported, require_same_model, scores_beside
 from circuits.cli.tables import evaluation_rows, facts, size_rows
 from circuits.errors import UsageError
 from circuits.vocabulary import Universe
@@ -46,11 +45,18 @@ def evaluate(
     """Measure a circuit on held-out prompts: faithfulness, necessity, random circuits of the same size."""
     output = voice.output()
     universes = tuple(Universe) if universe == "both" else (Universe.parse(universe),)
-    found = Circuit.load(circuit)
+    read = imported(circuit, output)
+    if read.anonymous and machine.model is None:
+        raise UsageError(f"{circuit} does not say of which model it is; give the model with --model.")
+    found = read.circuit
     name = circuit_behaviour_name(found, behaviour, "--behaviour")
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     about = found.behaviour
-    if out is not None and (chosen.name, chosen.metric, chosen.variant) != (about.name, about.metric, about.variant):
+    if (
+        out is not None
+        and not read.anonymous
+        and (chosen.name, chosen.metric, chosen.variant) != (about.name, about.metric, about.variant)
+    ):
         raise UsageError(
             f"--out keeps an evaluation with its circuit, which is of {found.behaviour.name} by "
             f"{found.behaviour.metric}; this one is of {chosen.name} by {chosen.metric}. Leave out "
@@ -65,6 +71,8 @@ def evaluate(
 
     with output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
+        read = fitted(read, model.info, output)
+        found = read.circuit
         require_same_model(found, model, output)
         chosen = measurement.suited(chosen, model, output)
         seed = found.method.seed if measurement.seed is None else measurement.seed
@@ -75,7 +83,8 @@ def evaluate(
         progress("recording the prompts", 0, 0)
         experiment = experiment_on(model, prompts.heldout, options, reference=prompts.reference)
         told = partial(progress, "evaluating")
-        scores, by_magnitude = scores_beside(found, circuit), found.method.rank_by == "|score|"
+        scores = read.scores or scores_beside(found, circuit)
+        by_magnitude = found.method.rank_by == "|score|"
         evaluation = judge(
             experiment,
             found.edges,

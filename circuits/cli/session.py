@@ -13,7 +13,9 @@ from circuits.circuit import Circuit
 from circuits.cli.options import DEFAULT_MODEL, PAIRS, Machine, Measurement
 from circuits.cli.output import Output, Told
 from circuits.errors import UsageError
+from circuits.export.foreign import UNKNOWN, Imported, read_circuit
 from circuits.export.scores import read_scores
+from circuits.records import ModelInfo
 from circuits.scores import EdgeScores
 
 if TYPE_CHECKING:
@@ -83,6 +85,22 @@ def command_line() -> str:
     return shlex.join(["circuits", *sys.argv[1:]])
 
 
+def imported(path: Path, out: Output) -> Imported:
+    """Return a circuit of this or another tool, with the scores its file has; warn of what was lost."""
+    found = read_circuit(path)
+    for loss in found.losses:
+        out.warn(loss)
+    return found
+
+
+def fitted(found: Imported, model: ModelInfo, out: Output) -> Imported:
+    """Return a circuit that does not know its model as one of this model; warn of what is lost by that."""
+    now = found.of_model(model)
+    for loss in now.losses[len(found.losses) :]:
+        out.warn(loss)
+    return now
+
+
 def scores_beside(circuit: Circuit, path: Path) -> EdgeScores | None:
     """Give the scores of the whole graph that ``discover`` left beside a circuit, if they are the circuit's."""
     file = path.parent / "scores.parquet"
@@ -99,6 +117,10 @@ def circuit_behaviour_name(circuit: Circuit, given: str | None, option: str) -> 
 
     if given is not None:
         return given
+    if circuit.behaviour.name == UNKNOWN:
+        raise UsageError(
+            f"the file does not say of which behaviour the circuit is; give it with {option} NAME or FILE."
+        )
     if circuit.behaviour.name not in BUILT_IN:
         raise UsageError(
             f"the circuit is of the behaviour '{circuit.behaviour.name}', which is not built in; give its prompt file "

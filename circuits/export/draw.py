@@ -11,11 +11,11 @@ from circuits.export.beside import Example
 from circuits.export.difference import difference_dot
 from circuits.export.dot import circuit_dot
 from circuits.export.files import write
-from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mib_json
+from circuits.export.interchange import circuit_csv, circuit_graphml, circuit_mib_json, circuit_pt, mib_folder
 from circuits.export.mermaid import circuit_mermaid
 from circuits.export.render import ImageFormat, image
 from circuits.graph import Node
-from circuits.scores import Floats
+from circuits.scores import EdgeScores, Floats
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,17 @@ def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = 
     write(path, dot if suffix == ".dot" else image(dot, ImageFormat(suffix[1:])))
 
 
-def export(circuit: Circuit, path: str | Path) -> None:
-    """Write a circuit for other tools, as ``.graphml``, ``.csv`` or ``.mib.json``; errors as :func:`draw`."""
-    write(path, EXPORTS[_suffix(path, EXPORTS)](circuit))
+def export(circuit: Circuit, path: str | Path, *, scores: EdgeScores | None = None) -> Path:
+    """Write a circuit for other tools, as ``.graphml``, ``.csv``, ``.mib.json`` or ``.mib.pt``; return the file.
+
+    The last two, which EAP-IG and MIB read, hold all ``scores`` where they are given. A path that ends in ``.mib`` is
+    made the folder that MIB evaluates. Errors as :func:`draw`, and :class:`UsageError` for scores that are missing.
+    """
+    suffix = _suffix(path, EXPORT_SUFFIXES)
+    if suffix == FOLDER:
+        return mib_folder(circuit, scores, Path(path))
+    write(path, EXPORTS[suffix](circuit, scores))
+    return Path(path)
 
 
 def _picture(kind: ImageFormat) -> Writer:
@@ -102,8 +110,11 @@ DRAWINGS: dict[str, Writer] = {
     ".html": _report,
 }
 DIFFERENCE_SUFFIXES = (".svg", ".pdf", ".png", ".dot")
-EXPORTS: dict[str, Callable[[Circuit], str]] = {
-    ".graphml": circuit_graphml,
-    ".csv": circuit_csv,
+EXPORTS: dict[str, Callable[[Circuit, EdgeScores | None], bytes | str]] = {
+    ".graphml": lambda circuit, _: circuit_graphml(circuit),
+    ".csv": lambda circuit, _: circuit_csv(circuit),
     ".mib.json": circuit_mib_json,
+    ".mib.pt": circuit_pt,
 }
+FOLDER = ".mib"
+EXPORT_SUFFIXES = (*EXPORTS, FOLDER)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,6 +303,62 @@ def test_draw_writes_what_the_suffix_says(found: Path, tmp_path: Path, name: str
 def test_export_writes_what_the_suffix_says(found: Path, tmp_path: Path, name: str) -> None:
     done("export", found / "circuit.json", "-o", tmp_path / "new" / name)
     assert (tmp_path / "new" / name).stat().st_size > 100
+
+
+def test_export_gives_other_tools_all_scores_and_a_folder_that_mib_evaluates(found: Path, tmp_path: Path) -> None:
+    circuit = Circuit.load(found / "circuit.json")
+    everything = int(circuit.graph.copies.sum())
+    document = as_json("export", found / "circuit.json", "-o", tmp_path / "x.mib.json")
+    assert document["scored"] == circuit.graph.n_edges
+    edges = json.loads((tmp_path / "x.mib.json").read_text())["edges"]
+    assert (len(edges), sum(edge["in_graph"] for edge in edges.values())) == (
+        everything,
+        circuit.graph.copies[circuit.edges].sum(),
+    )
+    (folder,) = Path(as_json("export", found / "circuit.json", "-o", tmp_path / "sub.mib")["file"]).parents[:1]
+    assert [file.name for file in folder.iterdir()] == ["importances.json"]
+
+
+def _numbers(document: dict[str, Any]) -> list[float]:
+    evaluation = document["evaluation"]
+    return [evaluation["faithfulness"], *(areas[name] for areas in evaluation["areas"] for name in ("cpr", "cmd"))]
+
+
+def test_evaluating_an_exported_file_gives_what_evaluating_the_circuit_gives(
+    found: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Once with what this tool added to the file, once as another tool would have written it."""
+    ours, bare, prompts = tmp_path / "x.mib.json", tmp_path / "bare.json", _prompts_of(found)
+    done("export", found / "circuit.json", "-o", ours)
+    document = json.loads(ours.read_text())
+    del document["circuits"]
+    bare.write_text(json.dumps(document))
+    asked = ("--behaviour", prompts, "--pairs", 6, "--universe", "both")
+    expected = as_json("evaluate", found / "circuit.json", *asked)["evaluation"]
+    assert [areas["universe"] for areas in expected["areas"]] == ["query-head", "group"]
+    assert _numbers(as_json("evaluate", ours, *asked)) == pytest.approx(_numbers({"evaluation": expected}), rel=1e-4)
+    again = invoke("evaluate", bare, *asked, "--model", tiny_folder, "--json", "--seed", 0)
+    assert again.exit_code == 0, again.stderr
+    assert _numbers(json.loads(again.stdout)) == pytest.approx(_numbers({"evaluation": expected}), rel=1e-4)
+    assert "does not say of which model, behaviour and scorer it is" in again.stderr
+    for arguments, message in (
+        (asked, "does not say of which model it is; give the model with --model"),
+        (("--model", tiny_folder), "does not say of which behaviour the circuit is; give it with --behaviour"),
+    ):
+        refused = invoke("evaluate", bare, *arguments)
+        assert refused.exit_code != 0
+        assert message in " ".join(refused.stderr.split())
+
+
+def test_comparing_with_a_file_of_another_tool_takes_the_other_circuits_model(found: Path, tmp_path: Path) -> None:
+    done("export", found / "circuit.json", "-o", tmp_path / "x.mib.json")
+    document = json.loads((tmp_path / "x.mib.json").read_text())
+    del document["circuits"]
+    (tmp_path / "bare.json").write_text(json.dumps(document))
+    files = (found / "circuit.json", tmp_path / "bare.json", "--no-transfer", "-o", tmp_path / "both")
+    compared = as_json("compare", *files)
+    n_edges = len(Circuit.load(found / "circuit.json"))
+    assert f'"shared": {n_edges}' in json.dumps(compared)
 
 
 # ----------------------------------------------------------------------------------------- check, models, behaviours

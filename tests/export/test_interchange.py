@@ -65,7 +65,7 @@ def test_mib_json_without_grouping_has_exactly_the_circuits_edges() -> None:
     document = json.loads(circuit_mib_json(circuit))
     assert document["cfg"] == {"n_layers": 12, "n_heads": 12, "d_model": 24, "parallel_attn_mlp": False}
     expected = {
-        str(edge): {"score": float(number(score)), "in_graph": True}
+        str(edge): {"score": float(f"{score:.9g}"), "in_graph": True}
         for edge, score in zip(circuit.edge_list, circuit.scores.tolist(), strict=True)
     }
     assert document["edges"] == expected
