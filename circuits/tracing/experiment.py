@@ -130,7 +130,8 @@ class PatchingExperiment:
         for i, pair in enumerate(pairs):
             by_length.setdefault(len(pair.clean), []).append(i)
         for length, members in by_length.items():
-            size = self.options.batch_size or self.plan.pairs(length)
+            positions = length - self._shared([pairs[i] for i in members])
+            size = self.options.batch_size or self.plan.pairs(positions)
             # Pairs that begin to differ at the same position share a batch: no position before it is run again.
             members.sort(key=lambda i: _first_difference(pairs[i]))
             for first in range(0, len(members), size):

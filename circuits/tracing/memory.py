@@ -26,12 +26,15 @@ class Budget:
         host: Bytes of the host that recorded runs may wait in; 0 where the device is the host.
         pair_tokens: At most so many tokens of pairs are recorded together.
         pass_tokens: At most so many tokens go through one pass.
+        enough_tokens: No more memory is planned for than so many tokens in all senders at once take, which is as fast
+            as more; None where all of ``limit`` may be used.
     """
 
     limit: int
     host: int = 0
-    pair_tokens: int = 512
-    pass_tokens: int = 1024
+    pair_tokens: int = 320
+    pass_tokens: int = 1280
+    enough_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class MemoryPlan:
         budget: What there is.
         sizes: Of which model.
         n_pairs: How many pairs are recorded.
-        pair_tokens: Tokens of the pairs recorded together: a batch has ``pair_tokens // length`` pairs.
+        pair_tokens: Tokens of the pairs recorded together, without those of the prefix cache.
         recorded: Bytes of all recorded runs.
         held: Bytes of recorded runs that are on the device at once.
         attribution_tile: How many senders' changes attribution holds at once.
@@ -60,9 +63,9 @@ class MemoryPlan:
     checkpointing: bool
     offload: bool
 
-    def pairs(self, length: int) -> int:
-        """Give how many pairs of some length in tokens are recorded together."""
-        return max(1, self.pair_tokens // length)
+    def pairs(self, positions: int) -> int:
+        """Give how many pairs are recorded together of which so many positions are run."""
+        return max(1, self.pair_tokens // positions)
 
     def rows(self, row: Terms, positions: int, *, beside: int = 0) -> int:
         """Give how many rows fit into one pass, ``beside`` bytes of something else; at least one."""
@@ -113,6 +116,9 @@ def plan_memory(
             "(--dtype bfloat16), or a device with more memory."
         )
     alone = max(working.values(), default=0)
+    if budget.enough_tokens is not None:
+        enough = max((_enough(need, budget.enough_tokens) for need in needs.values()), default=0)
+        budget = replace(budget, limit=min(budget.limit, kept + max(alone, enough)))
     offload = 2 * kept > budget.limit and 0 < kept <= budget.host
     if not offload and kept + alone > budget.limit:
         fitting = int((budget.limit - alone) * len(prompts) / kept)
@@ -121,7 +127,7 @@ def plan_memory(
             f"{human(alone)} more; {human(budget.limit)} may be used. Use at most {fitting} pairs (--pairs), or allow "
             f"more with --memory {_argument(kept + alone)}."
         )
-    longest = max((prompt.positions + prompt.prefix for prompt in prompts), default=1)
+    longest = max((prompt.positions for prompt in prompts), default=1)
     most = min(len(prompts), batch_size or max(1, budget.pair_tokens // longest))
     fitting = budget.limit // per_pair if offload else (budget.limit - kept) // alone if alone else 1
     pairs = batch_size or max(1, min(most, fitting))
@@ -144,6 +150,12 @@ def _smallest(needs: Needs, checkpointing: bool) -> int:
     differences = sum(needs.differences().values())
     exact = differences + sum(needs.exact().values())
     return max(sum(needs.recording().values()), sum(needs.attribution(1, checkpointing).values()), exact)
+
+
+def _enough(needs: Needs, tokens: int) -> int:
+    """Return what a circuit of all senders, or attribution in one piece, needs for so many tokens."""
+    senders, rows = needs.sizes.n_senders, max(1, tokens // needs.prompt.positions)
+    return rows * max(sum(needs.circuits(senders).values()), sum(needs.attribution(senders).values()))
 
 
 def _tile(plan: MemoryPlan, needs: list[Needs], pairs: int) -> int:

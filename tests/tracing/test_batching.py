@@ -39,6 +39,8 @@ def test_at_most_a_third_of_the_free_memory_of_a_host_is_used_unless_told_otherw
     assert budget_of(CPU, "30%").limit == 3 * 10**8
     assert budget_of(CPU, "4 GB").limit == 4 * 10**9
     assert budget_of(CPU, "auto").host == 0
+    assert budget_of(CPU, "auto").enough_tokens == 320
+    assert budget_of(CPU, "4 GB").enough_tokens is None
 
 
 class Device:

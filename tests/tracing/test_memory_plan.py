@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from circuits.errors import DeviceError, UsageError
@@ -298,9 +299,44 @@ def test_an_experiment_refuses_a_budget_too_small_before_it_runs_anything(monkey
         subject.experiment(memory="20kB")
 
 
-def test_a_third_of_what_is_free_is_the_budget_of_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "free_memory", lambda _: 3 * GB)
-    assert subject_of("llama").experiment().plan.budget.limit == GB
+def on_cpu(memory: str, free: float, monkeypatch: pytest.MonkeyPatch) -> MemoryPlan:
+    """Plan 64 pairs of five tokens behind nine shared ones, as `ioi` has them, on a 135M model."""
+    monkeypatch.setattr(batching, "free_memory", lambda _: int(free))
+    sizes = ModelSizes(ModelShape(30, 9, 3, 576, 64), 1536, 49152, 4, slack=0.6)
+    return plan_memory(sizes, [PromptSize(5, 9)] * 64, batching.budget_of(torch.device("cpu"), memory))
+
+
+def test_no_more_is_planned_for_than_makes_it_fast_however_much_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what was free was taken: 12 GB of 24, for a 135M model."""
+    plan = on_cpu("auto", 24 * GB, monkeypatch)
+    assert plan.budget.limit == on_cpu("auto", 200 * GB, monkeypatch).budget.limit < 1.6 * GB
+    assert str(plan).startswith(human(plan.budget.limit))
+    needs = Needs(plan.sizes, PromptSize(5, 9))
+    assert plan.rows(needs.circuits(301), 5) >= 64  # all 320 tokens
+    assert plan.rows(needs.circuits(40), 5) == 256
+    assert (plan.pairs(5), plan.attribution_tile, plan.checkpointing) == (64, 301, False)
+
+
+def test_what_is_asked_for_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_cpu("8GB", 24 * GB, monkeypatch).budget.limit == 8 * GB
+    assert on_cpu("50%", 24 * GB, monkeypatch).budget.limit == 12 * GB
+
+
+def test_never_more_than_a_third_of_what_is_free_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So two runs that start together get as much each, whichever counts first."""
+    tight = on_cpu("auto", 2.4 * GB, monkeypatch)
+    assert tight.budget.limit == 0.8 * GB
+    assert tight.rows(Needs(tight.sizes, PromptSize(5, 9)).circuits(301), 5) < 64
+    with pytest.raises(DeviceError, match="--memory"):
+        on_cpu("auto", 1.2 * GB, monkeypatch)
+
+
+def test_a_long_prompt_that_fits_alone_is_not_refused_for_frugality(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "free_memory", lambda _: 60 * GB)
+    sizes = ModelSizes(ModelShape(30, 9, 3, 576, 64), 1536, 49152, 4, slack=0.6)
+    plan = plan_memory(sizes, [PromptSize(2000)], batching.budget_of(torch.device("cpu"), "auto"))
+    assert not plan.checkpointing
+    assert plan.budget.limit < 20 * GB
 
 
 def test_sizes_are_read_from_the_model() -> None:
