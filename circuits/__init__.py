@@ -9,7 +9,7 @@
 Names are loaded when first used, so that ``import circuits`` stays fast.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name when it is first used; ``__version__`` is that of the installed distribution."""
+    if name == "__version__":
+        return metadata.version("path-patching-circuits")
     if name not in _HOMES:
         raise AttributeError(f"module 'circuits' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)

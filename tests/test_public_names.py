@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import circuits
+
+ROOT = Path(__file__).parents[1]
 
 PROMISED = [
     "AblatedModel",
@@ -65,3 +69,11 @@ def test_importing_the_package_does_not_import_torch_nnsight_or_transformers() -
     code = "import sys, circuits; print([name for name in ('torch', 'nnsight', 'transformers') if name in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+def test_the_package_says_its_version_and_that_it_is_typed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert circuits.__version__ == project["version"]
+    assert f"version: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert (ROOT / "circuits" / "py.typed").is_file()
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
