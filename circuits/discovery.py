@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from circuits.circuit import Circuit
 from circuits.errors import UsageError
 from circuits.evaluation import evaluate
 from circuits.experiments import AnyExperiment, experiment_on
+from circuits.export.files import write
+from circuits.export.scores import scores_of, write_scores
 from circuits.journal import Journal
 from circuits.model import Model
 from circuits.openings import finds_openings, suited
@@ -29,6 +31,8 @@ from circuits.settings import settle
 from circuits.tracing.experiment import Options
 from circuits.vocabulary import PrunerName, ScorerName
 
+CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
+"""The files that :func:`discover` writes."""
 StageProgress = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""
 
@@ -87,25 +91,47 @@ def discover(
     behaviour: Behaviour,
     settings: DiscoverySettings | None = None,
     *,
+    folder: str | Path | None = None,
+    resume: bool = False,
     journal: Journal | None = None,
     progress: StageProgress = lambda _stage, _done, _total: None,
     command: str = "",
 ) -> Discovery:
     """Find a circuit: check the behaviour, score every edge, choose edges, judge them on held-out prompts.
 
-    Raises ``PromptError`` for unusable pairs and ``BehaviourNotShownError`` when the gap between clean and corrupted
-    runs is degenerate. With a journal, finished stages survive an interruption. Cost with the defaults: about a
-    hundred forward passes of the discovery pairs to search, and fifty of the held-out pairs to judge.
+    Args:
+        model: The model.
+        behaviour: The behaviour.
+        settings: How it is searched.
+        folder: Where ``scores.parquet`` and ``circuit.json`` are written as soon as they are there, and a journal
+            is kept.
+        resume: Go on from the journal of an earlier run in the folder: whatever it has measured is not measured again.
+        journal: An open journal, in place of the folder's.
+        progress: Is told about the stages.
+        command: What to record as the command that found the circuit.
+
+    Raises ``PromptError`` for unusable pairs, ``BehaviourNotShownError`` when the gap between clean and corrupted
+    runs is degenerate, and ``OutputError`` for a folder that cannot be written to or that another run is writing to.
+    Cost with the defaults: about a hundred forward passes of the discovery pairs to search, and fifty of the held-out
+    pairs to judge.
     """
+    if folder is not None and journal is None:
+        with Journal(Path(folder) / JOURNAL, resume=resume) as opened:
+            return discover(
+                model, behaviour, settings, folder=folder, journal=opened, progress=progress, command=command
+            )
     begun = time.monotonic()
     settings = settings or DiscoverySettings()
     prompts = prompts_for(model, behaviour, settings)
-    experiment, warnings = shown(model, prompts, settings, progress)
-    scores = _scored(experiment, settings, journal, progress)
-    selection = _selected(experiment, scores, settings, journal, progress)
+    experiment, warnings = shown(model, prompts, settings, progress, journal=journal)
+    scores = _scored(experiment, settings, progress)
+    if folder is not None:
+        of = scores_of(model.info.digest, prompts.digest)
+        write_scores(scores, Path(folder) / SCORES, of=of, make_folder=True)
+    selection = _selected(experiment, scores, settings, progress)
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
-    heldout = experiment_on(model, prompts.heldout, experiment.options, reference=prompts.reference)
+    heldout = experiment_on(model, prompts.heldout, experiment.options, reference=prompts.reference, journal=journal)
     evaluation = evaluate(
         heldout,
         selection.edges,
@@ -116,9 +142,10 @@ def discover(
         progress=_stage(progress, "evaluating on held-out prompts"),
     )
     provenance = _provenance(model, experiment, command, time.monotonic() - begun)
-    return Discovery(
-        replace(circuit, evaluation=evaluation, provenance=provenance), scores, agreed, selection, prompts, warnings
-    )
+    circuit = replace(circuit, evaluation=evaluation, provenance=provenance)
+    if folder is not None:
+        write(Path(folder) / CIRCUIT, circuit.to_json(), make_folder=True)
+    return Discovery(circuit, scores, agreed, selection, prompts, warnings)
 
 
 def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings) -> PromptSet:
@@ -132,41 +159,35 @@ def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings)
 
 
 def shown(
-    model: Model, prompts: PromptSet, settings: DiscoverySettings, progress: StageProgress = lambda _s, _d, _t: None
+    model: Model,
+    prompts: PromptSet,
+    settings: DiscoverySettings,
+    progress: StageProgress = lambda _s, _d, _t: None,
+    *,
+    journal: Journal | None = None,
 ) -> tuple[AnyExperiment, tuple[str, ...]]:
     """Record the discovery pairs and check that the model shows the behaviour; give remarks on weak spots."""
     progress("recording the prompts", 0, 0)
-    experiment = experiment_on(model, prompts.discovery, settings.options_for(prompts), reference=prompts.reference)
+    options, reference = settings.options_for(prompts), prompts.reference
+    experiment = experiment_on(model, prompts.discovery, options, reference=reference, journal=journal)
     warnings = check_gap(
         experiment.clean, experiment.corrupted, experiment.metric, behaviour=prompts.behaviour, model=model.info.id
     )
     return experiment, (*prompts.remarks, *warnings)
 
 
-def _scored(
-    experiment: AnyExperiment, settings: DiscoverySettings, journal: Journal | None, progress: StageProgress
-) -> EdgeScores:
-    kept = journal.scores(experiment.graph) if journal else None
-    if kept is not None:
-        return kept
+def _scored(experiment: AnyExperiment, settings: DiscoverySettings, progress: StageProgress) -> EdgeScores:
     told = ScorerSettings(
         steps=settings.steps,
         seed=settings.seed,
-        top=replace(settings.verify, ledger=journal.ledger if journal else None),
+        top=settings.verify,
         progress=_stage(progress, f"scoring ({settings.scorer})"),
     )
-    scores = score(experiment, settings.scorer, told)
-    if journal:
-        journal.keep_scores(scores)
-    return scores
+    return score(experiment, settings.scorer, told)
 
 
 def _selected(
-    experiment: AnyExperiment,
-    scores: EdgeScores,
-    settings: DiscoverySettings,
-    journal: Journal | None,
-    progress: StageProgress,
+    experiment: AnyExperiment, scores: EdgeScores, settings: DiscoverySettings, progress: StageProgress
 ) -> Selection:
     if settings.pruner is PrunerName.TOP:
         return top(experiment, scores, min(settings.size, len(scores.scored)))
@@ -175,17 +196,14 @@ def _selected(
 
     def report(step: str, found: Selection) -> None:
         nonlocal stage
+        del step
         stage = f"pruning {len(found.edges)} edges (faithfulness {found.faithfulness:.2f})"
-        if journal:
-            journal.keep_selection(experiment.graph, step, found)
 
-    begin = journal.selection(experiment.graph) if journal else None
     return minimal(
         experiment,
         scores,
         target=settings.target,
         limit=settings.prune_limit,
-        begin=begin,
         report=report,
         progress=lambda done, total: progress(stage, done, total),
     )
@@ -257,13 +275,3 @@ def _stage(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
         progress(stage, done, total)
 
     return step
-
-
-def settings_key(model: Model, prompts: PromptSet, settings: DiscoverySettings) -> dict[str, Any]:
-    """Give what makes two discoveries the same run: model, prompts and settings."""
-    chosen = asdict(replace(settings, options=settings.options_for(prompts)))
-    del chosen["verify"]["ledger"]
-    for option in ("batch_size", "memory"):  # change no result, and are what one changes after running out of memory
-        del chosen["options"][option]
-    numbers = {"dtype": model.dtype, "attention": model.attention}
-    return {"model": model.info.digest, "prompts": prompts.digest, **numbers, **chosen}

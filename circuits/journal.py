@@ -1,106 +1,322 @@
-"""The journal of a discovery: finished stages, so that an interrupted run goes on where it was.
+"""The journal: what was measured, kept on disk under what it was measured from, so that a stopped run goes on.
 
-A folder with ``journal`` (JSON Lines: what was asked for, then one line per finished step) and ``scores.parquet``;
-while ``verified`` scores are being measured also ``ledger.npz``, the measurements so far. A journal that was begun with
-other settings is started afresh; a last line cut off by a kill is ignored.
+Every stage of the work is made of measurements (a circuit, an edge, a gradient, an answer), and a measurement depends
+on its inputs alone: the model, the prompt pairs, the metric, the edges. So each is kept under the digest of exactly
+those. A run that is started again asks for the same measurements in the same order and finds them, until it comes to
+the first that is missing; whatever changed in between (a limit, a target, a memory budget) changes nothing that it does
+not enter. Two runs with different seeds never read each other's, even from one file.
+
+The file is an SQLite database with one row per measurement and a digest in every row: a row that was damaged is
+measured again. Rows are written in order and at most :data:`SECONDS` after they were measured; a kill at any moment
+leaves a whole file. While a journal is open, its file is locked.
 """
 
+import hashlib
+import io
 import json
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
-from circuits.errors import CircuitsError, OutputError
-from circuits.export.scores import read_scores, write_scores
-from circuits.graph import ComputationalGraph, Edge
-from circuits.pruning.selection import Selection
-from circuits.scores import EdgeScores
+from circuits.errors import OutputError
 
-_FORMAT = "circuits/journal"
-_VERSION = 1
+SECONDS = 5.0
+"""What was measured is written after so many seconds; a kill costs no more, and the measurement it interrupted."""
+_VERSION = 2
+_TABLE = """
+CREATE TABLE IF NOT EXISTS kept (
+    of BLOB, kind TEXT, item BLOB, value BLOB, digest BLOB, PRIMARY KEY (of, kind, item)
+) WITHOUT ROWID
+"""
+Arrays = dict[str, NDArray[Any]]
 
 
 class Journal:
-    """Keeps a discovery's finished stages in a folder; ``settings`` are what makes two runs the same run."""
+    """An open journal file; close it, or use it in a ``with`` block.
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool = False) -> None:
-        self.folder = folder
-        self._path, self._scores = folder / "journal", folder / "scores.parquet"
-        head = {"format": _FORMAT, "version": _VERSION, "settings": settings}
-        lines = _read(self._path) if resume else []
-        same = bool(lines) and lines[0] == head
-        self._steps = lines[1:] if same else []
-        self.ledger = folder / "ledger.npz"
-        if not same:
-            self.ledger.unlink(missing_ok=True)
-        self._write([head, *self._steps])  # without what a kill may have left of a last line
+    Args:
+        path: The file.
+        resume: Whether what an earlier run has left there is used. Otherwise it is thrown away.
+
+    Raises :class:`OutputError` where the file cannot be written, or another run has it open.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.problem = ""
+        """Why an earlier run's journal could not be used; empty if it could, or if there was none."""
+        self._lock = FileLock(f"{self.path}.lock", timeout=0)
+        self._take()
+        try:
+            if not resume:
+                self._discard()
+            self._connection = self._opened()
+        except OutputError:
+            self._let_go()
+            raise
+        self._written = time.monotonic()
+
+    def _take(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                f"another run is writing to {self.path.parent} (it holds {self.path.name}.lock). Wait until it has "
+                "ended, or choose another place with --out."
+            ) from error
+        except OSError as error:
+            raise self._unwritable(error.strerror or str(error)) from error
+
+    def shelf(self, **what: Any) -> "Shelf":
+        """Return the place of everything that is measured from ``what`` (JSON values), and from nothing else."""
+        return Shelf(self, _digest_of("", what | {"release": _release()}))
 
     @property
-    def resumed(self) -> bool:
-        """Whether finished stages of an earlier run were found."""
-        return bool(self._steps) or self.ledger.is_file()
+    def due(self) -> bool:
+        """Whether it is time to hand over what was measured, and to write it."""
+        return time.monotonic() - self._written > SECONDS
 
-    def scores(self, graph: ComputationalGraph) -> EdgeScores | None:
-        """Give the scores of the earlier run, if it got that far."""
-        if not self._scores.is_file() or not any(step.get("step") == "scored" for step in self._steps):
-            return None
-        return read_scores(self._scores, graph)
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept."""
+        return self._run("SELECT 1 FROM kept LIMIT 1").fetchone() is None
 
-    def keep_scores(self, scores: EdgeScores) -> None:
-        """Keep finished scores, and no longer what they were made from."""
-        write_scores(scores, self._scores)
-        self._append({"step": "scored", "scorer": scores.scorer})
-        self.ledger.unlink(missing_ok=True)
+    def get(self, of: bytes, kind: str, item: bytes) -> bytes | None:
+        """Return what is kept of one measurement; None where nothing is, or where it was damaged."""
+        row = self._run("SELECT value, digest FROM kept WHERE of = ? AND kind = ? AND item = ?", (of, kind, item))
+        value, digest = row.fetchone() or (b"", b"")
+        return value if digest and digest == _row_digest(of, kind, item, value) else None
 
-    def selection(self, graph: ComputationalGraph) -> Selection | None:
-        """Give the smallest circuit that the earlier run's pruner had reached, if any."""
-        found = [step for step in self._steps if "edges" in step]
-        if not found:
-            return None
-        last = found[-1]
+    def put(self, of: bytes, kind: str, item: bytes, value: bytes) -> None:
+        """Keep a measurement; it is written when that is due."""
+        self._begin()
+        row = (of, kind, item, value, _row_digest(of, kind, item, value))
+        self._run("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", row)
+        if self.due:
+            self.write()
+
+    def forget(self, of: bytes, kind: str) -> None:
+        """Throw away what is kept of one kind."""
+        self._begin()
+        self._run("DELETE FROM kept WHERE of = ? AND kind = ?", (of, kind))
+
+    def holds(self, of: bytes) -> bool:
+        """Return whether anything is kept of what was measured from one thing."""
+        return self._run("SELECT 1 FROM kept WHERE of = ? LIMIT 1", (of,)).fetchone() is not None
+
+    def _begin(self) -> None:
+        if not self._connection.in_transaction:
+            self._run("BEGIN")
+
+    def write(self) -> None:
+        """Write everything now. Raises :class:`OutputError` where there is no room; what was written stays."""
+        if self._connection.in_transaction:
+            self._run("COMMIT")
+        self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Write everything and let go of the file; nothing, where that was done already."""
+        if not self._lock.is_locked:
+            return
         try:
-            edges = np.array([graph.index(Edge.parse(edge)) for edge in last["edges"]], dtype=np.int64)
-            return Selection(edges, float(last["faithfulness"]), int(last["proposed"]), bool(last["by_magnitude"]))
-        except (CircuitsError, KeyError, TypeError, ValueError):
-            return None
+            self.write()
+        finally:
+            self._connection.close()
+            self._let_go()
 
-    def keep_selection(self, graph: ComputationalGraph, step: str, selection: Selection) -> None:
-        """Keep a step of the pruner."""
-        self._append(
-            {
-                "step": step,
-                "faithfulness": round(selection.faithfulness, 6),
-                "proposed": selection.proposed,
-                "by_magnitude": selection.by_magnitude,
-                "edges": [str(edge) for edge in graph.edges(selection.edges)],
-            }
+    def remove(self) -> None:
+        """Close the journal of a run that has ended and delete it."""
+        self._connection.close()
+        self._discard()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with suppress(OSError):  # a system on which open files cannot be deleted leaves it there, empty
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(problem, OutputError):
+            self.close()
+            return
+        with suppress(OutputError):  # the first error says what is wrong
+            self.close()
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            return self._connected()
+        except sqlite3.OperationalError as error:
+            raise self._unwritable(str(error)) from error
+        except sqlite3.DatabaseError:
+            self.problem = "is damaged, or of another release"
+            self._discard()
+        try:
+            return self._connected()
+        except sqlite3.Error as error:
+            raise self._unwritable(str(error)) from error
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA auto_vacuum = FULL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            checked = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if version not in (0, _VERSION) or checked != "ok":
+                raise sqlite3.DatabaseError(checked)
+            connection.execute(_TABLE)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _run(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            if self.path.exists():
+                raise self._unwritable(str(error)) from error
+        # The folder was removed: what comes from here on can still be kept.
+        self._connection.close()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = self._connected()
+            return self._connection.execute("SELECT 1 WHERE 0" if statement == "COMMIT" else statement, values)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unwritable(str(error)) from error
+
+    def _discard(self) -> None:
+        try:
+            for path in (self.path, self.path.with_name(f"{self.path.name}-journal")):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(error.strerror or str(error)) from error
+
+    def _unwritable(self, why: str) -> OutputError:
+        return OutputError(
+            f"cannot write {self.path}: {why}. What was written before is kept: free some space and go on with "
+            "--resume, or choose another place with --out."
         )
 
-    def _append(self, step: dict[str, Any]) -> None:
-        self._steps.append(step)
-        self._write([step], append=True)
 
-    def _write(self, lines: list[dict[str, Any]], *, append: bool = False) -> None:
-        try:
-            with self._path.open("a" if append else "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self._path}: {error.strerror}. Free some space or choose another --out."
-            ) from error
+@dataclass(frozen=True)
+class Shelf:
+    """The part of a journal that belongs to one thing, such as one model on certain prompts; :data:`NOWHERE` has none.
+
+    Every measurement has a ``kind`` (in words) and an ``item`` (what exactly, as text or bytes).
+    """
+
+    journal: Journal | None
+    of: bytes
+
+    def under(self, **what: Any) -> "Shelf":
+        """Return the place of what depends on ``what`` besides."""
+        return Shelf(self.journal, _digest_of(self.of.hex(), what)) if self.journal else self
+
+    @property
+    def filled(self) -> bool:
+        """Whether anything is kept here."""
+        return self.journal is not None and self.journal.holds(self.of)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to hand over what was measured."""
+        return self.journal is not None and self.journal.due
+
+    def get(self, kind: str, item: bytes) -> bytes | None:
+        """Return what is kept of one measurement, if anything."""
+        return self.journal.get(self.of, kind, item) if self.journal else None
+
+    def put(self, kind: str, item: bytes, value: bytes) -> None:
+        """Keep a measurement."""
+        if self.journal:
+            self.journal.put(self.of, kind, item, value)
+
+    def forget(self, kind: str) -> None:
+        """Throw away what is kept of one kind: what it was needed for is finished."""
+        if self.journal:
+            self.journal.forget(self.of, kind)
+
+    def arrays(
+        self, kind: str, what: Any, make: Callable[[], Mapping[str, NDArray[Any]]], *, interim: bool = False
+    ) -> Arrays:
+        """Return the arrays that ``make`` makes of ``what`` (JSON values), made only where they are not kept yet.
+
+        With ``interim`` they are kept only when it is time to write: they will be part of something smaller.
+        """
+        if self.journal is None:
+            return dict(make())
+        item = _digest_of("", what)
+        found = _arrays(self.get(kind, item))
+        if found is not None:
+            return found
+        found = dict(make())
+        if self.due or not interim:
+            buffer = io.BytesIO()
+            np.savez(buffer, allow_pickle=False, **found)
+            self.put(kind, item, buffer.getvalue())
+        return found
+
+    def document(self, kind: str, what: Any, make: Callable[[], Any]) -> Any:
+        """Return the JSON value that ``make`` makes of ``what``, made only where it is not kept yet."""
+        if self.journal is None:
+            return make()
+        item = _digest_of("", what)
+        kept = self.get(kind, item)
+        if kept is None:
+            kept = json.dumps(make()).encode()
+            self.put(kind, item, kept)
+        return json.loads(kept)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    if not path.is_file():
-        return lines
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            step: Any = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(step, dict):
-            break
-        lines.append(cast("dict[str, Any]", step))
-    return lines
+NOWHERE = Shelf(None, b"")
+"""Keeps nothing."""
+
+
+def _arrays(kept: bytes | None) -> Arrays | None:
+    if kept is None:
+        return None
+    try:
+        with np.load(io.BytesIO(kept), allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (BadZipFile, ValueError, EOFError, KeyError):
+        return None
+
+
+def _digest_of(parent: str, what: Any) -> bytes:
+    text = json.dumps([parent, what], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _row_digest(of: bytes, kind: str, item: bytes, value: bytes) -> bytes:
+    digest = hashlib.blake2b(of, digest_size=8)
+    for part in (kind.encode(), item, value):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def _release() -> str:
+    """Return this package's version: another one may measure otherwise."""
+    try:
+        return metadata.version("path-patching-circuits")
+    except metadata.PackageNotFoundError:
+        return ""

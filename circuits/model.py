@@ -10,6 +10,7 @@ from torch import nn
 from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
 from circuits.graph import ComputationalGraph
+from circuits.journal import NOWHERE, Journal, Shelf
 from circuits.models.builtin import FetchProgress, no_fetch_progress
 from circuits.models.loading import load_weights
 from circuits.models.memory import weights_in_memory
@@ -50,9 +51,17 @@ class Model:
         """The attention implementation, such as ``sdpa``; empty for a module that is not of transformers."""
         return attention_of(self.tracer.anatomy.module)
 
-    def experiment(self, pairs: Sequence[TokenPair], options: Options | None = None) -> PatchingExperiment:
-        """Set up measurements on prompt pairs. Cost: two forward passes of the pairs."""
-        return PatchingExperiment(self.tracer, self.graph, pairs, options or Options())
+    def experiment(
+        self, pairs: Sequence[TokenPair], options: Options | None = None, *, journal: Journal | None = None
+    ) -> PatchingExperiment:
+        """Set up measurements on prompt pairs, kept in a journal if one is given. Cost: two forward passes."""
+        return PatchingExperiment(self.tracer, self.graph, pairs, options or Options(), self.shelf(journal))
+
+    def shelf(self, journal: Journal | None) -> Shelf:
+        """Return where a journal keeps what is measured with these weights, at this precision."""
+        if journal is None or not self.info.digest:
+            return NOWHERE
+        return journal.shelf(model=self.info.digest, dtype=self.dtype, attention=self.attention)
 
     def __repr__(self) -> str:
         shape = self.info.shape

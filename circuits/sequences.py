@@ -11,6 +11,7 @@ Patching and circuits act on every position of a row, those of the answer's earl
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import PromptError
 from circuits.graph import ComputationalGraph, Edges
+from circuits.journal import Shelf
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.memory import MemoryPlan
 from circuits.tracing.prefix import PrefixCache
@@ -96,6 +98,11 @@ class SequenceExperiment:
         return self._rows.plan
 
     @property
+    def kept(self) -> Shelf:
+        """Where what is measured on the rows is kept."""
+        return self._rows.kept
+
+    @property
     def clean(self) -> Floats:
         """Metric of the clean run, shape ``(pair,)``."""
         return self._summed(self._rows.clean)
@@ -131,16 +138,23 @@ class SequenceExperiment:
 
         Pair by pair, since its rows lie in batches of several lengths and the spread is that over pairs.
         """
+        kind = f"attribution by pair, {self.options.direction}"
+        found = self.kept.arrays(kind, list(points), lambda: self._attributed(points, progress))
+        return np.stack([found["mean"], found["spread"]])
+
+    def _attributed(self, points: Sequence[float], progress: Progress) -> dict[str, Floats]:
         total, squares = np.zeros(self.graph.n_edges), np.zeros(self.graph.n_edges)
-        for pair in range(self.n_pairs):
-            begin, end = int(self._starts[pair]), int(self._starts[pair + 1])
-            values = self._rows.part(begin, end).attributions(points)[0] * (end - begin)
+        parts = [self._rows.part(int(begin), int(end)) for begin, end in pairwise(self._starts)]
+        for done, part in enumerate(parts):
+            values = part.attributions(points)[0] * part.n_pairs
             total += values
             squares += values**2
-            progress(pair + 1, self.n_pairs)
+            progress(done + 1, self.n_pairs)
+        for part in parts:
+            part.forget_attributions()
         mean = total / self.n_pairs
         spread = np.sqrt(np.maximum(squares / self.n_pairs - mean**2, 0) * self.n_pairs / max(1, self.n_pairs - 1))
-        return np.stack([mean, spread])
+        return {"mean": mean, "spread": spread}
 
     def _summed(self, rows: Floats) -> Floats:
         """Sum the last axis, rows, over each pair's own."""

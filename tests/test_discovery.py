@@ -1,8 +1,9 @@
 """From a model and a behaviour to a circuit judged on held-out prompts, on a tiny model; and resumed after a stop."""
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import torch
 
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
-from circuits.discovery import Discovery, DiscoverySettings, discover, prompts_for, settings_key, shown
+from circuits.circuit import Circuit
+from circuits.discovery import Discovery, DiscoverySettings, discover, prompts_for, shown
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.evaluation import evaluate
-from circuits.journal import Journal
 from circuits.model import Model, verified
 from circuits.models.loading import LoadedWeights
 from circuits.tracing.experiment import Options, PatchingExperiment
@@ -166,50 +167,162 @@ def test_settings_out_of_range_are_refused_before_anything_runs() -> None:
 # ------------------------------------------------------------------------------------------------------------- resuming
 
 
-def key_of(model: Model, behaviour: Behaviour) -> dict[str, object]:
-    return settings_key(model, prompts_for(model, behaviour, SETTINGS), SETTINGS)
-
-
 class StopError(KeyboardInterrupt):
     """Ctrl-C at a chosen moment."""
 
 
-@pytest.mark.parametrize("stage", ["scoring", "proposing", "pruning", "comparing", "evaluating"])
-def test_20_a_discovery_interrupted_at_any_stage_and_resumed_gives_the_same_circuit(
-    model: Model, behaviour: Behaviour, found: Discovery, tmp_path: Path, stage: str
-) -> None:
-    ids = torch.tensor([found.prompts.discovery[0].clean])
-    before = model.tracer.anatomy.module(ids).logits
-
+def stop_at(stage: str) -> Callable[[str, int, int], None]:
     def stop(name: str, _done: int, _total: int) -> None:
         if name.startswith(stage):
             raise StopError
 
-    key = key_of(model, behaviour)
+    return stop
+
+
+def stopped(model: Model, behaviour: Behaviour, folder: Path, stage: str, settings: DiscoverySettings) -> None:
     with pytest.raises(StopError):
-        discover(model, behaviour, SETTINGS, journal=Journal(tmp_path, key), progress=stop)
+        discover(model, behaviour, settings, folder=folder, progress=stop_at(stage))
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *methods: str) -> None:
+    """Let measurements of these kinds fail."""
+
+    def measuring(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    for method in methods:
+        monkeypatch.setattr(f"circuits.tracing.{method}", measuring)
+
+
+ATTRIBUTION = "experiment.PatchingExperiment._attribution"
+EVERYTHING = (
+    ATTRIBUTION,
+    "experiment.PatchingExperiment._circuit_values",
+    "experiment.PatchingExperiment._mask_gradient",
+    "exact._Patcher.logits",
+)
+
+
+@pytest.mark.parametrize("stage", ["scoring", "proposing", "pruning", "comparing", "evaluating"])
+def test_20_a_discovery_interrupted_at_any_stage_and_resumed_gives_the_same_circuit(
+    model: Model, behaviour: Behaviour, found: Discovery, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.tensor([found.prompts.discovery[0].clean])
+    before = model.tracer.anatomy.module(ids).logits
+    stopped(model, behaviour, tmp_path, stage, SETTINGS)
     assert torch.equal(model.tracer.anatomy.module(ids).logits, before)
-    journal = Journal(tmp_path, key, resume=True)
-    assert journal.resumed == (stage != "scoring")
-    same(discover(model, behaviour, SETTINGS, journal=journal), found)
+    forbid(monkeypatch, ATTRIBUTION)  # its only batch was done when the first progress was told
+    same(discover(model, behaviour, SETTINGS, folder=tmp_path, resume=True), found)
+    assert Circuit.load(tmp_path / "circuit.json").digest == found.circuit.digest
 
 
-def test_finished_stages_are_not_run_again(
+def test_after_a_finished_run_nothing_at_all_is_measured_again(
     model: Model, behaviour: Behaviour, found: Discovery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = key_of(model, behaviour)
-    discover(model, behaviour, SETTINGS, journal=Journal(tmp_path, key))
-    monkeypatch.setattr(PatchingExperiment, "attributions", None)
-    same(discover(model, behaviour, SETTINGS, journal=Journal(tmp_path, key, resume=True)), found)
+    discover(model, behaviour, SETTINGS, folder=tmp_path)
+    forbid(monkeypatch, *EVERYTHING)
+    again = discover(model, behaviour, SETTINGS, folder=tmp_path, resume=True)
+    same(again, found)
+    assert (again.agreement, again.circuit.evaluation) == (found.agreement, found.circuit.evaluation)
 
 
-def test_the_key_of_a_run_survives_json_and_changes_with_settings_and_prompts(
-    model: Model, behaviour: Behaviour
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prune_limit": 3},
+        {"target": 0.6, "sample": 5, "heldout": 5, "size": 7},
+    ],
+    ids=str,
+)
+def test_what_does_not_enter_the_scores_keeps_them(
+    model: Model, behaviour: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    key = key_of(model, behaviour)
-    assert json.loads(json.dumps(key)) == key
-    prompts = prompts_for(model, behaviour, SETTINGS)
-    for settings in (replace(SETTINGS, target=0.8), replace(SETTINGS, options=Options(metric=Metric.KL))):
-        assert settings_key(model, prompts, settings) != key
-    other = replace(prompts, digest="2" * 64)
-    assert settings_key(model, other, SETTINGS) != key
+    stopped(model, behaviour, tmp_path, "evaluating", SETTINGS)
+    changed = replace(SETTINGS, **change)
+    expected = discover(model, behaviour, changed)
+    forbid(monkeypatch, ATTRIBUTION)
+    same(discover(model, behaviour, changed, folder=tmp_path, resume=True), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [Options(batch_size=3), Options(checkpointing=True, prefix_cache=False, memory="40%")], ids=str
+)
+def test_how_memory_is_used_does_not_touch_the_scores(
+    model: Model,
+    behaviour: Behaviour,
+    found: Discovery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: Options,
+) -> None:
+    stopped(model, behaviour, tmp_path, "proposing", SETTINGS)
+    forbid(monkeypatch, ATTRIBUTION)
+    resumed = discover(model, behaviour, replace(SETTINGS, options=options), folder=tmp_path, resume=True)
+    np.testing.assert_array_equal(resumed.scores.values, found.scores.values)
+
+
+def test_a_raised_limit_keeps_the_rounds_before_it(
+    model: Model, behaviour: Behaviour, found: Discovery, tmp_path: Path
+) -> None:
+    """Circuits that were measured under the lower limit are not measured again."""
+    low = replace(SETTINGS, prune_limit=3)
+    discover(model, behaviour, low, folder=tmp_path)
+    with Counted() as cold:
+        discover(model, behaviour, SETTINGS)
+    with Counted() as warm:
+        same(discover(model, behaviour, SETTINGS, folder=tmp_path, resume=True), found)
+    with Counted() as alone:
+        discover(model, behaviour, low)
+    assert warm.circuits <= cold.circuits - 0.5 * alone.circuits
+    assert alone.circuits > 20
+
+
+class Counted:
+    """Counts the circuits that are measured inside."""
+
+    circuits = 0
+
+    def __enter__(self) -> Self:
+        self._original: Any = PatchingExperiment._circuit_values
+
+        def counting(experiment: Any, batch: Any, change: Any, masks: Any, members: Any) -> Any:
+            self.circuits += len(members)
+            return self._original(experiment, batch, change, masks, members)
+
+        PatchingExperiment._circuit_values = counting  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        PatchingExperiment._circuit_values = self._original  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"options": Options(metric=Metric.KL)},
+        {"options": Options(direction=Direction.DENOISING), "steps": 2},
+    ],
+    ids=str,
+)
+def test_what_enters_the_scores_measures_them_anew_and_mixes_nothing(
+    model: Model, behaviour: Behaviour, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    stopped(model, behaviour, tmp_path, "evaluating", SETTINGS)
+    changed = replace(SETTINGS, **change)
+    expected = discover(model, behaviour, changed)
+    resumed = discover(model, behaviour, changed, folder=tmp_path, resume=True)
+    same(resumed, expected)
+    np.testing.assert_array_equal(resumed.scores.values, expected.scores.values)
+
+
+def test_two_runs_that_are_stopped_and_continued_in_one_folder_end_as_if_each_were_alone(
+    model: Model, behaviour: Behaviour, found: Discovery, tmp_path: Path
+) -> None:
+    other = replace(SETTINGS, seed=1)
+    stopped(model, behaviour, tmp_path, "pruning", SETTINGS)
+    for settings, stage in ((other, "pruning"), (SETTINGS, "comparing"), (other, "evaluating")):
+        with pytest.raises(StopError):
+            discover(model, behaviour, settings, folder=tmp_path, resume=True, progress=stop_at(stage))
+    same(discover(model, behaviour, SETTINGS, folder=tmp_path, resume=True), found)
+    same(discover(model, behaviour, other, folder=tmp_path, resume=True), discover(model, behaviour, other))

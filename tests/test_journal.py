@@ -1,123 +1,266 @@
-"""The journal: finished stages come back, a killed run's are kept, another run's are not taken over."""
+"""The journal: what was measured comes back, of the same things only; damage and other runs are never taken over."""
 
-import json
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from circuits.builder import build_graph
+from circuits import journal as module
 from circuits.errors import OutputError
-from circuits.graph import ModelShape
-from circuits.journal import Journal
-from circuits.pruning import Selection
-from circuits.scores import EdgeScores
-from circuits.vocabulary import Metric
+from circuits.journal import NOWHERE, Journal, Shelf
 
-GRAPH = build_graph(ModelShape(n_layers=2, n_heads=2, n_kv_heads=1, d_model=4, d_head=2))
-SETTINGS = {"scorer": "eap", "seed": 0, "options": {"metric": Metric.KL, "batch_size": None}}
-VALUES = np.linspace(-1, 1, GRAPH.n_edges) / 3
+MODEL, OTHER = {"model": "a" * 64}, {"model": "b" * 64}
+ROW = np.array([0.1, -2.5, np.nan])
 
 
-def scores() -> EdgeScores:
-    return EdgeScores(GRAPH, VALUES.copy(), "eap", measured=False)
+def opened(folder: Path, *, resume: bool = True) -> Journal:
+    return Journal(folder / "journal", resume=resume)
 
 
-def selection(*edges: int, proposed: int = 9) -> Selection:
-    return Selection(np.array(edges, dtype=np.int64), 0.93, proposed, by_magnitude=True)
+def filled(folder: Path) -> Path:
+    with opened(folder, resume=False) as journal:
+        shelf = journal.shelf(**MODEL)
+        shelf.put("circuit", b"1", b"one")
+        shelf.put("circuit", b"2", b"two")
+        shelf.arrays("scores", ["eap", 5], lambda: {"mean": ROW})
+    return folder / "journal"
 
 
-def filled(folder: Path) -> Journal:
-    journal = Journal(folder, SETTINGS)
-    journal.keep_scores(scores())
-    journal.keep_selection(GRAPH, "proposed", selection(1, 5, 8))
-    journal.keep_selection(GRAPH, "pruned", selection(1, 8))
-    return journal
-
-
-def test_a_new_journal_has_nothing_finished(tmp_path: Path) -> None:
-    for resume in (False, True):
-        journal = Journal(tmp_path, SETTINGS, resume=resume)
-        assert (journal.resumed, journal.scores(GRAPH), journal.selection(GRAPH)) == (False, None, None)
-    assert json.loads((tmp_path / "journal").read_text())["format"] == "circuits/journal"
+def never() -> Any:
+    raise AssertionError("measured again")
 
 
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     filled(tmp_path)
-    journal = Journal(tmp_path, SETTINGS, resume=True)
-    assert journal.resumed
-    found, chosen = journal.scores(GRAPH), journal.selection(GRAPH)
-    assert found is not None
-    assert chosen is not None
-    np.testing.assert_array_equal(found.values, VALUES)
-    assert (found.scorer, found.measured) == ("eap", False)
-    assert chosen.edges.tolist() == [1, 8]  # the last step
-    assert (chosen.faithfulness, chosen.proposed, chosen.by_magnitude) == (0.93, 9, True)
+    with opened(tmp_path) as journal:
+        shelf = journal.shelf(**MODEL)
+        assert shelf.filled
+        assert shelf.get("circuit", b"1") == b"one"
+        np.testing.assert_array_equal(shelf.arrays("scores", ["eap", 5], never)["mean"], ROW)
+
+
+def test_a_json_value_comes_back_with_every_digit_and_with_what_is_no_number(tmp_path: Path) -> None:
+    value = {"a": 0.1 + 0.2, "b": [1, "ü", None], "c": float("nan")}
+    with opened(tmp_path) as journal:
+        made = journal.shelf(**MODEL).document("head", "a0.h1", lambda: value)
+    with opened(tmp_path) as journal:
+        found = journal.shelf(**MODEL).document("head", "a0.h1", never)
+    assert str(found) == str(made) == str(value)
+
+
+@pytest.mark.parametrize("change", [OTHER, {**MODEL, "seed": 1}, {}])
+def test_what_was_measured_of_something_else_is_not_taken(tmp_path: Path, change: dict[str, Any]) -> None:
+    filled(tmp_path)
+    with opened(tmp_path) as journal:
+        shelf = journal.shelf(**change)
+        assert (shelf.filled, shelf.get("circuit", b"1")) == (False, None)
+        assert shelf.arrays("scores", ["eap", 5], lambda: {"mean": np.zeros(1)})["mean"].tolist() == [0]
+        assert journal.shelf(**MODEL).filled
+
+
+def test_the_order_of_what_something_is_measured_from_does_not_matter_but_its_place_does(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        assert journal.shelf(a=1, b=2) == journal.shelf(b=2, a=1)
+        assert journal.shelf(a=1).under(b=2) != journal.shelf(a=1, b=2)
+        assert journal.shelf(a=1).under(b=2) == journal.shelf(a=1).under(b=2)
+
+
+def test_another_release_measures_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    monkeypatch.setattr("circuits.journal.metadata.version", lambda _: "99.0")
+    with opened(tmp_path) as journal:
+        assert not journal.shelf(**MODEL).filled
 
 
 def test_without_resume_the_run_begins_afresh(tmp_path: Path) -> None:
     filled(tmp_path)
-    journal = Journal(tmp_path, SETTINGS)
-    assert (journal.resumed, journal.scores(GRAPH)) == (False, None)
-    assert not Journal(tmp_path, SETTINGS, resume=True).resumed
+    with opened(tmp_path, resume=False) as journal:
+        assert journal.empty
+    with opened(tmp_path) as journal:
+        assert journal.empty
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"options": {"metric": "log-odds", "batch_size": None}}, {"new": 1}])
-def test_a_run_with_other_settings_begins_afresh(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_new_journal_is_empty_and_has_no_problem(tmp_path: Path) -> None:
+    with opened(tmp_path / "made" / "anew") as journal:
+        assert (journal.empty, journal.problem) == (True, "")
+
+
+def test_what_is_forgotten_is_gone_and_the_rest_is_not(tmp_path: Path) -> None:
     filled(tmp_path)
-    journal = Journal(tmp_path, SETTINGS | change, resume=True)
-    assert (journal.resumed, journal.scores(GRAPH), journal.selection(GRAPH)) == (False, None, None)
+    with opened(tmp_path) as journal:
+        journal.shelf(**MODEL).forget("circuit")
+    with opened(tmp_path) as journal:
+        shelf = journal.shelf(**MODEL)
+        assert shelf.get("circuit", b"1") is None
+        shelf.arrays("scores", ["eap", 5], never)
 
 
-@pytest.mark.parametrize("cut", [1, 10, 60])
-def test_a_last_line_cut_off_by_a_kill_is_forgotten_and_later_steps_are_not_lost_with_it(
-    tmp_path: Path, cut: int
-) -> None:
+# --------------------------------------------------------------------------------------------------- writing in time
+
+
+def test_it_is_written_when_that_is_due_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("circuits.journal.time.monotonic", lambda: now)
+
+    def written() -> int:
+        connection = sqlite3.connect(f"file:{tmp_path / 'journal'}?mode=ro", uri=True, timeout=0)
+        try:
+            return connection.execute("SELECT count(*) FROM kept").fetchone()[0]
+        finally:
+            connection.close()
+
+    with opened(tmp_path) as journal:
+        shelf = journal.shelf(**MODEL)
+        shelf.put("circuit", b"1", b"one")
+        assert not shelf.due
+        assert written() == 0
+        now = module.SECONDS + 1
+        assert shelf.due
+        shelf.put("circuit", b"2", b"two")
+        assert written() == 2
+        shelf.arrays("part", 1, lambda: {"a": ROW}, interim=True)  # will be part of a sum before it is due
+        journal.write()
+        assert written() == 2
+        now *= 2
+        shelf.arrays("part", 1, lambda: {"a": ROW}, interim=True)
+        assert written() == 3
+
+
+def test_what_stopped_the_run_does_not_keep_the_rest_from_being_written(tmp_path: Path) -> None:
+    def stopped() -> None:
+        with opened(tmp_path) as journal:
+            journal.shelf(**MODEL).put("circuit", b"1", b"one")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    with opened(tmp_path) as journal:
+        assert journal.shelf(**MODEL).get("circuit", b"1") == b"one"
+
+
+# ------------------------------------------------------------------------------------------------- damage and faults
+
+
+def test_a_value_that_was_damaged_is_measured_again_and_the_others_are_not(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    data = path.read_bytes()
+    assert data.count(b"one") == 1
+    path.write_bytes(data.replace(b"one", b"onf"))
+    with opened(tmp_path) as journal:
+        shelf = journal.shelf(**MODEL)
+        assert (shelf.get("circuit", b"1"), shelf.get("circuit", b"2")) == (None, b"two")
+        assert journal.problem == ""
+
+
+def test_a_value_under_the_name_of_another_is_not_taken(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    connection = sqlite3.connect(path)
+    connection.execute("DELETE FROM kept WHERE item = ?", (b"2",))
+    connection.execute("UPDATE kept SET item = ? WHERE item = ?", (b"2", b"1"))
+    connection.commit()
+    connection.close()
+    with opened(tmp_path) as journal:
+        assert journal.shelf(**MODEL).get("circuit", b"2") is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x00\xff\xfe\x00", b'{"format": "circuits/journal", "version": 1}\n', b"SQLite format 3\x00 cut off"]
+)
+def test_a_file_that_is_no_journal_is_begun_afresh_and_said_to_be_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "journal").write_bytes(content)
+    with opened(tmp_path) as journal:
+        assert journal.problem == "is damaged, or of another release"
+        assert journal.empty
+        journal.shelf(**MODEL).put("circuit", b"1", b"one")
+    with opened(tmp_path) as journal:
+        assert journal.shelf(**MODEL).filled
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_a_journal_that_was_cut_is_begun_afresh_and_never_read_wrongly(tmp_path: Path, share: float) -> None:
+    path = filled(tmp_path)
+    with Journal(path, resume=True) as journal:
+        for item in range(300):
+            journal.shelf(**MODEL).put("circuit", b"%d" % item, b"%d" % item * 50)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with opened(tmp_path) as journal:
+        assert journal.problem
+        assert journal.empty
+
+
+def test_a_journal_of_another_version_is_not_read(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with opened(tmp_path) as journal:
+        assert journal.problem
+        assert journal.empty
+
+
+def test_a_second_run_is_refused_while_the_first_goes_on_and_leaves_it_alone(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        journal.shelf(**MODEL).put("circuit", b"1", b"one")
+        for resume in (True, False):
+            with pytest.raises(OutputError, match=r"another run is writing to .* Wait until it has ended, or .*--out"):
+                opened(tmp_path, resume=resume)
+    with opened(tmp_path) as journal:
+        assert journal.shelf(**MODEL).filled
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_says_where(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write .*file/journal: (File exists|Not a directory).*--out"):
+        opened(tmp_path / "file")
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with opened(folder) as journal:
+        shelf = journal.shelf(**MODEL)
+        shelf.put("circuit", b"1", b"one")
+        journal.write()
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+        shelf.put("circuit", b"2", b"two")
+        journal.write()
+        shelf.put("circuit", b"3", b"three")
+    with opened(folder) as journal:
+        assert journal.shelf(**MODEL).get("circuit", b"3") == b"three"
+
+
+def test_a_full_disk_is_an_error_that_says_what_is_kept_and_loses_nothing_written_before(tmp_path: Path) -> None:
     filled(tmp_path)
-    path = tmp_path / "journal"
-    text = path.read_text()
-    path.write_text(text[:-cut])
-    resumed = Journal(tmp_path, SETTINGS, resume=True)
-    chosen = resumed.selection(GRAPH)
-    assert chosen is not None
-    assert chosen.edges.tolist() == ([1, 5, 8] if cut > 1 else [1, 8])
-    resumed.keep_selection(GRAPH, "pruned", selection(8))
-    again = Journal(tmp_path, SETTINGS, resume=True).selection(GRAPH)
-    assert again is not None
-    assert again.edges.tolist() == [8]
+
+    def filling() -> None:
+        with opened(tmp_path) as journal:
+            journal._run("PRAGMA max_page_count = 8")
+            for item in range(100):
+                journal.shelf(**MODEL).put("circuit", b"more %d" % item, b"x" * 1000)
+
+    with pytest.raises(OutputError, match=r"cannot write .*journal: database or disk is full\. What was written bef"):
+        filling()
+    with opened(tmp_path) as journal:
+        assert journal.shelf(**MODEL).get("circuit", b"2") == b"two"
 
 
-@pytest.mark.parametrize("garbage", [b"\x00\xff\xfe\x00", b"[1, 2]\n", b"17\n", b"{}\n", b""])
-def test_a_file_that_is_no_journal_is_begun_afresh(tmp_path: Path, garbage: bytes) -> None:
-    (tmp_path / "journal").write_bytes(garbage)
-    journal = Journal(tmp_path, SETTINGS, resume=True)
-    assert not journal.resumed
-    journal.keep_scores(scores())
-    assert Journal(tmp_path, SETTINGS, resume=True).resumed
+def test_a_finished_journal_is_removed_without_a_trace(tmp_path: Path) -> None:
+    journal = Journal(filled(tmp_path), resume=True)
+    journal.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_scores_that_were_deleted_are_computed_again(tmp_path: Path) -> None:
-    filled(tmp_path)
-    (tmp_path / "scores.parquet").unlink()
-    journal = Journal(tmp_path, SETTINGS, resume=True)
-    assert journal.scores(GRAPH) is None
-    assert journal.selection(GRAPH) is not None
-
-
-def test_edges_that_this_graph_does_not_have_are_not_taken_over(tmp_path: Path) -> None:
-    filled(tmp_path)
-    text = (tmp_path / "journal").read_text().replace(str(GRAPH.edge(8)), "a7.h0->logits")
-    (tmp_path / "journal").write_text(text)
-    assert Journal(tmp_path, SETTINGS, resume=True).selection(GRAPH) is None
-
-
-def test_a_folder_that_is_not_there_is_an_error_that_says_where(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"cannot write .*gone/journal: No such file.*choose another --out"):
-        Journal(tmp_path / "gone", SETTINGS)
-
-
-def test_the_same_steps_write_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        filled(tmp_path / name)
-    assert (tmp_path / "a" / "journal").read_bytes() == (tmp_path / "b" / "journal").read_bytes()
+def test_nowhere_keeps_nothing_and_measures_every_time() -> None:
+    made: list[int] = []
+    for _ in range(2):
+        NOWHERE.put("circuit", b"1", b"one")
+        NOWHERE.forget("circuit")
+        NOWHERE.arrays("scores", 1, lambda: {"a": np.array(made.append(1))})
+        NOWHERE.document("head", 1, lambda: made.append(1))
+    assert len(made) == 4
+    assert (NOWHERE.get("circuit", b"1"), NOWHERE.filled, NOWHERE.due) == (None, False, False)
+    assert NOWHERE.under(seed=1) == NOWHERE == Shelf(None, b"")

@@ -19,6 +19,7 @@ PACKAGE = Path(circuits.__file__).parent
 ROWS = (
     ("errors",),
     ("documents",),
+    ("journal",),
     ("vocabulary",),
     ("settings",),
     ("graph",),
@@ -40,7 +41,6 @@ ROWS = (
     ("experiments",),
     ("scoring", "pruning", "evaluation", "heads"),
     ("ablation",),
-    ("journal",),
     ("discovery",),
     ("cli",),
     ("__init__", "__main__"),
@@ -54,6 +54,7 @@ methods, and only they, may import what does it."""
 LIGHT = (
     "errors",
     "documents",
+    "journal",
     "vocabulary",
     "settings",
     "graph",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from circuits.builder import build_graph
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape, Node, NodeKind, Receiver, Slot
+from circuits.journal import NOWHERE
 from circuits.tracing.protocol import Progress, no_progress
 from circuits.vocabulary import Direction, Metric
 
@@ -42,6 +43,7 @@ class ToyExperiment:
     """
 
     metric = Metric.LOGIT_DIFFERENCE
+    kept = NOWHERE
 
     def __init__(self, clean_inputs: Sequence[float] = (1.0,), *, direction: Direction = Direction.NOISING) -> None:
         self.graph = build_graph(PENCIL_SHAPE)

@@ -16,6 +16,7 @@ from circuits.ablation.estimates import Quantity, mean_quantity, share_quantity
 from circuits.behaviours.pairs import TokenPair
 from circuits.evaluation.random_circuits import random_circuits
 from circuits.graph import EdgeIndices, Edges
+from circuits.journal import Journal
 from circuits.model import Model
 from circuits.tracing.experiment import Options
 from circuits.tracing.state import in_own_state
@@ -67,8 +68,12 @@ def measure_edge_ablation(
     draws: int = 5,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+    journal: Journal | None = None,
 ) -> EdgeAblationReport:
-    """Measure clean prompts with the edges corrupted. Cost: about three forward passes of the pairs per circuit."""
+    """Measure clean prompts with the edges corrupted, and keep that in a journal if one is given.
+
+    Cost: about three forward passes of the pairs per circuit.
+    """
     mask = np.zeros(model.graph.n_edges, dtype=np.bool_)
     edges = model.graph.indices(edges)
     mask[edges] = True
@@ -76,7 +81,7 @@ def measure_edge_ablation(
     ablated = np.stack([~mask, *~controls])
     quantities: list[Quantity] = []
     for wanted in dict.fromkeys((Metric.parse(metric), Metric.LOG_ODDS)):
-        experiment = model.experiment(pairs, Options(wanted))
+        experiment = model.experiment(pairs, Options(wanted), journal=journal)
         values = experiment.circuits(
             ablated, progress=lambda done, total: progress("ablating edges, and random ones", done, total)
         )

@@ -30,8 +30,8 @@ from circuits.vocabulary import NodeAblation
 
 Place = tuple[int, Site]
 """A layer, and where in it a kind of node puts out its value."""
-ROWS = 32
-"""How many prompts run at once."""
+ROWS, TOKENS = 32, 1024
+"""How many prompts, and tokens of them, run at once."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,20 @@ class _Add:
         self.sums.add(self.place, value)
 
 
-def batches(prompts: Sequence[Tokens], device: torch.device, rows: int = ROWS) -> Iterable[tuple[list[int], Tensor]]:
+def batches(prompts: Sequence[Tokens], device: torch.device) -> Iterable[tuple[list[int], Tensor]]:
     """Give the places and ids of prompts in batches of one length, so that nothing is ever padded."""
+    for chosen in portions(prompts):
+        yield chosen, torch.tensor([prompts[place] for place in chosen], device=device)
+
+
+def portions(prompts: Sequence[Tokens]) -> Iterable[list[int]]:
+    """Return the places of prompts that run at once: of one length, and few enough to take seconds."""
     by_length: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(place)
-    for members in by_length.values():
-        for first in range(0, len(members), rows):
-            chosen = members[first : first + rows]
-            yield chosen, torch.tensor([prompts[place] for place in chosen], device=device)
+    for length, members in by_length.items():
+        rows = min(ROWS, max(1, TOKENS // length))
+        yield from (members[first : first + rows] for first in range(0, len(members), rows))
 
 
 def visits_of(

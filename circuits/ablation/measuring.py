@@ -8,9 +8,9 @@ generated, and kept with their class.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 
 from circuits.ablation.estimates import Quantity, mean_quantity, perplexity_quantity, share_quantity
 from circuits.ablation.generation import AblatedModel, ablated
-from circuits.ablation.intervention import Intervention, Reference, reference_of
+from circuits.ablation.intervention import Intervention, Reference, portions, reference_of
 from circuits.ablation.nodes import control_nodes
 from circuits.ablation.openings import Opening, Openings
+from circuits.behaviours.behaviour import digest_of
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens, prompt_tokens
 from circuits.errors import UsageError
 from circuits.graph import Node
+from circuits.journal import Journal, Shelf
 from circuits.metrics import AnswerTokens, measure
 from circuits.model import Model
+from circuits.models.digests import tensors_digest
 from circuits.scores import Floats
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
@@ -137,22 +140,53 @@ class _Prompts:
 
 
 class _Outcome:
-    """What one version of the model does on the prompts."""
+    """What one version of the model does on the prompts, from the journal as far as that holds it."""
 
-    def __init__(self, model: AblatedModel, prompts: _Prompts, plain: "_Outcome | None" = None) -> None:
-        self._prompts = prompts
-        answers = AnswerTokens.of(prompts.pairs, model.model.tracer.anatomy.device)
+    def __init__(self, model: AblatedModel, prompts: _Prompts, shelf: Shelf, plain: "_Outcome | None" = None) -> None:
+        self._model, self._prompts, self._plain = model, prompts, plain or self
+        self._answers = AnswerTokens.of(prompts.pairs, model.model.tracer.anatomy.device)
         self.tokens: dict[str, list[Tokens]] = {}
         self.odds: dict[str, Floats] = {}
         for side in ("clean", "corrupted"):
-            self.tokens[side], logits = model.continuations(prompts.side(side), prompts.new_tokens)
-            if answers.answers.numel():
-                self.odds[side] = _numpy(measure(Metric.LOG_ODDS, logits, answers))
+            found = self._on_side(side, shelf)
+            self.tokens[side] = [tuple(row["tokens"]) for row in found]
+            if self._answers.answers.numel():
+                self.odds[side] = np.array([row["odds"] for row in found])
             if side == "clean":
-                self.logits = logits
-                kept = logits if plain is None else plain.logits
-                self.metric = _numpy(measure(prompts.metric, logits, answers, kept))
-        self.losses = [_numpy(losses) for losses in model.losses(prompts.texts)]
+                self.metric: Floats = np.array([row["metric"] for row in found])
+        self.losses: list[Floats] = [np.empty(0)] * len(prompts.texts)
+        for members in portions(prompts.texts):
+            texts = [prompts.texts[member] for member in members]
+            found = shelf.document("losses", texts, lambda texts=texts: [_list(each) for each in model.losses(texts)])
+            for member, losses in zip(members, found, strict=True):
+                self.losses[member] = np.array(losses)
+
+    def _on_side(self, side: str, shelf: Shelf) -> list[dict[str, Any]]:
+        """Return of every prompt of a side its ``tokens``, ``odds`` and ``metric``."""
+        prompts, rows = self._prompts.side(side), dict[int, dict[str, Any]]()
+        for members in portions(prompts):
+            found = shelf.document("answers", [side, members], partial(self._answered, side, members))
+            rows |= dict(zip(members, found, strict=True))
+        return [rows[place] for place in range(len(prompts))]
+
+    def _answered(self, side: str, members: list[int]) -> list[dict[str, Any]]:
+        tokens, logits = self._continued(side, members, self._prompts.new_tokens)
+        answers = self._answers.rows(torch.tensor(members, device=logits.device))
+        rows: list[dict[str, Any]] = [{"tokens": each} for each in tokens]
+        if answers.answers.numel():
+            for row, value in zip(rows, _list(measure(Metric.LOG_ODDS, logits, answers)), strict=True):
+                row["odds"] = value
+        if side == "clean":
+            kept = None
+            if self._prompts.metric is Metric.KL:
+                kept = logits if self._plain is self else self._plain._continued(side, members, 1)[1]
+            for row, value in zip(rows, _list(measure(self._prompts.metric, logits, answers, kept)), strict=True):
+                row["metric"] = value
+        return rows
+
+    def _continued(self, side: str, members: list[int], count: int) -> tuple[list[Tokens], torch.Tensor]:
+        prompts = self._prompts.side(side)
+        return self._model.continuations([prompts[member] for member in members], count)
 
     @cached_property
     def kinds(self) -> dict[str, list[Opening]]:
@@ -181,12 +215,13 @@ def measure_ablation(
     new_tokens: int = NEW_TOKENS,
     seed: int = 0,
     progress: StageProgress = lambda _stage, _done, _total: None,
+    journal: Journal | None = None,
 ) -> AblationReport:
     """Measure what acting on nodes changes, on pairs that the reference prompts are not among.
 
     ``draws`` random ablations act on as many other heads and MLPs of the same depth, in the same way. Cost: for the
     model as it is, ablated, and each random ablation, ``new_tokens`` forward passes of both sides of the pairs and one
-    of the neutral sentences.
+    of the neutral sentences. A journal keeps the answers, a few prompts at a time, and gives back an earlier run's.
     """
     if not nodes or not pairs or draws < 0:
         raise UsageError(
@@ -194,6 +229,9 @@ def measure_ablation(
             f"pairs and {draws} draws."
         )
     intervention = intervention or Intervention()
+    shelf = model.shelf(journal).under(
+        pairs=digest_of(pairs), reference=_digest(reference), metric=Metric.parse(metric), new_tokens=new_tokens
+    )
     if not isinstance(reference, Reference):
         reference = reference_of(model.tracer, reference) if intervention.needs_reference else Reference({}, {}, {})
     generator = np.random.default_rng(seed)
@@ -204,7 +242,8 @@ def measure_ablation(
     for done, chosen in enumerate([(), tuple(nodes), *controls]):
         progress("generating: as it is, ablated, random ablations", done, draws + 2)
         version = ablated(model, chosen, intervention, reference=reference)
-        outcomes.append(_Outcome(version, prompts, outcomes[0] if outcomes else None))
+        own = shelf.under(nodes=[str(node) for node in chosen], intervention=asdict(intervention))
+        outcomes.append(_Outcome(version, prompts, own, outcomes[0] if outcomes else None))
     taken = frozenset(nodes)
     shared = [len(taken.intersection(chosen)) / len(taken) for chosen in controls]
     return AblationReport(
@@ -270,5 +309,14 @@ def neutral_texts(model: Model) -> tuple[Tokens, ...]:
     return tuple(prompt_tokens(model.tokenizer, sentence, rendered=False) for sentence in sentences if sentence)
 
 
-def _numpy(values: torch.Tensor) -> Floats:
-    return values.detach().to("cpu", torch.float64).numpy()
+def _digest(reference: Reference | Sequence[TokenPair]) -> str:
+    if not isinstance(reference, Reference):
+        return digest_of(reference)
+    kinds = ("mean", "last_mean", "direction")
+    return tensors_digest(
+        {f"{kind} {place}": value for kind in kinds for place, value in getattr(reference, kind).items()}
+    )
+
+
+def _list(values: torch.Tensor) -> list[float]:
+    return cast(Any, values.detach().double().cpu()).tolist()

@@ -13,6 +13,7 @@ from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.circuit import Circuit
 from circuits.cli.acting import Acting
+from circuits.cli.keeping import ResumeOption, kept_if_possible, kept_until_done
 from circuits.cli.options import CircuitArgument, Machine, Voice, command
 from circuits.cli.output import Told, finite
 from circuits.cli.places import prepared_file
@@ -67,6 +68,7 @@ def ablate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write all of it as JSON.", rich_help_panel="Output")
     ] = None,
+    resume: ResumeOption = False,
     acting: Acting,
     machine: Machine,
     voice: Voice,
@@ -97,7 +99,8 @@ def ablate(
     from circuits.export.files import write
 
     intervention = acting.intervention if acting.target is ActedOn.NODES else None
-    with output.progress() as progress:
+    kept = kept_until_done if file else kept_if_possible
+    with kept(file or _beside(circuit), output, resume=resume) as journal, output.progress() as progress:
         model, drawn = _prepared(found, chosen, machine, progress, pairs=pairs, seed=seed)
         require_same_model(found, model, output)
         common: dict[str, Any] = {
@@ -105,6 +108,7 @@ def ablate(
             "draws": random,
             "seed": found.method.seed if seed is None else seed,
             "progress": progress,
+            "journal": journal,
         }
         if intervention is None:
             report = measure_edge_ablation(model, part.edges, drawn.heldout, **common)
@@ -118,13 +122,18 @@ def ablate(
                 new_tokens=tokens,
                 **common,
             )
-    document = _document(report, circuit, model.info.id, acting.target, drawn) | {"seed": common["seed"]}
-    if file is not None:
-        write(file, _text(document))
+        document = _document(report, circuit, model.info.id, acting.target, drawn) | {"seed": common["seed"]}
+        if file is not None:
+            write(file, _text(document), make_folder=True)
     title = f"{found.behaviour.name} circuit in {model.info.id}, on {chosen.name}"
     rows = [("written to", str(file))] if file else []
     output.show(facts(title, [*_done(report), *rows]), *_tables(report), report.describe())
     output.finish(document | {"file": str(file) if file else None})
+
+
+def _beside(circuit: Path) -> Path:
+    """Name what a journal belongs to where nothing is written."""
+    return circuit.with_name(f"{circuit.stem}.ablation")
 
 
 def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:

@@ -1,9 +1,10 @@
 """The Typer application: which commands there are, and how errors become messages and exit codes."""
 
 import os
+import signal
 import sys
 from importlib import metadata
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -99,7 +100,16 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait for each other make torch ten times slower when other work shares the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # else the caller (such as nohup) wants something of its own
+            signal.signal(number, _stop)
     typer.main.get_command(app)(prog_name="circuits")
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Stop as Ctrl-C does, once: what is finished is then written, in peace."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def report_bug(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:

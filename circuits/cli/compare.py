@@ -12,6 +12,7 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
 from circuits.cli.comparison_files import NUMBERS, Written, write_comparison
 from circuits.cli.comparison_tables import short_names, tables_of
+from circuits.cli.keeping import ResumeOption, kept_until_done
 from circuits.cli.options import Machine, Voice, command
 from circuits.cli.output import Output, Told
 from circuits.cli.places import default_folder, prepared_folder
@@ -75,6 +76,7 @@ def compare(
             "--out", "-o", help="Folder (default: outputs/MODEL/A-and-B).", rich_help_panel="Output", show_default=False
         ),
     ] = None,
+    resume: ResumeOption = False,
     machine: Machine,
     voice: Voice,
 ) -> None:
@@ -91,17 +93,18 @@ def compare(
     _require_one_model(machine, found)
     rows, memory = machine.rows, machine.limit
     folder = prepared_folder(out or _default_folder(found, against_model))
-    if wanted:
-        from circuits.evaluation import Crossing
+    with kept_until_done(folder / NUMBERS, output, resume=resume) as journal:
+        if wanted:
+            from circuits.evaluation import Crossing
 
-        settings = Crossing(pairs, random, behaviours, batch_size=rows, memory=memory)
-        with output.progress() as progress:
-            comparison = _Runs(machine, settings, progress, output).measured(
-                comparison, against_model, transfer=transfer
-            )
-    if live:
-        comparison = replace(comparison, parts=tuple(pruned_to_live_paths(part) for part in comparison.parts))
-    files = write_comparison(comparison, folder, command=command_line())
+            settings = Crossing(pairs, random, behaviours, batch_size=rows, memory=memory, journal=journal)
+            with output.progress() as progress:
+                comparison = _Runs(machine, settings, progress, output).measured(
+                    comparison, against_model, transfer=transfer
+                )
+        if live:
+            comparison = replace(comparison, parts=tuple(pruned_to_live_paths(part) for part in comparison.parts))
+        files = write_comparison(comparison, folder, command=command_line())
     _show(comparison, circuits, files, output)
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import RenderableType
 
 from circuits.cli.evidence import leave_evidence, leave_prompts
+from circuits.cli.keeping import ResumeOption, kept_in
 from circuits.cli.options import (
     DISCOVERY_PAIRS,
     BehaviourArgument,
@@ -32,10 +33,9 @@ if TYPE_CHECKING:
     from circuits.behaviours.behaviour import Behaviour
     from circuits.discovery import Discovery, DiscoverySettings
 
-STOPPED = 130
 CONFIRMED = 0.05
 """Held-out faithfulness may be this much further from 1 than the target without a warning."""
-CIRCUIT, SCORES, JOURNAL, LEDGER = "circuit.json", "scores.parquet", "journal", "ledger.npz"
+CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
 DRAWN = ("circuit.dot", "circuit.svg", "report.html")
 
 
@@ -66,9 +66,7 @@ def discover(
             "--out", "-o", help="Folder for the results (default: outputs/MODEL/BEHAVIOUR).", rich_help_panel="Output"
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.", rich_help_panel="Output")
-    ] = False,
+    resume: ResumeOption = False,
     heads: Annotated[
         bool, typer.Option("--heads/--no-heads", help="Measure what the heads do.", rich_help_panel="Output")
     ] = True,
@@ -99,12 +97,8 @@ def discover(
         options=options,
     )
     folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
-    try:
-        session = Session(machine, measurement, output)
-        found = _found(folder, session, chosen, settings, resume=resume, heads=heads)
-    except KeyboardInterrupt as stop:
-        output.warn(_what_is_kept(folder))
-        raise typer.Exit(STOPPED) from stop
+    session = Session(machine, measurement, output)
+    found = _found(folder, session, chosen, settings, resume=resume, heads=heads)
     _report(found, folder, output)
 
 
@@ -113,50 +107,50 @@ def _found(
 ) -> "Discovery":
     """Run the discovery, with journal and log in its folder, and write the circuit as soon as it is there."""
     from circuits.discovery import discover as search
-    from circuits.discovery import prompts_for, settings_key
-    from circuits.export.files import write
-    from circuits.journal import Journal
+    from circuits.discovery import prompts_for
+    from circuits.experiments import kept_of
 
     output = session.output
-    with RunLog(folder, command_line()) as log, output.progress(log) as progress:
+    before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
+    with (
+        kept_in(folder / JOURNAL, output, resume=resume) as journal,
+        RunLog(folder, command_line()) as log,
+        output.progress(log) as progress,
+    ):
         model = session.machine.load(progress)
         behaviour = session.measurement.suited(behaviour, model, output)
         prompts = prompts_for(model, behaviour, settings)
-        before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
-        journal = Journal(folder, settings_key(model, prompts, settings), resume=resume)
-        for text in _remarks(folder, *before, resume=resume, resumed=journal.resumed):
+        known = kept_of(
+            model, prompts.discovery, settings.options_for(prompts), reference=prompts.reference, journal=journal
+        )
+        for text in _remarks(folder, *before, resume=resume, resumed=known.filled, problem=journal.problem):
             output.say(text)
-        found = search(model, behaviour, settings, journal=journal, progress=progress, command=command_line())
-        write(folder / CIRCUIT, found.circuit.to_json())
+        found = search(
+            model, behaviour, settings, folder=folder, journal=journal, progress=progress, command=command_line()
+        )
         leave_prompts(folder, found, model)
         if heads:
-            remarks = leave_evidence(folder, found, model, settings, progress)
+            remarks = leave_evidence(folder, found, model, settings, progress, journal)
             found = replace(found, warnings=(*found.warnings, *remarks))
+        if log.problem:
+            found = replace(found, warnings=(*found.warnings, log.problem))
         for warning in found.warnings:
             log.warning(warning)
     return found
 
 
-def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resumed: bool) -> list[str]:
+def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resumed: bool, problem: str) -> list[str]:
     """Say what becomes of an earlier run in the same folder."""
     if resumed:
         return [f"continuing the run in {folder}."]
     if resume:
-        why = "is of other settings, prompts or weights" if journal else "does not exist"
+        why = (problem or "is of other settings, prompts or weights") if journal else "does not exist"
         return [f"nothing to continue: the journal in {folder} {why}. Starting afresh."]
     if circuit:
         return [f"{folder} holds an earlier circuit, which will be overwritten."]
     if journal:
         return [f"{folder} holds an interrupted run, which is started afresh (--resume would have continued it)."]
     return []
-
-
-def _what_is_kept(folder: Path) -> str:
-    path = folder / JOURNAL
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if len(lines) < 2 and not (folder / LEDGER).is_file():
-        return f"stopped before anything was finished; the log is in {folder}."
-    return f"stopped; what is finished is kept in {folder}, continue with --resume."
 
 
 def _report(found: "Discovery", folder: Path, output: Output) -> None:

@@ -15,6 +15,7 @@ from circuits.export.files import write
 
 if TYPE_CHECKING:
     from circuits.discovery import Discovery, DiscoverySettings
+    from circuits.journal import Journal
     from circuits.model import Model
     from circuits.scores import Floats
 
@@ -25,7 +26,7 @@ EVIDENCE_PAIRS = 16
 def leave_prompts(folder: Path, found: "Discovery", model: "Model") -> None:
     """Write ``prompts.json``: the texts and answers of both parts."""
     if model.tokenizer is not None:
-        write(folder / PROMPTS, prompts_json(found.circuit, examples(found.prompts, model.tokenizer)))
+        write(folder / PROMPTS, prompts_json(found.circuit, examples(found.prompts, model.tokenizer)), make_folder=True)
 
 
 def examples(prompts: PromptSet, tokenizer: Tokenizer) -> list[Example]:
@@ -40,7 +41,12 @@ def _example(pair: TokenPair, split: str, tokenizer: Tokenizer) -> Example:
 
 
 def leave_evidence(
-    folder: Path, found: "Discovery", model: "Model", settings: "DiscoverySettings", progress: Told
+    folder: Path,
+    found: "Discovery",
+    model: "Model",
+    settings: "DiscoverySettings",
+    progress: Told,
+    journal: "Journal",
 ) -> list[str]:
     """Measure the heads and write ``heads.json``; where that cannot be done, give the reason as a remark."""
     from circuits.heads import head_roles
@@ -55,10 +61,11 @@ def leave_evidence(
             options=settings.options_for(found.prompts),
             seed=settings.seed,
             progress=told,
+            journal=journal,
         )
     except CircuitsError as problem:
         return [f"the report has no evidence on heads: {problem}"]
-    write(folder / HEADS, roles.to_json())
+    write(folder / HEADS, roles.to_json(), make_folder=True)
     return []
 
 

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.text import Text
 
 from circuits.circuit import Circuit
+from circuits.cli.keeping import ResumeOption, kept_until_done
 from circuits.cli.options import PAIRS, CircuitArgument, Machine, Measurement, Voice, command
 from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, require_same_model
@@ -43,6 +44,7 @@ def heads(
             rich_help_panel="Output",
         ),
     ] = None,
+    resume: ResumeOption = False,
     measurement: Measurement,
     machine: Machine,
     voice: Voice,
@@ -58,15 +60,16 @@ def heads(
     from circuits.export.files import write
     from circuits.heads import head_roles
 
-    with output.progress() as progress:
+    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         require_same_model(found, model, output)
         chosen = measurement.suited(chosen, model, output)
         seed = found.method.seed if measurement.seed is None else measurement.seed
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=measurement.pairs or PAIRS, seed=seed)
         told = partial(progress, "measuring heads")
-        roles = head_roles(model, found, prompts.heldout, options=options, seed=seed, progress=told)
-    write(file, roles.to_csv() if file.suffix.lower() == ".csv" else roles.to_json())
+        roles = head_roles(model, found, prompts.heldout, options=options, seed=seed, progress=told, journal=journal)
+        text = roles.to_csv() if file.suffix.lower() == ".csv" else roles.to_json()
+        write(file, text, make_folder=True)
     output.show(_summary(roles, file), *_tables(roles), _explained(roles))
     output.finish({**roles.document(), "circuit": str(circuit), "file": str(file)})
 

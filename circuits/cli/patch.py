@@ -11,6 +11,7 @@ from rich.console import Group
 
 from circuits.behaviours.behaviour import TokenPair
 from circuits.behaviours.tokens import Tokenizer, token_texts
+from circuits.cli.keeping import ResumeOption, kept_until_done
 from circuits.cli.options import (
     PATCHING_PAIRS,
     BehaviourArgument,
@@ -60,6 +61,7 @@ def patch(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .svg, .png or .pdf file.", rich_help_panel="Output")
     ] = None,
+    resume: ResumeOption = False,
     measurement: Measurement,
     machine: Machine,
     voice: Voice,
@@ -76,8 +78,9 @@ def patch(
 
     from circuits.tracing.sites import patch_sites
 
-    with output.progress() as progress:
-        begun = recorded(Session(machine, measurement, output), chosen, options, progress, pairs=PATCHING_PAIRS)
+    session = Session(machine, measurement, output)
+    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
+        begun = recorded(session, chosen, options, progress, pairs=PATCHING_PAIRS, journal=journal)
         tokens = position_labels(begun.model.tokenizer, begun.pairs)
         found = patch_sites(
             begun.of_one_token,

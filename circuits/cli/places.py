@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,15 +46,20 @@ def prepared_file(file: Path, suffixes: Iterable[str]) -> Path:
 
 
 class RunLog:
-    """Keeps ``run.log`` in a folder: what the library logs, when each stage began, and how the run ended."""
+    """Keeps ``run.log`` in a folder: what the library logs, when each stage began, and how the run ended.
+
+    Where it cannot be written, ``problem`` says why, and the work goes on without it.
+    """
 
     def __init__(self, folder: Path, command: str) -> None:
         self._command, self._stage = command, ""
         self._logger, self._library = logging.getLogger(__name__), logging.getLogger("circuits")
+        self.problem = ""
         try:
-            self._handler = _Handler(folder / "run.log", mode="a", encoding="utf-8")
+            self._handler: logging.Handler = _Handler(folder / "run.log", mode="a", encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"cannot write {folder / 'run.log'}: {error.strerror}. {_ADVICE}") from error
+            self.problem = f"there is no log of this run: cannot write {folder / 'run.log'}: {error.strerror}."
+            self._handler = logging.NullHandler()
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -87,7 +93,8 @@ class RunLog:
             )
         self._library.removeHandler(self._handler)
         self._library.setLevel(self._level)
-        self._handler.close()
+        with suppress(OSError):  # a full disk; the error that ended the run is the one to be seen
+            self._handler.close()
 
 
 class _Handler(logging.FileHandler):

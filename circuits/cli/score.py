@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from circuits.cli.keeping import ResumeOption, kept_until_done
 from circuits.cli.options import BehaviourArgument, DirectionOption, Machine, Measurement, Voice, command
 from circuits.cli.output import Output, Told
 from circuits.cli.places import default_folder, prepared_file
@@ -38,6 +39,7 @@ def score(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .csv or .parquet file.", rich_help_panel="Output")
     ] = None,
+    resume: ResumeOption = False,
     verifying: Verifying,
     measurement: Measurement,
     machine: Machine,
@@ -55,14 +57,14 @@ def score(
     from circuits.scoring.scorers import Settings
 
     seed = measurement.seed or 0
-    with output.progress() as progress:
-        begun = recorded(Session(machine, measurement, output), chosen, options, progress)
+    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
+        begun = recorded(Session(machine, measurement, output), chosen, options, progress, journal=journal)
         if machine.memory != "auto":
             output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)
         told = Settings(indices, steps, seed, searched, lambda done, total: progress(f"scoring ({name})", done, total))
         scores = score_edges(begun.experiment, name, told)
-        write_scores(scores, file)
+        write_scores(scores, file, make_folder=True)
     _report(begun, scores, file, output)
 
 

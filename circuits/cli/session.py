@@ -14,12 +14,13 @@ from circuits.cli.options import DEFAULT_MODEL, PAIRS, Machine, Measurement
 from circuits.cli.output import Output, Told
 from circuits.errors import UsageError
 from circuits.export.foreign import UNKNOWN, Imported, read_circuit
-from circuits.export.scores import read_scores
+from circuits.export.scores import read_scores, scores_of
 from circuits.records import ModelInfo
 from circuits.scores import EdgeScores
 
 if TYPE_CHECKING:
     from circuits.experiments import AnyExperiment
+    from circuits.journal import Journal
     from circuits.model import Model
     from circuits.tracing.experiment import Options, PatchingExperiment
 
@@ -57,9 +58,18 @@ class Session:
 
 
 def recorded(
-    session: Session, behaviour: Behaviour, options: "Options", progress: Told, *, pairs: int = PAIRS
+    session: Session,
+    behaviour: Behaviour,
+    options: "Options",
+    progress: Told,
+    *,
+    pairs: int = PAIRS,
+    journal: "Journal | None" = None,
 ) -> Recorded:
-    """Load the model, record the prompts, and check that the model shows the behaviour."""
+    """Load the model, record the prompts, and check that the model shows the behaviour.
+
+    A journal keeps what is measured on them.
+    """
     from circuits.behaviours.lint import check_gap
     from circuits.experiments import experiment_on
 
@@ -69,7 +79,7 @@ def recorded(
     count = measurement.pairs or pairs
     prompts = behaviour.prompts(model.tokenizer, discovery=count, heldout=0, seed=measurement.seed or 0)
     progress("recording the prompts", 0, 0)
-    experiment = experiment_on(model, prompts.discovery, options, reference=prompts.reference)
+    experiment = experiment_on(model, prompts.discovery, options, reference=prompts.reference, journal=journal)
     clean, corrupted = experiment.clean, experiment.corrupted
     warnings = check_gap(clean, corrupted, options.metric, behaviour=behaviour.name, model=model.info.id)
     return Recorded(behaviour.name, model, prompts.discovery, experiment, (*prompts.remarks, *warnings))
@@ -106,7 +116,7 @@ def scores_beside(circuit: Circuit, path: Path) -> EdgeScores | None:
     file = path.parent / "scores.parquet"
     if not file.is_file():
         return None
-    scores = read_scores(file, circuit.graph)
+    scores = read_scores(file, circuit.graph, of=scores_of(circuit.model.digest, circuit.behaviour.digest))
     same = np.allclose(scores.values[circuit.edges], circuit.scores, rtol=1e-5, atol=1e-12, equal_nan=True)
     return scores if same else None
 

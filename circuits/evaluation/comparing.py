@@ -17,6 +17,7 @@ from circuits.errors import BehaviourNotShownError, UsageError
 from circuits.evaluation.crossing import cross
 from circuits.experiments import AnyExperiment, experiment_on
 from circuits.graph import EdgeIndices
+from circuits.journal import Journal
 from circuits.model import Model
 from circuits.settings import settle
 from circuits.tracing.experiment import Options
@@ -35,7 +36,7 @@ class Crossing:
     """How circuits are run on each other's prompts.
 
     ``pairs`` held-out pairs of each behaviour, ``draws`` random circuits beside each circuit. ``behaviours`` are those
-    that are not built in, by the name that the circuits give them.
+    that are not built in, by the name that the circuits give them. A ``journal`` keeps what is measured.
     """
 
     pairs: int = 32
@@ -43,6 +44,7 @@ class Crossing:
     behaviours: Mapping[str, Behaviour] = field(default_factory=dict[str, Behaviour])
     batch_size: int | None = None
     memory: str = AUTO
+    journal: Journal | None = None
 
     def __post_init__(self) -> None:
         settle(self, least={"pairs": 1, "draws": 0, "batch_size": 1})
@@ -60,6 +62,11 @@ class Crossing:
         """Measure as the circuit was."""
         metric, ablation = Metric.parse(circuit.behaviour.metric), Ablation.parse(circuit.method.ablation)
         return Options(metric, ablation, batch_size=self.batch_size, memory=self.memory)
+
+    def experiment(self, circuit: Circuit, model: Model, prompts: PromptSet) -> AnyExperiment:
+        """Set up measurements on held-out prompts, by the circuit's metric."""
+        options, reference = self.options(circuit), prompts.reference
+        return experiment_on(model, prompts.heldout, options, reference=reference, journal=self.journal)
 
 
 def measure_comparison(
@@ -88,7 +95,7 @@ def measure_comparison(
             prompts[place] = settings.prompts(circuit, model)
             progress(f"recording the prompts of {name}", 0, 0)
             drawn = prompts[place]
-            experiment = experiment_on(model, drawn.heldout, settings.options(circuit), reference=drawn.reference)
+            experiment = settings.experiment(circuit, model, drawn)
             columns[place] = _column(comparison, name, experiment, (prompts[place], model), settings, progress)
         for pair in changing:
             for place in (place for place in pair if place in members):
@@ -141,7 +148,7 @@ def measure_edges(
     progress: StageProgress = lambda _stage, _done, _total: None,
 ) -> ModelEffects:
     """Measure a circuit's edges in a model on held-out prompts, each exactly and all alone."""
-    experiment = experiment_on(model, prompts.heldout, settings.options(circuit), reference=prompts.reference)
+    experiment = settings.experiment(circuit, model, prompts)
     stage = f"measuring {len(circuit)} edges in {model.info.id}"
     effects = experiment.edge_effects(circuit.edges, progress=lambda done, total: progress(stage, done, total))
     return ModelEffects(

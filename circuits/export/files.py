@@ -7,11 +7,16 @@ from pathlib import Path
 from circuits.errors import OutputError
 
 
-def write(path: str | Path, data: bytes | str) -> None:
-    """Write text (as UTF-8) or bytes; raises :class:`OutputError` and leaves an earlier file as it was."""
+def write(path: str | Path, data: bytes | str, *, make_folder: bool = False) -> None:
+    """Write text (as UTF-8) or bytes; raises :class:`OutputError` and leaves an earlier file as it was.
+
+    With ``make_folder`` a folder that was removed since work began is made again.
+    """
     target = Path(path)
     partial = target.with_name(target.name + ".part")
     try:
+        if make_folder:
+            target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
         partial.replace(target)
     except OSError as error:

@@ -1,5 +1,7 @@
 """Score files (``scores.csv``, ``scores.parquet``) and edge lists, written and read back."""
 
+import hashlib
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +11,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.documents import parse_json, read_text
-from circuits.errors import CircuitsError, FormatError, OutputError, UnknownNameError
+from circuits.errors import CircuitsError, FormatError, UnknownNameError
+from circuits.export.files import write
 from circuits.export.tables import flags, numbers, one_count, read_table
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices
 from circuits.scores import EdgeScores, Flags, Verification
@@ -21,37 +24,67 @@ SUFFIXES = (".csv", ".parquet")
 _FORMAT, _VERSION = "circuits/scores", 1
 
 
-def write_scores(scores: EdgeScores, path: str | Path, indices: EdgeIndices | None = None) -> None:
-    """Write scores as CSV or Parquet, by the suffix: one row per scored edge in graph order, or those asked for."""
+def write_scores(
+    scores: EdgeScores,
+    path: str | Path,
+    indices: EdgeIndices | None = None,
+    *,
+    of: str = "",
+    make_folder: bool = False,
+) -> None:
+    """Write scores as CSV or Parquet, by the suffix: one row per scored edge in graph order, or those asked for.
+
+    Parquet carries a digest of its rows, and ``of``: the digest of the model and prompts that the scores belong to.
+    """
     import pandas as pd
 
     path = Path(path)
     require_suffix(path)
     table = pd.DataFrame(scores.rows(indices))
-    try:
-        if path.suffix == ".csv":
-            table.to_csv(path, index=False, float_format="%.9g", lineterminator="\n")
-        else:
-            _write_parquet(table, scores, path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}. Choose another place or free some space."
-        ) from error
+    csv = path.suffix == ".csv"
+    data = table.to_csv(index=False, float_format="%.9g", lineterminator="\n") if csv else _parquet(table, scores, of)
+    write(path, data, make_folder=make_folder)
 
 
-def _write_parquet(table: "pd.DataFrame", scores: EdgeScores, path: Path) -> None:
+def scores_of(model: str, prompts: str) -> str:
+    """Return the digest that scores carry which belong to a model and prompts, given theirs."""
+    return hashlib.sha256(f"{model}\n{prompts}".encode()).hexdigest()
+
+
+def _parquet(table: "pd.DataFrame", scores: EdgeScores, of: str) -> bytes:
     pa, parquet = _arrow()
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    metadata = {"format": _FORMAT, "version": str(_VERSION), "scorer": str(scores.scorer)}
+    metadata = {"format": _FORMAT, "version": str(_VERSION), "scorer": str(scores.scorer), "digest": _digest(table)}
+    if of:
+        metadata["of"] = of
     if scores.verification is not None:
         metadata["verification"] = json.dumps(asdict(scores.verification), sort_keys=True)
-    parquet.write_table(arrow.replace_schema_metadata(metadata), path)
+    buffer = io.BytesIO()
+    parquet.write_table(arrow.replace_schema_metadata(metadata), buffer)
+    return buffer.getvalue()
 
 
-def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
-    """Read scores; raises :class:`FormatError` that names the file and row."""
+def _digest(table: "pd.DataFrame") -> str:
+    """Return the digest of a table's rows, bit by bit."""
+    digest = hashlib.sha256()
+    for name in table.columns:
+        column = table[name].to_numpy()
+        numbers = column.dtype.kind in "bif"
+        digest.update(name.encode() + (column.tobytes() if numbers else "\n".join(map(str, column)).encode()))
+    return digest.hexdigest()
+
+
+def read_scores(path: str | Path, graph: ComputationalGraph, *, of: str = "") -> EdgeScores:
+    """Read scores; raises :class:`FormatError` that names the file and row.
+
+    With ``of`` also where the file says that its scores belong to another model or other prompts.
+    """
     path = Path(path)
     table, metadata = _read_table(path, graph)
+    if of and metadata.get("of", of) != of:
+        raise FormatError(
+            f"{path} has the scores of another model or of other prompts; keep each run in its own folder."
+        )
     missing = {"edge", "score", "measured"} - set(table.columns)
     if missing:
         raise FormatError(
@@ -158,6 +191,11 @@ def _read_table(path: Path, graph: ComputationalGraph) -> "tuple[pd.DataFrame, d
     version = metadata.get("version", "1")
     if version not in map(str, range(1, _VERSION + 1)):
         raise FormatError(f"{path} has version {version[:40]}; this release reads up to {_VERSION}.")
+    if metadata.get("digest", digest := _digest(table)) != digest:
+        raise FormatError(
+            f"{path} was damaged or changed after it was written: its rows do not match its digest. Delete it, and run "
+            "the command that wrote it again with --resume."
+        )
     return table, metadata
 
 

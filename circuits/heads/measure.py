@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,11 +13,20 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.circuit import Circuit
 from circuits.errors import PromptError, UsageError
 from circuits.graph import Edge, Node, NodeKind, Receiver
-from circuits.heads.evidence import Copying, DirectEffect, HeadEvidence, HeadRoles
+from circuits.heads.evidence import (
+    Copying,
+    DirectEffect,
+    HeadEvidence,
+    HeadRoles,
+    SequenceScores,
+    Share,
+    Written,
+)
 from circuits.heads.labels import Thresholds, labels_of
 from circuits.heads.prompted import Prompted, weights_of
 from circuits.heads.sequences import repeated_sequences, sequence_scores
 from circuits.heads.writing import Copier
+from circuits.journal import Journal
 from circuits.model import Model
 from circuits.tracing.experiment import Options, PatchingExperiment
 from circuits.tracing.protocol import Progress, no_progress
@@ -40,6 +49,7 @@ def head_roles(
     thresholds: Thresholds | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
+    journal: Journal | None = None,
 ) -> HeadRoles:
     """Measure the evidence on every head of a circuit: attention, output, copying, random sequences, edges.
 
@@ -51,6 +61,7 @@ def head_roles(
         thresholds: What evidence a label needs.
         seed: Draws the random sequences.
         progress: Is told about the steps.
+        journal: Keeps what is measured of each head, and gives back what an earlier run has measured of the same.
 
     Cost: eight forward passes of the prompts, and for every head the unembedding of one position of each prompt and of
     128 tokens. Raises :class:`UsageError` for a circuit without heads or of another shape, :class:`PromptError` without
@@ -58,28 +69,32 @@ def head_roles(
     """
     heads = _heads(circuit, model, prompts)
     steps = _Steps(progress, len(heads) + 4)
-    experiment = model.experiment(prompts, options or _options(circuit))
+    experiment = model.experiment(prompts, options or _options(circuit), journal=journal)
     steps.done()
     sequences = repeated_sequences(model.tracer.anatomy, model.tokenizer, prompts[0].clean[0], seed=seed)
-    on_sequences = weights_of(model, heads, record(model.tracer, sequences), checked=True)
-    scores = sequence_scores(torch.as_tensor(on_sequences))
+    names, kept = [str(head) for head in heads], experiment.kept
+    on_sequences = kept.document(
+        "attention on sequences", [names, _ids(sequences)], lambda: _on_sequences(model, heads, sequences)
+    )
     steps.done()
-    prompted = Prompted(model, heads, prompts, circuit.behaviour.name)
+    prompted = kept.document(
+        "heads on prompts", [names, circuit.behaviour.name], lambda: _on_prompts(model, heads, prompts, circuit)
+    )
     steps.done()
     direct = _direct(experiment, heads)
     steps.done()
     limits, found = thresholds or Thresholds(), list[HeadEvidence]()
     copiers = _copiers(model, sequences, prompts)
     for place, head in enumerate(heads):
+        copying = kept.document(
+            "copying", [names[place], _ids(sequences)], lambda head=head: asdict(_copying(copiers, head))
+        )
         evidence = HeadEvidence(
             node=head,
-            from_last=prompted.averages.from_last(place),
-            from_changed=prompted.averages.from_changed(place),
-            on_average=prompted.averages.on_average(place),
+            **_read(prompted[place]),
             direct=direct[place],
-            writes=prompted.written(place),
-            copying=_copying(copiers, head),
-            sequences=scores[place],
+            copying=Copying(**copying),
+            sequences=SequenceScores(**on_sequences[place]),
             incoming=_strongest(circuit, head, incoming=True),
             outgoing=_strongest(circuit, head, incoming=False),
         )
@@ -97,6 +112,39 @@ def head_roles(
         thresholds=limits.as_dict(),
         heads=tuple(found),
     )
+
+
+def _ids(sequences: Tensor) -> list[list[int]]:
+    return cast(Any, sequences).tolist()
+
+
+def _on_sequences(model: Model, heads: Sequence[Node], sequences: Tensor) -> list[dict[str, float]]:
+    """Measure attention on random sequences: the fields of :class:`SequenceScores` of every head."""
+    weights = weights_of(model, heads, record(model.tracer, sequences), checked=True)
+    return [asdict(scores) for scores in sequence_scores(torch.as_tensor(weights))]
+
+
+_SHARES = ("from_last", "from_changed", "on_average")
+
+
+def _on_prompts(
+    model: Model, heads: Sequence[Node], prompts: Sequence[TokenPair], circuit: Circuit
+) -> list[dict[str, Any]]:
+    """Measure what heads attend to and write on prompts: those fields of :class:`HeadEvidence`, as plain data."""
+    prompted = Prompted(model, heads, prompts, circuit.behaviour.name)
+    averages = prompted.averages
+    return [
+        {name: [asdict(share) for share in getattr(averages, name)(place)] for name in _SHARES}
+        | {"writes": asdict(prompted.written(place))}
+        for place in range(len(heads))
+    ]
+
+
+def _read(plain: dict[str, Any]) -> dict[str, Any]:
+    """Turn plain data of :func:`_on_prompts` back into the fields of one head's evidence."""
+    writes = plain["writes"] | {"tokens": tuple((text, share) for text, share in plain["writes"]["tokens"])}
+    shares = {name: tuple(Share(**share) for share in plain[name]) for name in _SHARES}
+    return {**shares, "writes": Written(**writes)}
 
 
 class _Steps:

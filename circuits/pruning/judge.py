@@ -9,7 +9,7 @@ from circuits.graph import EdgeIndices
 from circuits.pruning.connected import connected
 from circuits.scores import Floats
 from circuits.statistics import faithfulness
-from circuits.tracing.protocol import Experiment, Progress, no_progress
+from circuits.tracing.protocol import INTERIM, Experiment, Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,12 @@ class Judge:
 
     def all_slopes(self, edges: EdgeIndices) -> Floats:
         """Give, to first order, what removing each edge costs and what adding each left-out edge brings, by edge."""
-        return self.experiment.circuit_gradient(self._mask(edges).astype(np.float64))[1].mean(0) / self._gap
+        weights, kept = self._mask(edges).astype(np.float64), self.experiment.kept
+        found = kept.arrays(
+            "mean slopes", edges.tolist(), lambda: {"slopes": self.experiment.circuit_gradient(weights)[1].mean(0)}
+        )
+        kept.forget(INTERIM)
+        return found["slopes"] / self._gap
 
     @property
     def _gap(self) -> float:

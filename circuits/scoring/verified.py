@@ -25,7 +25,6 @@ those it has found (see :mod:`circuits.scoring.bounds`).
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -46,15 +45,11 @@ _SAMPLE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class TopK:
-    """What is to be found: the ``k`` largest effects, within a budget, with a probability of error below ``error``.
-
-    ``ledger`` is a file that keeps what was measured, so that an interrupted run does not measure it again.
-    """
+    """What is to be found: the ``k`` largest effects, within a budget, with a probability of error below ``error``."""
 
     k: int = 200
     budget: Budget = field(default_factory=Budget)
     error: float = 0.05
-    ledger: Path | None = None
 
     def __post_init__(self) -> None:
         settle(self)
@@ -122,7 +117,7 @@ def verify(
     top = min(wanted.k, len(ranked))
     meter = Meter(wanted.budget, experiment.n_pairs)
     planned = min(2, experiment.n_pairs) * (len(ranked) - top) + experiment.n_pairs * top
-    measured = Measurements(experiment, meter, planned=planned, ledger=wanted.ledger, progress=progress)
+    measured = Measurements(experiment, meter, planned=planned, progress=progress)
     prior = attribution.sd if attribution.sd is not None else np.abs(attribution.values)
     race = Race(measured, prior, top=top, error=wanted.error / 2, seed=seed)
     strata = list(_strata(ranked, 2 * top, seed))

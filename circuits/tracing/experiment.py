@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,24 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.behaviours.behaviour import TokenPair
-from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, Edges
+from circuits.journal import NOWHERE, Arrays, Shelf
 from circuits.metrics import AnswerTokens, measure
-from circuits.settings import settle
 from circuits.tracing.attribution import attribute
 from circuits.tracing.batching import RowBudget, budget_of, in_batches
 from circuits.tracing.exact import patched_logits
 from circuits.tracing.gradients import gradients_at, gradients_by_layer
 from circuits.tracing.guards import PrefixDiffersError, RecordedRuns
+from circuits.tracing.keeping import Measured, mask_item, shelf_of_pairs
 from circuits.tracing.mask_gradients import mask_gradient
 from circuits.tracing.masked import needed_senders, run_masked
-from circuits.tracing.memory import AUTO, MemoryPlan, parse_budget, plan_memory
+from circuits.tracing.memory import MemoryPlan, plan_memory
 from circuits.tracing.needs import ModelSizes, Needs, PromptSize, Terms
 from circuits.tracing.offload import Kept, kept_on_host
+from circuits.tracing.options import Options
 from circuits.tracing.pairs import PairBatch
 from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.prompts import require_pairs
-from circuits.tracing.protocol import Masks, Progress, no_progress, one_per_edge, stacked_masks
+from circuits.tracing.protocol import INTERIM, Masks, Progress, no_progress, one_per_edge, stacked_masks
 from circuits.tracing.runs import difference, record, zero_run
 from circuits.tracing.state import in_own_state
 from circuits.tracing.taps import Taps
@@ -39,48 +40,26 @@ from circuits.vocabulary import Ablation, Direction, Metric
 
 _LOGGER = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Options:
-    """What is measured: metric, what replaces a corrupted edge, direction; and how.
-
-    ``batch_size`` is the number of rows per pass (None: automatic), ``memory`` what may be used beside the loaded
-    model: ``8GB``, ``50%`` of what is free, or ``auto``. Without ``prefix_cache`` the positions that clean
-    and corrupted prompts share are run again each time, which changes nothing but the time. With ``keep_gradients`` the
-    run at whose end of the path attribution starts (clean; in denoising corrupted) is recorded so that its first
-    attribution there needs no forward pass. With ``checkpointing`` a backward pass holds the activations of one layer
-    at a time, for one forward pass more (None: where memory is too small for those of all layers).
-    """
-
-    metric: Metric = Metric.LOGIT_DIFFERENCE
-    ablation: Ablation = Ablation.CORRUPTED
-    direction: Direction = Direction.NOISING
-    batch_size: int | None = None
-    memory: str = AUTO
-    prefix_cache: bool = True
-    keep_gradients: bool = False
-    checkpointing: bool | None = None
-
-    def __post_init__(self) -> None:
-        settle(self)
-        if self.ablation is Ablation.ZERO and self.direction is Direction.DENOISING:
-            raise UsageError(
-                "denoising restores an edge of the corrupted run, and zero ablation has no corrupted run. "
-                "Use --direction noising, or --ablation corrupted."
-            )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"the batch size must be at least 1, got {self.batch_size}.")
-        parse_budget(self.memory, 0, default=1.0)
+MOST_KEPT = 2_000_000
+"""So many slopes of a circuit's edges, one by pair, are kept in a journal; more only while they are still needed."""
 
 
 class PatchingExperiment:
     """Implements :class:`~circuits.tracing.protocol.Experiment` on a model; making one costs two forward passes."""
 
     @in_own_state
-    def __init__(self, tracer: Tracer, graph: ComputationalGraph, pairs: Sequence[TokenPair], options: Options) -> None:
+    def __init__(
+        self,
+        tracer: Tracer,
+        graph: ComputationalGraph,
+        pairs: Sequence[TokenPair],
+        options: Options,
+        shelf: Shelf = NOWHERE,
+    ) -> None:
         require_pairs(tracer.anatomy, pairs, options.metric)
         self.tracer, self.graph, self.options = tracer, graph, options
-        self.n_pairs = len(pairs)
+        self.n_pairs, self._pairs, self._shelf = len(pairs), tuple(pairs), shelf
+        self._kept = shelf_of_pairs(shelf, pairs, options.metric, options.ablation)
         self.prefix_cache = _wanted_prefix_cache(tracer, options)
         try:
             self._begin(pairs)
@@ -170,14 +149,21 @@ class PatchingExperiment:
             lambda batch: batch.part(begin, end), kept=lambda batch: len(batch.index) > 0
         )
         fewer.clean, fewer.corrupted = self.clean[begin:end], self.corrupted[begin:end]
-        fewer.n_pairs = len(fewer.clean)
+        fewer.n_pairs, fewer._pairs = len(fewer.clean), self._pairs[begin:end]
+        fewer._kept = shelf_of_pairs(self._shelf, fewer._pairs, self.metric, self.options.ablation)
         return fewer
+
+    @property
+    def kept(self) -> Shelf:
+        """Where what is measured on these pairs is kept."""
+        return self._kept
 
     @in_own_state
     def by(self, metric: Metric) -> "PatchingExperiment":
         """Return the same experiment by another metric of the logits, from the runs that are recorded already."""
         other = copy(self)
         other._taps, other.options = [], replace(self.options, metric=metric)
+        other._kept = shelf_of_pairs(self._shelf, self._pairs, metric, self.options.ablation)
         other.batches = self.batches.changed(lambda batch: replace(batch, columns=None), kept=lambda _: True)
         other.clean = self._gather([other._metric(batch, batch.clean.logits) for batch in other.batches])[0]
         other.corrupted = self._gather([other._metric(batch, batch.base.logits) for batch in other.batches])[0]
@@ -189,19 +175,22 @@ class PatchingExperiment:
         if not len(masks):
             return np.empty((0, self.n_pairs))
         stacked = stacked_masks(self.graph, masks)
-        done, parts = 0, list[Tensor]()
+        # Kept by list, since the last digits of what is measured depend on what else is measured with it.
+        name = b"" if self.kept is NOWHERE else mask_item(stacked)
+        items = [name + place.to_bytes(4, "little") for place in range(len(stacked))]
+        measured = self._measured("circuit", items, progress)
         for batch in self.batches:
             change = {0: batch.clean.stream[0] - batch.base.stream[0]}
             run = partial(self._circuit_values, batch, change, stacked)
             senders = needed_senders(self.graph, np.any(stacked, axis=0), (0,), recorded=batch.base.recorded)
-            budget = self._rows(batch, self._needs(batch).circuits(len(senders)))
-            values = list[Tensor]()
-            for members, measured in in_batches(np.arange(len(stacked)), run, budget, rows_per_item=len(batch.index)):
-                values.append(measured)
-                done += len(members)
-                progress(done, len(stacked) * len(self.batches))
-            parts.append(torch.cat(values))
-        return self._gather(parts)
+            with measured.missing(batch.index) as missing:
+                budget = self._rows(batch, self._needs(batch).circuits(len(senders)))
+                for members, values in in_batches(missing, run, budget, rows_per_item=len(batch.index)):
+                    measured.add(members, batch.index, values)
+        return measured.values
+
+    def _measured(self, kind: str, items: Sequence[bytes], progress: Progress) -> Measured:
+        return Measured(self.kept, kind, items, self.n_pairs, parts=len(self.batches), progress=progress)
 
     def _circuit_values(
         self, batch: PairBatch, change: dict[int, Tensor], masks: NDArray[np.bool_], members: NDArray[np.int64]
@@ -217,16 +206,36 @@ class PatchingExperiment:
         weights = one_per_edge(self.graph, weights)
         wanted = weights != 0
         wanted[slice(None) if among is None else self.graph.indices(among)] = True
-        values, slopes = np.empty(self.n_pairs), np.empty((self.n_pairs, self.graph.n_edges))
+        values, slopes = np.empty(self.n_pairs), np.zeros((self.n_pairs, self.graph.n_edges))
+        names = [mask_item(weights).hex(), mask_item(wanted).hex()]
+        interim = self.n_pairs * int(wanted.sum()) > MOST_KEPT
         for batch in self.batches:
             senders = needed_senders(self.graph, wanted, (0,), recorded=batch.base.recorded)
             needs = self._needs(batch)
             budget = self._rows(batch, needs.gradient(len(senders)), beside=needs.weights())
-            run = partial(self._mask_gradient, batch, weights, wanted)
-            for pairs, (measured, slope) in in_batches(np.arange(len(batch.index)), run, budget, rows_per_item=1):
-                values[batch.index[pairs]] = _numpy(measured)
-                slopes[batch.index[pairs]] = _numpy(slope)
+            run = partial(self._kept_gradient, batch, weights, wanted, names, interim)
+            for pairs, found in in_batches(np.arange(len(batch.index)), run, budget, rows_per_item=1):
+                values[batch.index[pairs]] = found["values"]
+                slopes[np.ix_(batch.index[pairs], np.flatnonzero(wanted))] = found["slopes"]
         return values, slopes
+
+    def _kept_gradient(
+        self,
+        batch: PairBatch,
+        weights: NDArray[np.float64],
+        wanted: NDArray[np.bool_],
+        names: list[str],
+        interim: bool,
+        pairs: NDArray[np.int64],
+    ) -> Arrays:
+        """Return the metric and the wanted slopes of some pairs, from the journal where they are kept."""
+
+        def make() -> Arrays:
+            values, slopes = self._mask_gradient(batch, weights, wanted, pairs)
+            return {"values": _numpy(values), "slopes": _numpy(slopes)[:, wanted]}
+
+        what = [*names, batch.index[pairs].tolist()]
+        return self.kept.arrays(INTERIM if interim else "gradient", what, make, interim=interim)
 
     def _mask_gradient(
         self, batch: PairBatch, weights: NDArray[np.float64], wanted: NDArray[np.bool_], pairs: NDArray[np.int64]
@@ -245,39 +254,66 @@ class PatchingExperiment:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
         noising = self.options.direction is Direction.NOISING
         edges, place_of = np.unique(self.graph.indices(edges), return_inverse=True)
-        place = {int(edge): i for i, edge in enumerate(edges)}
-        effects = np.zeros((len(edges), self.n_pairs))
-        done = 0
+        items = [int(edge).to_bytes(8, "little") for edge in edges]
+        measured = self._measured(f"effect of an edge, {self.options.direction}", items, progress)
         for batch in self.batches:
             current, other = (batch.clean, batch.base) if noising else (batch.base, batch.clean)
             plain = self._metric(batch, current.logits)
-            budget = self.budget(batch)
-            waiting: list[tuple[list[int], Tensor]] = []
-            for members, logits in patched_logits(
-                self.tracer, self.graph, current, other, edges, budget, columns=batch.columns
-            ):
-                if logits is not None:
-                    # Stays on the device until the pairs are done, so that nothing waits for a transfer.
-                    change = plain - self._metric(batch, logits.flatten(0, 1))
-                    waiting.append(([place[int(edge)] for edge in members], change))
-                done += len(members)
-                progress(done, len(edges) * len(self.batches))
-            for rows, change in waiting:
-                effects[np.array(rows)[:, None], batch.index] = _numpy(change)
-        return effects[place_of] * self._sign * (1 if noising else -1)
+            with measured.missing(batch.index) as missing:
+                for members, logits in patched_logits(
+                    self.tracer,
+                    self.graph,
+                    current,
+                    other,
+                    edges[missing],
+                    self.budget(batch),
+                    columns=batch.columns,
+                ):
+                    patched = plain if logits is None else self._metric(batch, logits.flatten(0, 1))
+                    change = (plain - patched).expand(len(members), -1)
+                    measured.add(np.searchsorted(edges, members), batch.index, change)
+        return measured.values[place_of] * self._sign * (1 if noising else -1)
 
     @in_own_state
     def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Estimate all edges to first order; see :meth:`Experiment.attributions`."""
+        found = self.kept.arrays(self._attribution_kind, list(points), lambda: self._attributed(points, progress))
+        self.kept.forget(f"{self._attribution_kind}, part")
+        return np.stack([found["mean"] * self._sign, found["spread"]])
+
+    @property
+    def _attribution_kind(self) -> str:
+        return f"attribution, {self.options.direction}"
+
+    def forget_attributions(self) -> None:
+        """Throw away the attributions that the journal keeps of these pairs: they were summed up elsewhere."""
+        self.kept.forget(self._attribution_kind)
+
+    def _attributed(self, points: Sequence[float], progress: Progress) -> dict[str, NDArray[np.float64]]:
         total, squares = np.zeros(self.graph.n_edges), np.zeros(self.graph.n_edges)
         for done, batch in enumerate(self.batches):
-            values = torch.stack([self._attribution(batch, point) for point in points]).mean(0)
-            total += _numpy(values.sum(0))
-            squares += _numpy(values.double().square().sum(0))
+            what = [list(points), batch.index.tolist()]
+            part = f"{self._attribution_kind}, part"
+            sums = self.kept.arrays(part, what, partial(self._attribution_sums, batch, points))
+            total += sums["sum"]
+            squares += sums["squares"]
             progress(done + 1, len(self.batches))
         mean = total / self.n_pairs
         spread = np.sqrt(np.maximum(squares / self.n_pairs - mean**2, 0) * self.n_pairs / max(1, self.n_pairs - 1))
-        return np.stack([mean * self._sign, spread])
+        return {"mean": mean, "spread": spread}
+
+    def _attribution_sums(self, batch: PairBatch, points: Sequence[float]) -> dict[str, NDArray[np.float64]]:
+        def at(point: float) -> Tensor:
+            if self.kept is NOWHERE:
+                return self._attribution(batch, point)
+            what, kind = [point, batch.index.tolist()], f"{self._attribution_kind}, part"
+            found = self.kept.arrays(
+                kind, what, lambda: {"values": self._attribution(batch, point).cpu().numpy()}, interim=True
+            )
+            return torch.as_tensor(found["values"], device=self.tracer.anatomy.device)
+
+        values = torch.stack([at(point) for point in points]).mean(0)
+        return {"sum": _numpy(values.sum(0)), "squares": _numpy(values.double().square().sum(0))}
 
     def _attribution(self, batch: PairBatch, point: float) -> Float[Tensor, "pair edge"]:
         change, loss = difference(batch.clean, batch.base), partial(self._metric, batch)

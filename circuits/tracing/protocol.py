@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 
 from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices
+from circuits.journal import Shelf
 from circuits.vocabulary import Metric
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all) during long work."""
 
+INTERIM = "gradient, interim"
+"""Under this a journal keeps slopes of more edges than it has room for in the long run: forget them when summed up."""
 
 Masks = Sequence[NDArray[np.bool_]] | NDArray[np.bool_]
 """Circuits: one row of booleans over the graph's edges each."""
@@ -79,6 +82,11 @@ class Experiment(Protocol):
     @property
     def corrupted(self) -> NDArray[np.float64]:
         """Metric with every edge corrupted (the empty circuit), shape ``(pair,)``."""
+        ...
+
+    @property
+    def kept(self) -> Shelf:
+        """Where a journal keeps what is measured on these pairs; what is derived from it may be kept there too."""
         ...
 
     def part(self, begin: int, end: int) -> "Experiment":

@@ -77,21 +77,10 @@ def patch_sites(
     shape = experiment.graph.shape
     columns = [f"h{head}" for head in range(shape.n_heads)] if heads else tokens if by_position else ["all positions"]
     values = np.zeros((shape.n_layers, len(columns)))
+    kind = f"patching of {site}, {experiment.options.direction}"
     for layer in range(shape.n_layers):
-        for batch in experiment.batches:
-            runs = (batch.clean, batch.corrupted)
-            noising = experiment.options.direction is Direction.NOISING
-            current, other = runs if noising else (runs[1], runs[0])
-            patcher = _Patcher(experiment, batch, current, other, site, layer, by_position)
-            shared = patcher.shared
-            values[layer, :shared] += experiment.measured(batch, current.logits).sum()
-            for members, found in in_batches(
-                np.arange(shared, len(columns)),
-                patcher.values,
-                experiment.budget(batch),
-                rows_per_item=len(batch.index),
-            ):
-                values[layer, members] += found
+        what, make = [layer, by_position, len(columns)], partial(_of_layer, experiment, site, layer, by_position)
+        values[layer] = experiment.kept.arrays(kind, what, lambda make=make: {"values": make(len(columns))})["values"]
         progress(layer + 1, shape.n_layers)
     values /= experiment.n_pairs
     return SitePatching(
@@ -102,6 +91,24 @@ def patch_sites(
         float(experiment.clean.mean()),
         float(experiment.corrupted.mean()),
     )
+
+
+def _of_layer(
+    experiment: PatchingExperiment, site: PatchSite, layer: int, by_position: bool, columns: int
+) -> NDArray[np.float64]:
+    """Return the metric's sum over pairs after patching each column of a layer."""
+    values = np.zeros(columns)
+    for batch in experiment.batches:
+        runs = (batch.clean, batch.corrupted)
+        noising = experiment.options.direction is Direction.NOISING
+        current, other = runs if noising else (runs[1], runs[0])
+        patcher = _Patcher(experiment, batch, current, other, site, layer, by_position)
+        shared = patcher.shared
+        values[:shared] += experiment.measured(batch, current.logits).sum()
+        items, budget = np.arange(shared, columns), experiment.budget(batch)
+        for members, found in in_batches(items, patcher.values, budget, rows_per_item=len(batch.index)):
+            values[members] += found
+    return values
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,6 @@ def test_discover_ranks_by_verified_scores_keeps_and_reports_them(
     assert document["verification"]["top"] == scores.verification.top == 20
     assert document["verification"]["share_of_sweep"] <= 40 / 190  # by default twice as many edges as it finds
     assert document["agreement"] is None
-    assert not (tmp_path / "ledger.npz").exists()
 
 
 def test_an_interrupted_verification_goes_on_with_what_was_measured(
@@ -96,16 +95,13 @@ def test_an_interrupted_verification_goes_on_with_what_was_measured(
     arguments = [prompts, *discover_options(tiny_folder, cut), *VERIFIED, "--top", 20]
     message = stopped(monkeypatch, arguments, "edge_effects", 3).stderr
     assert f"what is finished is kept in {cut}, continue with --resume" in message
-    assert (cut / "ledger.npz").is_file()
     assert f"continuing the run in {cut}" in done("discover", *arguments, "--resume").stderr
     assert without_provenance(cut) == without_provenance(whole)
 
 
-def test_without_resume_or_with_another_top_the_ledger_is_not_used(
+def test_another_top_goes_on_with_what_was_measured_of_the_same_edges(
     tiny_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [prompts, *discover_options(tiny_folder, tmp_path), *VERIFIED, "--top", 20]
     stopped(monkeypatch, arguments, "edge_effects", 3)
-    assert (tmp_path / "ledger.npz").is_file()
-    stopped(monkeypatch, [*arguments, "--top", 15, "--resume"], "edge_effects", 1)
-    assert not (tmp_path / "ledger.npz").exists()
+    assert f"continuing the run in {tmp_path}" in done("discover", *arguments, "--top", 15, "--resume").stderr

@@ -85,7 +85,7 @@ def test_another_suffix_is_refused_with_those_that_exist(tmp_path: Path, suffix:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_place_that_cannot_be_written_to_is_an_error_that_names_it(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(OutputError, match=r"cannot write .*nowhere/scores.*Choose another place"):
+    with pytest.raises(OutputError, match=r"cannot write .*nowhere/scores.*The folder must exist"):
         write_scores(exact_scores(), tmp_path / "nowhere" / f"scores{suffix}")
 
 

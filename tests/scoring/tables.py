@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from circuits.builder import build_graph
 from circuits.graph import ComputationalGraph, EdgeIndices, ModelShape
+from circuits.journal import NOWHERE
 from circuits.tracing.protocol import Progress, no_progress
 from circuits.vocabulary import Metric
 
@@ -26,6 +27,7 @@ class TableExperiment:
     graph: ComputationalGraph = GRAPH
 
     metric = Metric.LOGIT_DIFFERENCE
+    kept = NOWHERE
 
     @property
     def n_pairs(self) -> int:

@@ -1,11 +1,9 @@
-"""Budgets and measurements: what may be measured, what was, and what a killed run leaves behind."""
-
-from pathlib import Path
+"""Budgets and measurements: what may be measured, and what was."""
 
 import numpy as np
 import pytest
 
-from circuits.errors import OutputError, UsageError
+from circuits.errors import UsageError
 from circuits.scoring import budget as budget_module
 from circuits.scoring.budget import Budget, Meter
 from circuits.scoring.measurements import Measurements
@@ -28,9 +26,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def measurements(experiment: TableExperiment, budget: Budget | None = None, ledger: Path | None = None) -> Measurements:
+def measurements(experiment: TableExperiment, budget: Budget | None = None) -> Measurements:
     meter = Meter(budget or Budget(), experiment.n_pairs)
-    return Measurements(experiment, meter, planned=100, ledger=ledger, progress=no_progress)
+    return Measurements(experiment, meter, planned=100, progress=no_progress)
 
 
 @pytest.mark.parametrize(
@@ -91,55 +89,3 @@ def test_without_a_limit_progress_grows_to_what_is_planned_and_beyond() -> None:
     meter.spent = 160
     assert meter.steps(100) == (160, 160)
     assert Meter(Budget(edges=5), 8).steps(100) == (0, 40)
-
-
-# ---------------------------------------------------------------------------------------------------- the ledger
-
-
-def test_what_the_ledger_holds_is_not_measured_again_and_more_pairs_are_added_to_it(tmp_path: Path) -> None:
-    ledger, edges = tmp_path / "ledger.npz", np.array([4, 7, 9])
-    measurements(table(0, n_pairs=8), ledger=ledger).measure(edges, 2)
-    experiment = table(0, n_pairs=8)
-    again = measurements(experiment, ledger=ledger)
-    again.measure(np.array([7, 4, 11]), 2)
-    assert experiment.spent == [(1, 2)]
-    assert again.meter.spent == 6  # a budget is spent by what is needed, not by what is new
-    again.measure(np.array([7]), 8)
-    third = table(0, n_pairs=8)
-    last = measurements(third, ledger=ledger)
-    last.measure(np.array([4, 7, 9, 11]), 2)
-    last.measure(np.array([7]), 8)
-    assert third.spent == []
-    np.testing.assert_array_equal(last.effects[7], third.effects[7])
-    np.testing.assert_array_equal(last.effects[9], [*third.effects[9, :2], *[0.0] * 6])
-
-
-def test_a_run_killed_while_writing_leaves_the_ledger_of_before(tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger.npz"
-    measurements(table(0, n_pairs=8), ledger=ledger).measure(np.array([4]), 2)
-    (tmp_path / "ledger.npz.part").write_bytes(b"PK\x03\x04 cut off")
-    experiment = table(0, n_pairs=8)
-    measurements(experiment, ledger=ledger).measure(np.array([4]), 2)
-    assert experiment.spent == []
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not a ledger"])
-def test_a_ledger_that_cannot_be_read_is_begun_anew(tmp_path: Path, content: bytes) -> None:
-    ledger, experiment = tmp_path / "ledger.npz", table(0, n_pairs=8)
-    ledger.write_bytes(content)
-    measurements(experiment, ledger=ledger).measure(np.array([4]), 2)
-    assert experiment.spent == [(1, 2)]
-    assert np.load(ledger)["edges"].tolist() == [4]
-
-
-def test_a_ledger_of_another_number_of_pairs_is_not_used(tmp_path: Path) -> None:
-    ledger, experiment = tmp_path / "ledger.npz", table(0, n_pairs=8)
-    measurements(table(0, n_pairs=16), ledger=ledger).measure(np.array([4]), 2)
-    measurements(experiment, ledger=ledger).measure(np.array([4]), 2)
-    assert experiment.spent == [(1, 2)]
-
-
-def test_a_ledger_that_cannot_be_written_is_an_error_that_says_where(tmp_path: Path) -> None:
-    (tmp_path / "ledger.npz.part").mkdir()
-    with pytest.raises(OutputError, match=r"cannot write .*ledger\.npz.*--out"):
-        measurements(table(0, n_pairs=8), ledger=tmp_path / "ledger.npz").measure(np.array([4]), 2)

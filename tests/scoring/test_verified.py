@@ -9,7 +9,7 @@ import pytest
 
 from circuits.errors import UsageError
 from circuits.export.scores import read_scores, write_scores
-from circuits.graph import EdgeIndices, ModelShape
+from circuits.graph import ModelShape
 from circuits.scores import EdgeScores
 from circuits.scoring import agreement, score
 from circuits.scoring.budget import Budget
@@ -217,7 +217,7 @@ def test_only_the_edges_asked_for_are_measured_and_scored() -> None:
     assert not scores.which_measured[0]
 
 
-# --------------------------------------------------------------------------------------------- again, and resumed
+# --------------------------------------------------------------------------------------------------------- again
 
 
 @pytest.mark.parametrize("budget", [None, 60])
@@ -227,30 +227,6 @@ def test_two_runs_give_the_same_and_another_seed_draws_other_samples(budget: int
     assert first.verification == second.verification
     if budget:
         assert not np.array_equal(first.which_measured, other.which_measured)
-
-
-class KilledError(Exception):
-    """Stands for a kill."""
-
-
-def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
-    class Mortal(TableExperiment):
-        def part(self, begin: int, end: int) -> "Mortal":
-            return Mortal(self.effects[:, begin:end], self.estimates, self.spent, self.graph)
-
-        def edge_effects(self, edges: EdgeIndices, **options: object) -> np.ndarray:
-            if len(self.spent) == 4:
-                raise KilledError
-            return super().edge_effects(edges, **options)
-
-    whole, ledger = table(5), tmp_path / "ledger.npz"
-    with pytest.raises(KilledError):
-        found(Mortal(whole.effects, whole.estimates), ledger=ledger)
-    undisturbed, resumed = table(5), table(5)
-    expected, scores = found(undisturbed), found(resumed, ledger=ledger)
-    np.testing.assert_array_equal(scores.values, expected.values)
-    assert scores.verification == expected.verification
-    assert resumed.measurements < 0.7 * undisturbed.measurements
 
 
 @pytest.mark.parametrize("budget", [None, 60])
