@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from circuits.builder import build_graph
 from circuits.documents import first_change
+from circuits.equality import by_content
 from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
 from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Provenance
@@ -31,7 +32,8 @@ FORMAT = "circuits/circuit"
 VERSION = 1
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class Circuit:
     """The edges that are kept, as positions in the graph of the whole model, with everything known about them.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.equality import by_content
 from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices
 
@@ -63,7 +64,8 @@ class Verification:
         )
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class EdgeScores:
     """One score per edge of a graph.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from circuits.ablation.estimates import Quantity, mean_quantity, share_quantity
 from circuits.behaviours.pairs import TokenPair
+from circuits.equality import by_content
 from circuits.evaluation.random_circuits import random_circuits
 from circuits.graph import EdgeIndices, Edges
 from circuits.journal import Journal
@@ -25,7 +26,8 @@ from circuits.vocabulary import Metric
 HALF = 0.5
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class EdgeAblationReport:
     """What ablating edges changes at the first token of the answer."""
 

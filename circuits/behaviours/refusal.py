@@ -9,6 +9,7 @@ There 0.02.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -106,12 +107,16 @@ REFUSAL = Behaviour(
 )
 
 
-def _of_category(category: str) -> Behaviour:
-    def pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
-        return tuple(pair for pair in refusal_pairs(tokenizer) if pair.tags["category"] == category)
+def _pairs_of_category(category: str, tokenizer: Tokenizer) -> Sequence[Pair]:
+    return tuple(pair for pair in refusal_pairs(tokenizer) if pair.tags["category"] == category)
 
+
+def _of_category(category: str) -> Behaviour:
     return replace(
-        REFUSAL, name=f"refusal:{category}", description=f"refusal of requests of one kind, {category}", pairs=pairs
+        REFUSAL,
+        name=f"refusal:{category}",
+        description=f"refusal of requests of one kind, {category}",
+        pairs=partial(_pairs_of_category, category),
     )
 
 

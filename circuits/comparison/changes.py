@@ -13,6 +13,7 @@ from circuits.circuit import Circuit
 from circuits.comparison.names import names_of
 from circuits.comparison.pair import CircuitDiff, difference, finite
 from circuits.comparison.statistics import UNKNOWN, Estimate, spearman
+from circuits.equality import by_content
 from circuits.graph import Node
 from circuits.records import ModelInfo
 from circuits.scores import Flags, Floats
@@ -22,7 +23,8 @@ NAMED = 5
 """How many of the most changed nodes and edges the sentences name."""
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class ModelEffects:
     """Edges of a circuit measured in one model: ``effects[edge, pair]`` exactly, one by one; ``alone`` all together.
 

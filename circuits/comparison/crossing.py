@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.comparison.statistics import Estimate
+from circuits.equality import by_content
 from circuits.scores import Floats
 from circuits.statistics import central, faithfulness, picks
 
 PROMPTS = "prompts"
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class Column:
     """What was measured on one behaviour's held-out prompts in its model, one value per prompt pair.
 

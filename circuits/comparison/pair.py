@@ -23,6 +23,7 @@ from circuits.comparison.overlap import (
 )
 from circuits.comparison.rewiring import rewired, shuffled_within, weighted_jaccard
 from circuits.comparison.statistics import PairScores, compared_scores
+from circuits.equality import by_content
 from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices, Node, NodeKind
 from circuits.scores import EdgeScores
@@ -38,7 +39,8 @@ class Membership(StrEnum):
     """In both circuits, with scores of opposite sign."""
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class CircuitDiff:
     """What two circuits share.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.equality import by_content
 from circuits.evaluation.random_circuits import random_circuits
 from circuits.graph import ComputationalGraph, EdgeIndices
 from circuits.scores import Floats
@@ -14,7 +15,8 @@ from circuits.tracing.protocol import Experiment, Progress, no_progress
 Masks = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class Crossed:
     """Metric values per prompt pair: of edges alone, of the model without them, and of random circuits beside both."""
 

@@ -55,7 +55,7 @@ def weights_in_memory(
     kernel = attention_of(module)
     _require_as_it_is("attention", attention, kernel or "the module's own", attention in ("auto", kernel))
     return LoadedWeights(
-        module=_second_view(module, name),
+        module=second_view(module, name),
         tokenizer=tokenizer,
         id=name,
         revision=IN_MEMORY,
@@ -115,7 +115,7 @@ def _place(tensors: dict[str, Tensor], name: str) -> torch.device:
     return next(iter(tensors.values())).device
 
 
-def _second_view(module: nn.Module, name: str) -> nn.Module:
+def second_view(module: nn.Module, name: str) -> nn.Module:
     """Copy the module objects but no tensor; parameters that ask for gradients get a stand-in on the same memory."""
     kept: dict[int, Any] = {}
     for _, value in _tensors(module):

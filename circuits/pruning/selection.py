@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from circuits.equality import by_content
 from circuits.graph import EdgeIndices
 from circuits.scores import Floats
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Chosen edges in graph order, and how they were chosen.
 

@@ -6,7 +6,6 @@ from the modules it names, and the guards (:mod:`circuits.tracing.guards`) judge
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,4 +121,4 @@ class Architecture:
 
 def each_slot(query: str, key: str | None = None, value: str | None = None) -> Mapping[Slot, str]:
     """Name the projection of each slot; one name alone is a fused projection."""
-    return MappingProxyType({Slot.Q: query, Slot.K: key or query, Slot.V: value or query})
+    return {Slot.Q: query, Slot.K: key or query, Slot.V: value or query}

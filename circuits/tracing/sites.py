@@ -13,6 +13,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuits.equality import by_content
 from circuits.errors import PromptError, UsageError
 from circuits.tracing.batching import in_batches
 from circuits.tracing.experiment import PatchingExperiment
@@ -25,7 +26,8 @@ from circuits.vocabulary import Ablation, Direction
 from circuits.vocabulary import Site as PatchSite
 
 
-@dataclass(frozen=True)
+@by_content
+@dataclass(frozen=True, eq=False)
 class SitePatching:
     """The metric after patching each place, mean over pairs: ``values[layer, column]``; columns are positions or heads.
 

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from nnsight import NNsight
 from nnsight.intervention.interleaver import OutOfOrderError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
 
 from circuits.errors import GuardError, UsageError
+from circuits.models.memory import second_view
 from circuits.tracing.anatomy import Anatomy
+from circuits.tracing.architecture import Architecture
 from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unembedding_of, unwrap
 from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
@@ -59,6 +61,15 @@ class Tracer:
         )
         self._directions: Tensor | None = None
         self.prefix_cache = self._tried_prefix_cache()
+
+    def __copy__(self) -> "Tracer":
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy deeply, and send to other processes, the model itself: what traces it is made anew around the copy."""
+        return _tracer_of, (_untraced(self.anatomy.module), self.anatomy.architecture, self._directions)
 
     @property
     def selects_columns(self) -> bool:
@@ -301,3 +312,19 @@ def _follow(envoy: Any, path: str) -> Any:
     for name in path.split("."):
         envoy = getattr(envoy, name)
     return envoy
+
+
+def _tracer_of(module: nn.Module, architecture: Architecture, directions: Tensor | None) -> Tracer:
+    tracer = Tracer(Anatomy(module, architecture))
+    return tracer if directions is None else tracer.reading(directions)
+
+
+def _untraced(module: nn.Module) -> nn.Module:
+    """Return second module objects around the same weights, without what nnsight leaves on those that it traces."""
+    plain = second_view(module, type(module).__name__)
+    for part in plain.modules():
+        for name in ("__nnsight__", "_persistent_id", "forward"):
+            own = part.__dict__.get(name)
+            if own is not None and (name != "forward" or type(own).__module__.startswith("nnsight")):
+                del part.__dict__[name]
+    return plain
