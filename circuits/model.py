@@ -1,8 +1,9 @@
 """A loaded model, ready for experiments: weights, tokenizer, graph and tracer behind one name."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from circuits.models.loading import load_weights
 from circuits.models.memory import weights_in_memory
 from circuits.models.weights import LoadedWeights, attention_of
 from circuits.records import ModelInfo
+from circuits.settings import require_kind
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.architecture import Architecture
 from circuits.tracing.experiment import Options, PatchingExperiment
@@ -73,7 +75,7 @@ class Model:
 
 @in_own_state
 def load_model(
-    model: str | nn.Module = "smollm2-135m",
+    model: str | os.PathLike[str] | nn.Module = "smollm2-135m",
     *,
     tokenizer: Any = None,
     architecture: Architecture | None = None,
@@ -109,11 +111,19 @@ def load_model(
         )
     else:
         weights = load_weights(
-            model, tokenizer=tokenizer, device=device, dtype=dtype, attention=attention, progress=progress
+            _name_of(model), tokenizer=tokenizer, device=device, dtype=dtype, attention=attention, progress=progress
         )
     loaded = verified(weights, architecture)
     require(loaded.guards, loaded.info.id)
     return loaded
+
+
+def _name_of(model: object) -> str:
+    if isinstance(model, os.PathLike):
+        return os.fspath(cast("os.PathLike[str]", model))
+    advice = "the name of a built-in model or of one of the hub, a folder, or a module in memory (nn.Module)."
+    require_kind(model, str, "the model", advice)
+    return str(model)
 
 
 @in_own_state

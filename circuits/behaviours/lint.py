@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.behaviours.pairs import Pair, TokenPair
-from circuits.behaviours.tokens import Tokenizer, Tokens, answer_tokens, prompt_text, prompt_tokens, token_texts
+from circuits.behaviours.tokens import (
+    Tokenizer,
+    Tokens,
+    answer_tokens,
+    prompt_text,
+    prompt_tokens,
+    token_texts,
+    unknown_place,
+)
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.vocabulary import Metric
 
@@ -48,6 +56,8 @@ def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
     rendered = not isinstance(pair.clean, str)
     clean = prompt_tokens(tokenizer, clean_text, rendered=rendered)
     corrupted = prompt_tokens(tokenizer, corrupted_text, rendered=not isinstance(pair.corrupted, str))
+    for text, tokens in ((clean_text, clean), (corrupted_text, corrupted)):
+        _check_known(tokenizer, text, tokens)
     _check_sides(tokenizer, clean, corrupted)
 
     def ids(texts: Sequence[str], given: Tokens) -> Tokens:
@@ -74,6 +84,15 @@ def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
         _check_answers(tokenizer, answers, wrong_answers, metric)
     texts = clean_text, corrupted_text
     return TokenPair(clean, corrupted, answers, wrong_answers, *texts, pair.tags, right, wrong)
+
+
+def _check_known(tokenizer: Tokenizer, text: str, tokens: Tokens) -> None:
+    place = unknown_place(tokenizer, text, tokens)
+    if place is not None:
+        raise PromptError(
+            f"the tokenizer has no token for a part of {text!r}: its token {place} is the one for unknown words. Use "
+            "words that it has, or another model."
+        )
 
 
 def _check_sequences(tokenizer: Tokenizer, right: Sequence[Tokens], wrong: Sequence[Tokens]) -> None:
@@ -117,6 +136,7 @@ def _around(tokenizer: Tokenizer, tokens: Tokens, position: int) -> str:
 def single_token(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer: str, *, rendered: bool) -> int:
     """Give the one token that an answer is after a prompt; raises :class:`PromptError` for more or fewer."""
     tokens = answer_tokens(tokenizer, prompt, prompt_ids, answer, rendered=rendered)
+    _check_known(tokenizer, answer, tokens)
     if len(tokens) == 1:
         return tokens[0]
     pieces = token_texts(tokenizer, tokens)

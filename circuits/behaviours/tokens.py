@@ -1,6 +1,6 @@
 """What behaviours ask of a tokenizer: prompts, chat prompts, and answers as single tokens of the model's vocabulary."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -95,6 +95,34 @@ def _not_continued(begun: str, why: str) -> PromptError:
     )
 
 
+def encoded(tokenizer: Tokenizer, text: str, *, special: bool = False) -> Tokens:
+    """Turn text into tokens: the one place where that is done.
+
+    Raises :class:`PromptError` for text that is not Unicode (half an emoji, as a cut JSON escape leaves it).
+    """
+    half = next((place for place, mark in enumerate(text) if "\ud800" <= mark <= "\udfff"), None)
+    if half is not None:
+        around = ascii(text[max(0, half - 10) : half + 10])
+        raise PromptError(
+            f"character {half} is half of a surrogate pair, such as half an emoji ({around}), which is no text; write "
+            "the whole character, or leave it out."
+        )
+    return tuple(tokenizer.encode(text, add_special_tokens=special))
+
+
+def unknown_place(tokenizer: Tokenizer, text: str, tokens: Sequence[int]) -> int | None:
+    """Return the first place at which a tokenizer put its token for unknown words; None where there is none.
+
+    Tokenizers that can spell anything often call their end-of-text token the unknown one: that one never counts, nor
+    does one that the text itself has.
+    """
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    marks = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")]
+    if unknown is None or unknown in marks or str(getattr(tokenizer, "unk_token", "")) in text:
+        return None
+    return next((place for place, token in enumerate(tokens) if token == unknown), None)
+
+
 def prompt_tokens(tokenizer: Tokenizer, text: str, *, rendered: bool) -> Tokens:
     """Tokenize a prompt as the model reads it when it is about to answer.
 
@@ -102,11 +130,11 @@ def prompt_tokens(tokenizer: Tokenizer, text: str, *, rendered: bool) -> Tokens:
     template holds its special tokens already, and so may plain text that was written for another tool. What a tokenizer
     puts after every text (EOS) is left out: the answer would come after the end.
     """
-    bare = tuple(tokenizer.encode(text, add_special_tokens=False))
+    bare = encoded(tokenizer, text)
     bos = tokenizer.bos_token
     if rendered or not bare or (bos and text.startswith(bos)):
         return bare
-    whole = tuple(tokenizer.encode(text, add_special_tokens=True))
+    whole = encoded(tokenizer, text, special=True)
     start = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None)
     return whole if start is None else whole[: start + len(bare)]
 
@@ -120,7 +148,7 @@ def answer_tokens(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer:
     together = prompt_tokens(tokenizer, prompt + answer, rendered=rendered)
     if together[: len(prompt_ids)] == prompt_ids:
         return together[len(prompt_ids) :]
-    return tuple(tokenizer.encode(answer, add_special_tokens=False))
+    return encoded(tokenizer, answer)
 
 
 def token_texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import torch
 
 from circuits.errors import DeviceError, UnknownNameError
+from circuits.settings import require_kind
 from circuits.vocabulary import Choice
 
 ATTENTION = ("auto", "sdpa", "eager")
@@ -34,6 +35,7 @@ def resolve_device(name: str) -> torch.device:
     ``auto`` is the first of CUDA, MPS and CPU that is there. Raises :class:`UnknownNameError` and, for a device that is
     asked for and absent, :class:`DeviceError`.
     """
+    require_kind(name, str, "the device", "auto, cpu, cuda or mps.")
     kind, _, number = name.lower().partition(":")
     known = ("auto", "cpu", "cuda", "mps")
     if kind not in known or (number and not (kind == "cuda" and number.isdigit())):
@@ -55,6 +57,7 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype | None:
     """Turn a format's name into torch's; ``auto`` is float32 on the CPU, elsewhere None: the model's own."""
+    require_kind(name, str, "the dtype", f"auto, {', '.join(_DTYPES)}.")
     if name == "auto":
         return torch.float32 if device.type == "cpu" else None
     if name not in _DTYPES:
@@ -64,6 +67,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype | None:
 
 def resolve_attention(name: str) -> str | None:
     """Check the name of an attention implementation; ``auto`` is None: sdpa where the model has it, else eager."""
+    require_kind(name, str, "the attention", f"{', '.join(ATTENTION)}.")
     if name not in ATTENTION:
         raise UnknownNameError("attention", name, ATTENTION)
     return None if name == "auto" else name

@@ -32,9 +32,11 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def tokenizer_digest(tokenizer: Any) -> str:
     """Return the SHA-256 of what decides a tokenizer's output: vocabulary, rules, special tokens and chat template.
 
-    Padding and truncation, which are set in use, do not count.
+    Padding and truncation, which are set in use, do not count. Empty for one that does not tell its vocabulary.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None and not hasattr(tokenizer, "get_vocab"):
+        return ""
     rules: Any = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
     if backend is not None:
         rules.pop("padding", None)

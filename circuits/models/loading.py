@@ -18,6 +18,7 @@ from circuits.models.digests import tokenizer_digest, weights_digest
 from circuits.models.folders import WeightFiles, find_weights, unreadable_weights
 from circuits.models.lora import Adapter, find_adapter, with_adapter
 from circuits.models.quiet import quiet_transformers
+from circuits.models.tokenizers import usable_tokenizer
 from circuits.models.weights import LoadedWeights
 
 __all__ = ["LoadedWeights", "load_weights"]
@@ -53,6 +54,7 @@ def load_weights(
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
     kernel = resolve_attention(attention)
+    tokenizer = usable_tokenizer(tokenizer)
     found = _locate(model, progress)
     weights = _weights(found.path)
     folder = weights.paths[0].parent

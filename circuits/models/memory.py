@@ -17,6 +17,7 @@ from circuits.models.devices import resolve_device, resolve_dtype
 from circuits.models.digests import tensors_digest, tokenizer_digest
 from circuits.models.lora import without_wrapper
 from circuits.models.refusals import require_measurable
+from circuits.models.tokenizers import usable_tokenizer
 from circuits.models.weights import LoadedWeights, attention_of
 
 IN_MEMORY = "in memory"
@@ -38,6 +39,7 @@ def weights_in_memory(
     SHA-256 over names and bytes of all parameters and buffers; it takes about a second per gigabyte. Raises
     :class:`UnsupportedModelError` (also for a module in training mode), :class:`UsageError` and :class:`DeviceError`.
     """
+    tokenizer = usable_tokenizer(tokenizer)
     module = getattr(module, "_orig_mod", module)  # as it was before torch.compile
     module = without_wrapper(module, name or type(module).__name__)
     name = name or type(module).__name__

@@ -14,7 +14,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.errors import GuardError
+from circuits.behaviours.tokens import unknown_place
+from circuits.errors import GuardError, PromptError
 from circuits.graph import ComputationalGraph, ModelShape, Slot
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.masked import run_masked
@@ -24,6 +25,7 @@ from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer, tolerance_of
 
 _POSITIONS = 6
+_SENTENCE, _OWN_WORDS = "The keys to the cabinet are on the table.", 8
 _KEY, _QUERY, _AFTER_KEY = slice(0, 1), slice(1, 2), slice(1, None)
 """Positions at which the guards change a key or a query, and those that see the changed key and others."""
 
@@ -365,16 +367,47 @@ def _random_slot(columns: Int[Tensor, " column"], outputs: Float[Tensor, "row po
 
 
 def _tokenizer(anatomy: Anatomy, tokenizer: Any) -> GuardResult:
-    """Check that a sentence becomes tokens that the embedding has and that decode to the sentence again."""
-    text = "The keys to the cabinet are on the table."
-    ids: list[int] = tokenizer(text).input_ids
-    size = anatomy.vocabulary
-    fits = bool(ids) and max(ids) < size
-    same = fits and "".join(tokenizer.decode(ids, skip_special_tokens=True).split()) == "".join(text.split())
+    """Check that texts become tokens that the embedding has and that decode to the texts again.
+
+    A sentence, or words of its own where a tokenizer has none for the sentence (one made for sums). The prompts
+    in use are checked when they are tokenized, and when they meet the model (:mod:`circuits.tracing.prompts`).
+    """
+    tried = [_decoded(tokenizer, text, anatomy.vocabulary) for text in _texts_to_try(anatomy, tokenizer)]
+    same = bool(tried) and all("".join(found.split()) == "".join(text.split()) for text, found in tried)
     meaning = (
         "The tokenizer does not belong to this model: tokens are outside the embedding, or do not decode to the text."
     )
     return GuardResult("tokenizer", 0.0 if same else 1.0, 0.0, meaning)
+
+
+def _decoded(tokenizer: Any, text: str, size: int) -> tuple[str, str]:
+    """Return a text and what its tokens decode to: nothing, where the embedding lacks one."""
+    ids: list[int] = tokenizer.encode(text)
+    fits = bool(ids) and max(ids) < size
+    return text, str(tokenizer.decode(ids, skip_special_tokens=True)) if fits else ""
+
+
+def _texts_to_try(anatomy: Anatomy, tokenizer: Any) -> list[str]:
+    """Return a sentence if the tokenizer has tokens for it, otherwise texts of its own tokens."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    try:
+        # Of words only, some have no token for an unknown one, which is an error that has no name.
+        by_word = type(getattr(backend, "model", None)).__name__ == "WordLevel"
+        if not by_word and unknown_place(tokenizer, _SENTENCE, tokenizer.encode(_SENTENCE)) is None:
+            return [_SENTENCE]
+    except PromptError:  # what an object raises that only encodes and decodes
+        pass
+    size = min(anatomy.vocabulary, len(tokenizer))
+    texts = [_own_text(tokenizer, token) for token in range(0, size, max(1, size // _OWN_WORDS))]
+    return [text for text in texts if text.strip()]
+
+
+def _own_text(tokenizer: Any, token: int) -> str:
+    """Return a token's text: nothing for a special one, and for one that the tokenizer does not have."""
+    try:
+        return str(tokenizer.decode([token], skip_special_tokens=True))
+    except PromptError:
+        return ""
 
 
 def _distance(value: Tensor, expected: Tensor) -> float:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -420,8 +420,8 @@ class FakeTokenizer:
     def __init__(self, ids: list[int], text: str) -> None:
         self.ids, self.text = ids, text
 
-    def __call__(self, _: str) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=self.ids)
+    def encode(self, _: str) -> list[int]:
+        return self.ids
 
     def decode(self, _: list[int], *, skip_special_tokens: bool) -> str:
         assert skip_special_tokens
