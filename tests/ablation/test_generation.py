@@ -238,7 +238,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
         ablated(model, [Node(NodeKind.INPUT)], ZERO)
     with pytest.raises(UsageError, match="expected at least one pair"):
         ablated(model, circuit, Intervention(), reference=[])
-    with pytest.raises(UsageError, match="finite numbers, got nan"):
+    with pytest.raises(UsageError, match=r"'scale' of Intervention is nan; expected a finite number"):
         Intervention(scale=float("nan"))
     with pytest.raises(UnknownNameError, match=r"no ablation of nodes 'zeros'\. Closest: 'zero'"):
         Intervention("zeros")
