@@ -179,6 +179,11 @@ def _prompt(value: Any, key: str, source: str) -> Prompt:
 
 
 def _message(value: Any, key: str, source: str) -> Message:
+    if isinstance(value, int | list):
+        raise FormatError(
+            f"{source}, field '{key}': prompts of token ids or numbers are not read, since another tokenizer "
+            "would read other words in them; write the text, or make pairs of token ids in Python (TokenPair)."
+        )
     if isinstance(value, dict):
         fields = cast(Record, value)
         role, content = fields.get("role"), fields.get("content")

@@ -120,6 +120,11 @@ def test_the_json_layout_of_auto_circuit_is_read(write):
             "both 'answers' and 'answer' are",
         ),
         (
+            "a.json",
+            '{"prompts": [{"clean": [3, 0, 1], "corrupt": [3, 0, 2], "answers": [[0]]}]}',
+            r"a\.json, prompt 1, field 'clean': prompts of token ids or numbers are not read",
+        ),
+        (
             "a.jsonl",
             '{"clean": [{"role": "user"}], "corrupted": "b", "answer": "c"}',
             "field 'clean': a chat message is",
