@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from circuits.export.foreign import read_circuit
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
     from circuits.heads import HeadRoles, head_roles
+    from circuits.journal import Journal
     from circuits.model import Model, load_model
     from circuits.openings import choose_openings
     from circuits.scores import EdgeScores
@@ -54,6 +55,7 @@ _HOMES = {
     "EdgeScores": "circuits.scores",
     "HeadRoles": "circuits.heads",
     "Intervention": "circuits.ablation.intervention",
+    "Journal": "circuits.journal",
     "Model": "circuits.model",
     "ModelShape": "circuits.graph",
     "Node": "circuits.graph",
@@ -98,6 +100,7 @@ __all__ = [
     "EdgeScores",
     "HeadRoles",
     "Intervention",
+    "Journal",
     "Model",
     "ModelShape",
     "Node",

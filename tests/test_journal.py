@@ -1,6 +1,8 @@
 """The journal: what was measured comes back, of the same things only; damage and other runs are never taken over."""
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,29 @@ def test_a_full_disk_is_an_error_that_says_what_is_kept_and_loses_nothing_writte
         filling()
     with opened(tmp_path) as journal:
         assert journal.shelf(**MODEL).get("circuit", b"2") == b"two"
+
+
+@pytest.mark.parametrize("room", [0, 1500, 6000])
+def test_a_limit_on_the_size_of_files_loses_nothing_that_was_written(tmp_path: Path, room: int) -> None:
+    """A full disk as the system tells of it: in the middle of a file."""
+    size = filled(tmp_path).stat().st_size
+    program = """if True:
+        import resource, sys
+        from circuits.journal import Journal
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+        with Journal(sys.argv[1], resume=True) as journal:
+            for item in range(100):
+                journal.shelf(model="a" * 64).put("circuit", b"more %d" % item, bytes(1000))
+                journal.write()
+    """
+    command = [sys.executable, "-c", program, str(tmp_path / "journal"), str(size + room)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "OutputError: cannot write" in ended.stderr
+    assert "What was written before is kept: free some space and go on with --resume" in ended.stderr
+    with opened(tmp_path) as journal:
+        assert journal.problem == ""
+        shelf = journal.shelf(**MODEL)
+        assert (shelf.get("circuit", b"1"), shelf.get("circuit", b"2")) == (b"one", b"two")
 
 
 def test_a_finished_journal_is_removed_without_a_trace(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ PROMISED = [
     "EdgeScores",
     "HeadRoles",
     "Intervention",
+    "Journal",
     "Model",
     "ModelShape",
     "Node",
