@@ -102,6 +102,17 @@ def test_where_time_goes_divides_the_whole_time(run_quickly: Run) -> None:
         assert sum(operation["shares"].values()) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.real
+def test_the_stages_of_a_discovery_make_up_its_time(run_quickly: Run, smol: Path) -> None:
+    printed, found = run_quickly("discovery")
+    assert {"scoring", "evaluating on held-out prompts"} <= set(found["multiples"])
+    assert sum(found["multiples"].values()) == pytest.approx(found["multiple"])
+    assert found["multiple"] * found["plain_forward_s"] < found["processor_s"]  # without the plain passes
+    assert found["loaded_mb"] < found["resident_mb"]
+    assert found["prefix_cache"] == "on"
+    assert "discover ioi, 4 pairs" in printed
+
+
 def test_the_order_of_the_sampled_sweep_is_the_order_of_the_sweep(load: Any) -> None:
     graph = circuits.load_model(tiny_llama().eval()).graph
     swept = np.concatenate([group.edges for group in _groups(graph, np.arange(graph.n_edges))])
