@@ -26,9 +26,13 @@ def build_graph(shape: ModelShape) -> ComputationalGraph:
         mlp = Node(NodeKind.MLP, layer)
         readers = _attention_receivers(shape, layer)
         before = len(senders)
-        receivers += [*readers, Receiver(mlp)]
-        fan_in += [before] * len(readers) + [before if shape.parallel else before + len(heads)]
-        senders += [*heads, mlp]
+        receivers += readers
+        fan_in += [before] * len(readers)
+        senders += heads
+        if shape.mlps:
+            receivers.append(Receiver(mlp))
+            fan_in.append(before if shape.parallel else before + len(heads))
+            senders.append(mlp)
     receivers.append(Receiver(Node(NodeKind.LOGITS)))
     fan_in.append(len(senders))
     return ComputationalGraph(shape, tuple(senders), tuple(receivers), tuple(fan_in))

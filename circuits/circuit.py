@@ -189,7 +189,7 @@ class Circuit:
         document = {
             "format": FORMAT,
             "version": VERSION,
-            "model": asdict(self.model),
+            "model": {key: value for key, value in asdict(self.model).items() if key != "mlps" or not value},
             "behaviour": asdict(self.behaviour),
             "method": asdict(self.method),
             "edges": edges,

@@ -153,6 +153,7 @@ class ModelShape:
 
     ``n_kv_heads`` is the number of key/value heads (equal to ``n_heads`` without grouped queries). In a ``parallel``
     block the MLP reads the same stream as the attention beside it; in a sequential one it also reads that attention.
+    Without ``mlps`` a block is its attention alone.
     """
 
     n_layers: int
@@ -161,6 +162,7 @@ class ModelShape:
     d_model: int
     d_head: int
     parallel: bool = False
+    mlps: bool = True
 
     def __post_init__(self) -> None:
         if min(self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head) < 1:
@@ -176,10 +178,19 @@ class ModelShape:
     @property
     def n_edges(self) -> int:
         """How many edges the graph has: every receiver can read what earlier layers, and the input, send."""
-        mlps = 0 if self.parallel else self.n_layers * self.n_heads
-        receivers = self.n_heads + 2 * self.n_kv_heads + 1
-        earlier = self.n_layers + (self.n_heads + 1) * self.n_layers * (self.n_layers - 1) // 2
-        return receivers * earlier + mlps + 1 + self.n_layers * (self.n_heads + 1)
+        beside = 0 if self.parallel or not self.mlps else self.n_layers * self.n_heads
+        earlier = self.n_layers + self.senders_per_layer * self.n_layers * (self.n_layers - 1) // 2
+        return self.receivers_per_layer * earlier + beside + 1 + self.n_layers * self.senders_per_layer
+
+    @property
+    def senders_per_layer(self) -> int:
+        """How many nodes of a layer write to the stream: its heads and its MLP, in this order."""
+        return self.n_heads + self.mlps
+
+    @property
+    def receivers_per_layer(self) -> int:
+        """How many places of a layer read the stream: queries, keys, values and the MLP, in this order."""
+        return self.n_heads + 2 * self.n_kv_heads + self.mlps
 
     @property
     def grouped(self) -> bool:
@@ -194,7 +205,8 @@ class ModelShape:
     def describe(self) -> str:
         """Say which nodes a model of this shape has, for error messages."""
         text = f"layers 0-{self.n_layers - 1} and heads 0-{self.n_heads - 1}"
-        return text + (f" in key/value groups 0-{self.n_kv_heads - 1}" if self.grouped else "")
+        text += f" in key/value groups 0-{self.n_kv_heads - 1}" if self.grouped else ""
+        return text + ("" if self.mlps else ", and no MLPs")
 
 
 @dataclass(frozen=True)

@@ -145,5 +145,6 @@ def verified(weights: LoadedWeights, architecture: Architecture | None = None) -
         revision=weights.revision,
         digest=weights.digest,
         tokenizer_digest=weights.tokenizer_digest,
+        mlps=shape.mlps,
     )
     return Model(info, weights.tokenizer, tracer, graph, check(tracer, graph, weights.tokenizer))

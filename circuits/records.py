@@ -21,11 +21,13 @@ class ModelInfo:
     revision: str = ""
     digest: str = ""
     tokenizer_digest: str = ""
+    mlps: bool = True
 
     @property
     def shape(self) -> ModelShape:
         """The shape from which the graph is built."""
-        return ModelShape(self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head, self.parallel)
+        sizes = self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head
+        return ModelShape(*sizes, parallel=self.parallel, mlps=self.mlps)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ class _Sums:
         self.last: dict[Place, Tensor] = {}
         self.tokens = sum(len(prompt) - 1 for prompt in prompts)
         layers = range(tracer.anatomy.shape.n_layers)
-        places = [(layer, site) for layer in layers for site in (Site.Z, Site.MLP_OUT)]
+        sites = (Site.Z, Site.MLP_OUT) if tracer.anatomy.shape.mlps else (Site.Z,)
+        places = [(layer, site) for layer in layers for site in sites]
         plan = Plan(visits={place: _Add(self, place) for place in places})
         for _, ids in batches(prompts, tracer.anatomy.device):
             tracer.run(ids, plan)

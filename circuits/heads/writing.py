@@ -88,6 +88,8 @@ class Copier:
         at = (0, Site.STREAM)
         self.tracer.run(self.ids, Plan(stop=at, visits={at: recorder.at(*at)}))
         embedded = recorder.values[at]
+        if not self.tracer.anatomy.shape.mlps:
+            return embedded[:, 1:].flatten(0, 1), embedded[:, 1:].flatten(0, 1)
         nothing = torch.zeros_like(embedded)
         visits = {(0, Site.MLP_OUT): recorder.at(0, Site.MLP_OUT)}
         plan = Plan(stop=(0, Site.MLP_OUT), attention={0: nothing}, visits=visits)

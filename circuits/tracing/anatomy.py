@@ -44,6 +44,7 @@ class Anatomy:
         self.module = module
         self.architecture = architecture or architecture_of(module)
         names = self.architecture
+        _require_whole_mlp(names)
         layers = _follow(module, names.layers, names)
         if not isinstance(layers, nn.ModuleList | nn.Sequential) or not len(layers):
             raise UnsupportedModelError(
@@ -192,6 +193,15 @@ class Anatomy:
         return self.layers[layer].output.bias
 
 
+def _require_whole_mlp(names: Architecture) -> None:
+    left = [name for name in ("mlp_norm", "mlp_output", "mlp_post_norm") if getattr(names, name) is not None]
+    if names.mlp is None and left:
+        raise UnsupportedModelError(
+            f"the architecture '{names.name}' has no `mlp`, but gives its {left[0]}, '{getattr(names, left[0])}'. Name "
+            "the MLP, or leave out what belongs to it."
+        )
+
+
 def _follow(module: nn.Module, path: str, architecture: Architecture) -> nn.Module:
     found = module
     for part in path.split("."):
@@ -242,7 +252,7 @@ def _shape(module: nn.Module, names: Architecture, layers: tuple[LayerModules, .
             f"{heads} heads do not fit the projections of '{names.name}': the output projection reads {width} numbers, "
             f"queries, keys and values are {projected} together. Correct `heads`, `output` or `projections`."
         )
-    return ModelShape(len(layers), heads, groups, d_model, d_head, parallel=names.parallel)
+    return ModelShape(len(layers), heads, groups, d_model, d_head, parallel=names.parallel, mlps=names.mlp is not None)
 
 
 def _brief(value: object) -> str:

@@ -58,7 +58,8 @@ class Architecture:
         layout: Which outputs of a projection belong to which head.
         output: The projection whose input is the concatenation of all head outputs.
         attention_norm: The norm through which the attention reads the stream; None: it reads the stream itself.
-        mlp: The MLP of a layer, or the first module of one that is no module of its own.
+        mlp: The MLP of a layer, or the first module of one that is no module of its own; None: a layer is its
+            attention alone, and no path of an MLP is given.
         mlp_output: The last module of such an MLP, or of one that adds the stream to what it returns.
         mlp_norm: The norm through which the MLP reads; in a parallel block it may be the attention's.
         attention_post_norm: A norm between the attention's output projection and the stream (sandwich).
@@ -78,7 +79,7 @@ class Architecture:
     projections: Mapping[Slot, str]
     output: str
     attention_norm: str | None
-    mlp: str
+    mlp: str | None
     mlp_norm: str | None
     mlp_output: str | None = None
     attention_post_norm: str | None = None
@@ -109,13 +110,14 @@ class Architecture:
     def layer_paths(self) -> tuple[str, ...]:
         """Every path within a layer that is declared."""
         optional = (
+            self.mlp,
             self.attention_norm,
             self.mlp_norm,
             self.mlp_output,
             self.attention_post_norm,
             self.mlp_post_norm,
         )
-        named = (self.attention, self.output, self.mlp, *self.projections.values(), *self.projection_norms.values())
+        named = (self.attention, self.output, *self.projections.values(), *self.projection_norms.values())
         return tuple(dict.fromkeys([*named, *(path for path in optional if path is not None)]))
 
 

@@ -43,12 +43,12 @@ def attribute(
         senders = range(begin, min(begin + size, len(graph.senders)))
         changes = _changes(tracer.anatomy, change, gradients, senders).flatten(2).float()
         for layer in range(graph.shape.n_layers):
-            first = layer * (receivers + 1)
+            first = layer * graph.shape.receivers_per_layer
             if graph.fan_in[first] > begin:
                 pulled = _pull_back(tracer, layer, gradients)
                 _fill(scores, graph, first, _products(changes, pulled, graph.fan_in[first] - begin), begin)
             mlp = first + receivers
-            if graph.fan_in[mlp] > begin:
+            if graph.shape.mlps and graph.fan_in[mlp] > begin:
                 read = gradients.mlp[layer].unsqueeze(1)
                 _fill(scores, graph, mlp, _products(changes, read, graph.fan_in[mlp] - begin), begin)
         _fill(scores, graph, len(graph.receivers) - 1, _products(changes, gradients.final.unsqueeze(1), size), begin)
@@ -74,7 +74,7 @@ def _changes(
     """Give what some senders' changes do to the stream, to first order where a norm follows the heads' sum."""
     changes = sender_values(anatomy, change, senders)
     for layer, attention in gradients.attention.items():
-        first = 1 + layer * (anatomy.shape.n_heads + 1)
+        first = 1 + layer * anatomy.shape.senders_per_layer
         own = [sender - senders.start for sender in range(first, first + anatomy.shape.n_heads) if sender in senders]
         if own:
             heads = changes[:, own[0] : own[-1] + 1]

@@ -176,5 +176,5 @@ def _differing_senders(graph: ComputationalGraph, change: Run) -> np.ndarray[tup
     differs = [change.stream[0].any().reshape(1)]
     for z, mlp in zip(change.z, change.mlp, strict=True):
         by_head = rearrange(z, "b p (h k) -> h (b p k)", h=graph.shape.n_heads)
-        differs += [by_head.any(1), mlp.any().reshape(1)]
+        differs += [by_head.any(1), *([mlp.any().reshape(1)] if graph.shape.mlps else [])]
     return torch.cat(differs).cpu().numpy()

@@ -83,7 +83,9 @@ def forms_of(anatomy: Anatomy) -> list[dict[str, Form]]:
     Cost: one forward pass of a single token.
     """
     names = anatomy.architecture
-    paths = dict.fromkeys(["", names.attention, names.mlp, names.mlp_output or names.mlp])
+    paths = dict.fromkeys(
+        path for path in ("", names.attention, names.mlp, names.mlp_output or names.mlp) if path is not None
+    )
     layers = anatomy.module.get_submodule(names.layers).children()
     forms, hooks = list[dict[str, Form]](), list[Any]()
     try:

@@ -219,7 +219,7 @@ def _wiring_errors(tracer: Tracer, run: Run) -> Iterator[tuple[str, float]]:
     anatomy, recorder = tracer.anatomy, Recorder()
     read, middle = _summed(anatomy, run)
     visits: dict[tuple[int, Site], Visit] = {}
-    for layer, value in enumerate(middle):
+    for layer, value in enumerate(middle if anatomy.shape.mlps else ()):
         visits[layer, Site.MLP_IN] = partial(put, value)
         visits[layer, Site.MLP_OUT] = partial(_kept_and_put, recorder, layer, run.mlp[layer])
     tracer.run(run.ids, Plan(attention=dict(enumerate(run.attention)), visits=visits))
@@ -228,7 +228,8 @@ def _wiring_errors(tracer: Tracer, run: Run) -> Iterator[tuple[str, float]]:
         for slot, path in anatomy.architecture.slot_modules.items():
             made = anatomy.project(layer, slot, normed)
             yield f"{slot.word} of layer {layer}", _distance(made, run.projections[layer][path])
-        yield f"outputs of m{layer}", _distance(recorder.values[layer, Site.MLP_OUT], run.mlp[layer])
+        if anatomy.shape.mlps:
+            yield f"outputs of m{layer}", _distance(recorder.values[layer, Site.MLP_OUT], run.mlp[layer])
 
 
 def _kept_and_put(recorder: Recorder, layer: int, value: Tensor, found: Tensor) -> Tensor:

@@ -86,14 +86,15 @@ def first_difference(graph: ComputationalGraph, masks: NDArray[np.bool_]) -> int
 def _reads_of_senders(graph: ComputationalGraph) -> list[list[int]]:
     """Give, for every sender, the receivers through which it reads."""
     shape = graph.shape
-    per_layer = shape.n_heads + 2 * shape.n_kv_heads + 1
+    per_layer = shape.receivers_per_layer
     reads: list[list[int]] = [[]]
     for layer in range(shape.n_layers):
         first = layer * per_layer
         for head in range(shape.n_heads):
             keys = first + shape.n_heads + head // shape.heads_per_group
             reads.append([first + head, keys, keys + shape.n_kv_heads])
-        reads.append([first + per_layer - 1])
+        if shape.mlps:
+            reads.append([first + per_layer - 1])
     return reads
 
 
@@ -152,7 +153,7 @@ class MaskedPass:
         self.changes[:, :count] = prefix.changes[:, :count]
 
     def _count_before(self, layer: int) -> int:
-        limit = 1 + layer * (self.graph.shape.n_heads + 1)
+        limit = 1 + layer * self.graph.shape.senders_per_layer
         return int(np.searchsorted(self.needed, limit))
 
     def run(self, first: int, last: int) -> None:
@@ -195,9 +196,10 @@ class MaskedPass:
 
     def _computed(self, layer: int) -> tuple[list[int], bool]:
         """Say which heads of a layer, and whether its MLP, must be computed."""
-        first = 1 + layer * (self.graph.shape.n_heads + 1)
-        own = [sender - first for sender in self._computable() if first <= sender <= first + self.graph.shape.n_heads]
-        return [unit for unit in own if unit < self.graph.shape.n_heads], self.graph.shape.n_heads in own
+        shape = self.graph.shape
+        first = 1 + layer * shape.senders_per_layer
+        own = [sender - first for sender in self._computable() if 0 <= sender - first < shape.senders_per_layer]
+        return [unit for unit in own if unit < shape.n_heads], shape.n_heads in own
 
     def _computable(self) -> list[int]:
         return [sender for sender in self.needed if sender not in self.given]
@@ -227,7 +229,7 @@ class MaskedPass:
         """Part needed senders into those that add to the stream, and heads of layers with a norm behind their sum."""
         if self.tracer.anatomy.additive:
             return used, {}
-        layer, unit = np.divmod(np.asarray(self.needed)[used] - 1, self.graph.shape.n_heads + 1)
+        layer, unit = np.divmod(np.asarray(self.needed)[used] - 1, self.graph.shape.senders_per_layer)
         heads = (layer >= 0) & (unit < self.graph.shape.n_heads)
         return used[~heads], {int(each): used[heads & (layer == each)] for each in np.unique(layer[heads])}
 
@@ -260,7 +262,7 @@ class MaskedPass:
     def _projection(self, layer: int, path: str, served: dict[Slot, list[int]], _: Tensor) -> Tensor:
         anatomy, shape = self.tracer.anatomy, self.graph.shape
         output = self.base.projections[layer][path].repeat(self.circuits, 1, 1)
-        first = layer * (shape.n_heads + 2 * shape.n_kv_heads + 1)
+        first = layer * shape.receivers_per_layer
         offsets = {Slot.Q: 0, Slot.K: shape.n_heads, Slot.V: shape.n_heads + shape.n_kv_heads}
         for slot, units in served.items():
             live = [unit for unit in units if self._live(first + offsets[slot] + unit).any()]
@@ -273,18 +275,18 @@ class MaskedPass:
 
     def _heads_output(self, layer: int, heads: list[int], z: Tensor) -> None:
         rows = rearrange(z, "(c b) p w -> c b p w", c=self.circuits) - self.base.z[layer]
-        first = 1 + layer * (self.graph.shape.n_heads + 1)
+        first = 1 + layer * self.graph.shape.senders_per_layer
         places = [self.place[first + head] for head in heads]
         anatomy = self.tracer.anatomy
         made = anatomy.head_outputs(layer, rows, heads) * (anatomy.residual_scale if anatomy.additive else 1.0)
         self._write(places, rearrange(made, "c b p h d -> c h b p d"))
 
     def _mlp_input(self, layer: int, _: Tensor) -> Tensor:
-        receiver = (layer + 1) * (self.graph.shape.n_heads + 2 * self.graph.shape.n_kv_heads + 1) - 1
+        receiver = (layer + 1) * self.graph.shape.receivers_per_layer - 1
         return self._input([receiver], self.base.middle[layer]).flatten(0, 2)
 
     def _mlp_output(self, layer: int, value: Tensor) -> None:
-        sender = (layer + 1) * (self.graph.shape.n_heads + 1)
+        sender = (layer + 1) * self.graph.shape.senders_per_layer
         made = rearrange(value, "(c b) p d -> c 1 b p d", c=self.circuits).to(self.wide) - self.base.mlp[layer]
         self._write([self.place[sender]], made)
 

@@ -47,7 +47,7 @@ class ModelSizes:
         """Read the sizes of a loaded model."""
         shape = anatomy.shape
         config = getattr(anatomy.module, "config", None)
-        width = getattr(config, "intermediate_size", None) or 4 * shape.d_model
+        width = (getattr(config, "intermediate_size", None) or 4 * shape.d_model) if shape.mlps else 0
         eager = getattr(config, "_attn_implementation", "eager") == "eager"
         slack = _SLACK_OF_HOST if anatomy.device.type == "cpu" else 0.0
         return cls(shape, int(width), anatomy.vocabulary, anatomy.dtype.itemsize, eager, slack)
@@ -55,7 +55,7 @@ class ModelSizes:
     @property
     def n_senders(self) -> int:
         """How many senders the graph has."""
-        return 1 + self.shape.n_layers * (self.shape.n_heads + 1)
+        return 1 + self.shape.n_layers * self.shape.senders_per_layer
 
     @property
     def projected(self) -> int:
@@ -193,7 +193,7 @@ class Needs:
     @property
     def _receivers(self) -> int:
         """Receivers of one layer."""
-        return self.sizes.shape.n_heads + 2 * self.sizes.shape.n_kv_heads + 1
+        return self.sizes.shape.receivers_per_layer
 
     @property
     def _edges(self) -> int:

@@ -13,7 +13,8 @@ from circuits.tracing.prefix import Prefix
 from circuits.tracing.taps import Taps
 from circuits.tracing.tracer import Tracer
 
-_SITES_OF_RECORD = (Site.STREAM, Site.Z, Site.ATTENTION, Site.MLP_IN, Site.MLP_OUT)
+_SITES_OF_RECORD = (Site.STREAM, Site.Z, Site.ATTENTION)
+_SITES_OF_MLP = (Site.MLP_IN, Site.MLP_OUT)
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Run:
     ``stream[l]`` is the residual stream that the attention of layer ``l`` reads, ``stream[n_layers]`` the one the
     final norm reads; ``middle[l]`` is what the MLP of layer ``l`` reads. ``z[l]`` is the concatenation of head outputs
     before the output projection, ``attention[l]`` what that projection makes of them (with its bias, before a norm or
-    factor), ``mlp[l]`` what the MLP adds to the stream. ``projections[l][path]`` are the outputs of the modules that
-    make queries, keys and values. ``recorded`` is false for replacement values that no run ever had: there a sender
-    whose inputs all have their base values need not have its own.
+    factor), ``mlp[l]`` what the MLP adds to the stream (zero in blocks without one; then there is no
+    ``middle``). ``projections[l][path]`` are the outputs of the modules that make queries, keys and values.
+    ``recorded`` is false for replacement values that no run ever had: there a sender whose inputs all have their base
+    values need not have its own.
     """
 
     ids: Int[Tensor, "pair pos"]
@@ -108,7 +110,8 @@ def record(
     shape = tracer.anatomy.shape
     sites = tracer.anatomy.architecture.slot_sites
     recorder = Recorder()
-    wanted = [(layer, site) for layer in range(shape.n_layers) for site in (*_SITES_OF_RECORD, *sites.values())]
+    kept_sites = (*_SITES_OF_RECORD, *(_SITES_OF_MLP if shape.mlps else ()))
+    wanted = [(layer, site) for layer in range(shape.n_layers) for site in (*kept_sites, *sites.values())]
     visits: dict[tuple[int, Site], Visit] = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
     plan = Plan(visits=visits, final=recorder.keep_final, logits=recorder.keep_logits)
     if taps is not None:
@@ -119,13 +122,14 @@ def record(
     def column(site: Site) -> tuple[Tensor, ...]:
         return tuple(kept[layer, site] for layer in range(shape.n_layers))
 
+    nothing = torch.zeros_like(recorder.final[:, :1]).expand_as(recorder.final)
     return Run(
         ids=ids,
         stream=(*column(Site.STREAM), recorder.final),
-        middle=column(Site.MLP_IN),
+        middle=column(Site.MLP_IN) if shape.mlps else (),
         z=column(Site.Z),
         attention=column(Site.ATTENTION),
-        mlp=column(Site.MLP_OUT),
+        mlp=column(Site.MLP_OUT) if shape.mlps else (nothing,) * shape.n_layers,
         projections=tuple({path: kept[layer, sites[path]] for path in sites} for layer in range(shape.n_layers)),
         logits=recorder.logits,
         prefix=prefix,
@@ -221,7 +225,7 @@ def _by_block(anatomy: Anatomy, senders: Sequence[int]) -> list[tuple[int, list[
     """Sort senders by the block they are in: its layer (-1: the input), their places, their heads (None: an MLP)."""
     heads, blocks = dict[int, tuple[list[int], list[int]]](), list[tuple[int, list[int], list[int] | None]]()
     for place, sender in enumerate(senders):
-        layer, unit = divmod(sender - 1, anatomy.shape.n_heads + 1)
+        layer, unit = divmod(sender - 1, anatomy.shape.senders_per_layer)
         if sender == 0 or unit == anatomy.shape.n_heads:
             blocks.append((layer, [place], None))
         else:

@@ -70,6 +70,8 @@ def patch_sites(
         raise UsageError(
             "activation patching exchanges values between the clean and the corrupted run; leave --ablation corrupted."
         )
+    if site is PatchSite.MLP and not experiment.graph.shape.mlps:
+        raise UsageError("this model has no MLPs to patch; choose the site resid, attn or head.")
     heads = site is PatchSite.HEAD
     length = len(tokens)
     if by_position and not heads and any(batch.clean.length != length for batch in experiment.batches):

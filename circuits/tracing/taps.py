@@ -49,7 +49,8 @@ class Taps:
         visits = dict[tuple[int, Site], Visit]()
         for layer in layers:
             visits[layer, Site.STREAM] = partial(_keep, self.stream, layer)
-            visits[layer, Site.MLP_IN] = partial(_tap, self.mlp, layer)
+            if anatomy.shape.mlps:
+                visits[layer, Site.MLP_IN] = partial(_tap, self.mlp, layer)
             if not anatomy.additive:
                 visits[layer, Site.ATTENTION] = partial(_keep, self.attention, layer)
             for path, site in anatomy.architecture.slot_sites.items():
@@ -73,12 +74,13 @@ class Taps:
 
     def of_loss(self, loss: Loss) -> Gradients:
         """Take the gradients of the loss at the logits of this run."""
-        return self._gradients(iter(torch.autograd.grad(loss(self.logits[0]).sum(), self._places)))
+        total = loss(self.logits[0]).sum()
+        return self._gradients(iter(torch.autograd.grad(total, self._places, materialize_grads=True)))
 
     def through(self, output: Tensor, cotangent: Tensor | None = None) -> tuple[Gradients, Stream]:
         """Take the gradients of an output, weighted where it is no number; and that at the first layer's stream."""
         first = next(iter(self.stream.values()))
-        at_first, *found = torch.autograd.grad(output, [first, *self._places], cotangent)
+        at_first, *found = torch.autograd.grad(output, [first, *self._places], cotangent, materialize_grads=True)
         return self._gradients(iter(found)), at_first
 
     @property

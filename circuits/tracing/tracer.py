@@ -256,10 +256,11 @@ class _LayerEnvoys:
         names = anatomy.architecture
         self.layer, self.anatomy, self.forms = layer, anatomy, forms
         self.attention = _follow(layer, names.attention)
-        self.mlp = _follow(layer, names.mlp)
-        self.mlp_end = _follow(layer, names.mlp_output or names.mlp)
-        self.mlp_read = self.mlp if names.mlp_norm is None else _follow(layer, names.mlp_norm)
-        self.mlp_written = self.mlp_end if names.mlp_post_norm is None else _follow(layer, names.mlp_post_norm)
+        if names.mlp is not None:
+            self.mlp = _follow(layer, names.mlp)
+            self.mlp_end = _follow(layer, names.mlp_output or names.mlp)
+            self.mlp_read = self.mlp if names.mlp_norm is None else _follow(layer, names.mlp_norm)
+            self.mlp_written = self.mlp_end if names.mlp_post_norm is None else _follow(layer, names.mlp_post_norm)
         self.output = _follow(layer, names.output)
         self.projections = [(site, _follow(layer, path)) for path, site in names.slot_sites.items()]
 
@@ -291,8 +292,10 @@ class _LayerEnvoys:
                 yield site, _Place(projection, "output")
             yield Site.Z, _Place(self.output, "input")
             yield Site.ATTENTION, _Place(self.output, "output")
+        if names.mlp is None:
+            return
         if number in plan.mlp:
-            self._skip_mlp(plan.mlp[number])
+            self._skip_mlp(names.mlp, plan.mlp[number])
             return
         if stream is not None and names.parallel:
             yield Site.MLP_IN, _ParallelRead(self.mlp, partial(self.anatomy.mlp_norm, number), stream)
@@ -300,12 +303,12 @@ class _LayerEnvoys:
             yield Site.MLP_IN, _Place(self.mlp_read, "input")
         yield Site.MLP_OUT, _Place(self.mlp_written, "output", self.anatomy.residual_scale)
 
-    def _skip_mlp(self, value: Tensor) -> None:
+    def _skip_mlp(self, path: str, value: Tensor) -> None:
         names = self.anatomy.architecture
         if names.mlp_output is not None:
             # What the first module puts out goes through activations only, and is then thrown away.
-            self.mlp.skip(self.forms[names.mlp].wrap(value))
-        self.mlp_end.skip(self.forms[names.mlp_output or names.mlp].wrap(value))
+            self.mlp.skip(self.forms[path].wrap(value))
+        self.mlp_end.skip(self.forms[names.mlp_output or path].wrap(value))
 
 
 def _follow(envoy: Any, path: str) -> Any:
