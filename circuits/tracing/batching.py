@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -9,19 +10,18 @@ import torch
 from circuits.errors import DeviceError
 from circuits.graph import EdgeIndices
 from circuits.tracing.limits import free_memory, host_memory
-from circuits.tracing.memory import AUTO, Budget, parse_budget
+from circuits.tracing.memory import AUTO, Budget, Modest, parse_budget
 
 Result = TypeVar("Result")
 
-_SHARE_OF_HOST = 1 / 3
-"""Of the free memory at most, unless told otherwise: two runs that start together get as much each, and leave as much
-(a host that runs out kills a process instead of raising)."""
+_SHARE_OF_HOST = 0.5
+"""Of the free memory at most, unless told otherwise: a host that runs out kills a process instead of raising."""
 _SHARE_OF_DEVICE = 0.8
-_TOKENS_ON_CPU = {"pair_tokens": 320, "pass_tokens": 1280}
-_ENOUGH_ON_CPU = 320
+_ON_CPU = Budget(0, pair_tokens=320, pass_tokens=1280)
+_FAST_ON_CPU = 320
 """Tokens at once that are as fast as more, to 2 %: 640 and 1280 gain no more, 160 cost a sixth more. Measured on a 135M
 model by ``examples/benchmarks/batch_size.py``."""
-_TOKENS_ON_DEVICE = {"pair_tokens": 8192, "pass_tokens": 65536}
+_ON_DEVICE = Budget(0, pair_tokens=8192, pass_tokens=65536)
 """Enough to fill a device; attention kernels take at most 65535 times as many rows as there are heads."""
 
 
@@ -79,9 +79,10 @@ def budget_of(device: torch.device, memory: str) -> Budget:
     """Turn what a user said about memory into a budget; see :func:`~circuits.tracing.memory.parse_budget`."""
     free = free_memory(device)
     if device.type == "cpu":
-        enough = _ENOUGH_ON_CPU if memory == AUTO else None
-        return Budget(parse_budget(memory, free, default=_SHARE_OF_HOST), enough_tokens=enough, **_TOKENS_ON_CPU)
+        modest = Modest(_FAST_ON_CPU, free // 3) if memory == AUTO else None
+        limit = parse_budget(memory, free, default=_SHARE_OF_HOST)
+        return replace(_ON_CPU, limit=limit, modest=modest)
     limit = parse_budget(memory, free, default=_SHARE_OF_DEVICE)
     own = hasattr(torch.get_device_module(device), "mem_get_info")
     host = int(_SHARE_OF_HOST * host_memory()) if own else 0
-    return Budget(limit, host, **_TOKENS_ON_DEVICE)
+    return replace(_ON_DEVICE, limit=limit, host=host)

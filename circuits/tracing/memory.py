@@ -18,6 +18,23 @@ _BUDGET = re.compile(r"(?P<number>\d+(\.\d+)?)\s*((?P<unit>[kmgt]i?)?b|(?P<perce
 
 
 @dataclass(frozen=True)
+class Modest:
+    """A budget below the limit: a share that others can have too, and of it no more than makes a run fast.
+
+    Attributes:
+        tokens: With so many tokens in all senders at once, a run is as fast as with more.
+        share: Bytes. Two runs that start together, whichever counts first, get as much each and leave as much.
+    """
+
+    tokens: int
+    share: int
+
+    def limit(self, needed: int, fast: int) -> int | None:
+        """Return the bytes to be content with, given what is needed at least and to be fast; None where too few."""
+        return min(self.share, max(needed, fast)) if needed <= self.share else None
+
+
+@dataclass(frozen=True)
 class Budget:
     """The memory that may be used beside the loaded model, and what else decides how it is used.
 
@@ -26,15 +43,14 @@ class Budget:
         host: Bytes of the host that recorded runs may wait in; 0 where the device is the host.
         pair_tokens: At most so many tokens of pairs are recorded together.
         pass_tokens: At most so many tokens go through one pass.
-        enough_tokens: No more memory is planned for than so many tokens in all senders at once take, which is as fast
-            as more; None where all of ``limit`` may be used.
+        modest: What to be content with where that suffices; None where all of ``limit`` may be used.
     """
 
     limit: int
     host: int = 0
     pair_tokens: int = 320
     pass_tokens: int = 1280
-    enough_tokens: int | None = None
+    modest: Modest | None = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +132,9 @@ def plan_memory(
             "(--dtype bfloat16), or a device with more memory."
         )
     alone = max(working.values(), default=0)
-    if budget.enough_tokens is not None:
-        enough = max((_enough(need, budget.enough_tokens) for need in needs.values()), default=0)
-        budget = replace(budget, limit=min(budget.limit, kept + max(alone, enough)))
+    if budget.modest is not None:
+        fast = max((_at_once(need, budget.modest.tokens) for need in needs.values()), default=0)
+        budget = replace(budget, limit=budget.modest.limit(kept + alone, kept + fast) or budget.limit)
     offload = 2 * kept > budget.limit and 0 < kept <= budget.host
     if not offload and kept + alone > budget.limit:
         fitting = int((budget.limit - alone) * len(prompts) / kept)
@@ -152,7 +168,7 @@ def _smallest(needs: Needs, checkpointing: bool) -> int:
     return max(sum(needs.recording().values()), sum(needs.attribution(1, checkpointing).values()), exact)
 
 
-def _enough(needs: Needs, tokens: int) -> int:
+def _at_once(needs: Needs, tokens: int) -> int:
     """Return what a circuit of all senders, or attribution in one piece, needs for so many tokens."""
     senders, rows = needs.sizes.n_senders, max(1, tokens // needs.prompt.positions)
     return rows * max(sum(needs.circuits(senders).values()), sum(needs.attribution(senders).values()))
