@@ -114,7 +114,7 @@ def fitted(found: Imported, model: ModelInfo, out: Output) -> Imported:
 def scores_beside(circuit: Circuit, path: Path) -> EdgeScores | None:
     """Give the scores of the whole graph that ``discover`` left beside a circuit, if they are the circuit's."""
     file = path.parent / "scores.parquet"
-    if not file.is_file():
+    if circuit.model.id == UNKNOWN or not file.is_file():
         return None
     scores = read_scores(file, circuit.graph, of=scores_of(circuit.model.digest, circuit.behaviour.digest))
     same = np.allclose(scores.values[circuit.edges], circuit.scores, rtol=1e-5, atol=1e-12, equal_nan=True)

@@ -350,6 +350,18 @@ def test_evaluating_an_exported_file_gives_what_evaluating_the_circuit_gives(
         assert message in " ".join(refused.stderr.split())
 
 
+def test_scores_beside_a_file_of_an_unknown_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    """Scores of a grouped model lie beside it, whose edges the file's graph does not have."""
+    (tmp_path / "theirs.json").write_text((Path(__file__).parents[1] / "export" / "eap_ig_graph.json").read_text())
+    document = json.loads((tmp_path / "theirs.json").read_text())
+    for edge in document["edges"].values():
+        del edge["score"]
+    (tmp_path / "theirs.json").write_text(json.dumps(document))
+    (tmp_path / "scores.parquet").write_bytes(b"of something else")
+    assert as_json("draw", tmp_path / "theirs.json", "-o", tmp_path / "x.dot")["edges"] == 20
+    assert as_json("export", tmp_path / "theirs.json", "-o", tmp_path / "x.csv")["scored"] == 0
+
+
 def test_comparing_with_a_file_of_another_tool_takes_the_other_circuits_model(found: Path, tmp_path: Path) -> None:
     done("export", found / "circuit.json", "-o", tmp_path / "x.mib.json")
     document = json.loads((tmp_path / "x.mib.json").read_text())
