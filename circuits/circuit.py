@@ -1,7 +1,6 @@
 """A circuit at rest: edges, scores, how it was found, how well it works; JSON in and out; its networkx view."""
 
 import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.builder import build_graph
-from circuits.documents import first_change
+from circuits.documents import first_change, json_text, plain
 from circuits.equality import by_content
 from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
@@ -170,7 +169,7 @@ class Circuit:
 
     def to_json(self) -> str:
         """Give the text of ``circuit.json``: sorted keys, floats with six significant digits, edges in graph order."""
-        return json.dumps(self.to_document(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.to_document(), sort_keys=True)
 
     def to_document(self) -> dict[str, Any]:
         """Return what ``circuit.json`` holds, as JSON has it: lists, texts, numbers, and None for what is no number."""
@@ -196,7 +195,7 @@ class Circuit:
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "provenance": asdict(self.provenance),
         }
-        return cast("dict[str, Any]", _fixed_floats(document))
+        return cast("dict[str, Any]", plain(document, digits=6))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -283,14 +282,3 @@ def _checked_method(method: Method) -> Method:
 
 def _float_array(values: list[float | None]) -> Floats:
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _fixed_floats(value: Any) -> Any:
-    """Round every float to six significant digits, and write what is not a number as null."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _fixed_floats(item) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_fixed_floats(item) for item in cast("list[Any]", value)]
-    return value

@@ -174,3 +174,27 @@ def _is_number(value: Any) -> bool:
 def _told(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:56]} …"
+
+
+def json_text(document: Any, *, sort_keys: bool = False) -> str:
+    """Return the text of a JSON file: :func:`plain` values, one space of indentation, a line break at the end."""
+    return json.dumps(plain(document), indent=1, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any, *, digits: int | None = None) -> Any:
+    """Return a value as JSON can hold it, at any depth: the one place that cleans what is written.
+
+    What is no finite number (NaN, Infinity) is None, halves of characters are replaced, keys are text, tuples lists;
+    with ``digits``, numbers have so many significant ones.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
+    if isinstance(value, str):
+        return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {plain(str(key)): plain(item, digits=digits) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, digits=digits) for item in cast("list[Any]", value)]
+    return value

@@ -15,10 +15,11 @@ from circuits.circuit import Circuit
 from circuits.cli.acting import Acting
 from circuits.cli.keeping import ResumeOption, kept_if_possible, kept_until_done
 from circuits.cli.options import CircuitArgument, Machine, Voice, command
-from circuits.cli.output import Told, finite
+from circuits.cli.output import Told
 from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, require_same_model
 from circuits.cli.tables import facts, table
+from circuits.documents import json_text
 from circuits.graph import NodeKind
 from circuits.vocabulary import ActedOn, Metric
 
@@ -172,9 +173,7 @@ def _document(
 
 
 def _text(document: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(finite(document), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(document, sort_keys=True)
 
 
 def _done(report: "AblationReport | EdgeAblationReport") -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """The files of a comparison: numbers, diagrams, a report, and the parts as circuits."""
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from circuits.circuit import Circuit
 from circuits.cli.comparison_tables import tables_of
 from circuits.comparison import CircuitDiff, Column, Comparison, Part, TransferMatrix
 from circuits.comparison.parts import only
+from circuits.documents import json_text
 from circuits.errors import RenderError
 from circuits.export.difference import difference_dot
 from circuits.export.draw import draw_difference
@@ -35,7 +35,7 @@ class Written:
 def write_comparison(comparison: Comparison, folder: Path, *, command: str) -> Written:
     """Write all files into a folder that exists; numbers and parts first, since diagrams may fail."""
     document = comparison.to_dict() | {"command": command}
-    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_text(document, sort_keys=True)
     write(folder / NUMBERS, text)
     files = [NUMBERS, *_parts(comparison, folder, command)]
     try:

@@ -1,11 +1,10 @@
 """What the commands write: results on stdout, everything else on stderr."""
 
-import json
 import math
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -20,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from circuits.documents import json_text
 
 Told = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""
@@ -66,7 +67,7 @@ class Output:
     def finish(self, document: dict[str, Any]) -> None:
         """Write the result for programs, where that was asked for."""
         if self.as_json:
-            sys.stdout.write(json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.write(json_text(document))
 
     @contextmanager
     def progress(self, *listeners: Told) -> Generator[Told]:
@@ -126,14 +127,3 @@ def _duration(seconds: float) -> str:
 
 def _message(console: Console, label: str, style: str, text: str) -> None:
     console.print(Text(label, style=style) + Text(text), soft_wrap=True)
-
-
-def finite(value: Any) -> Any:
-    """Write what is not a number as ``None``, at any depth: JSON has no NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in cast("dict[Any, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in cast("list[Any]", value)]
-    return value

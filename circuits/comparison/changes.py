@@ -11,8 +11,9 @@ import numpy as np
 
 from circuits.circuit import Circuit
 from circuits.comparison.names import names_of
-from circuits.comparison.pair import CircuitDiff, difference, finite
+from circuits.comparison.pair import CircuitDiff, difference
 from circuits.comparison.statistics import UNKNOWN, Estimate, spearman
+from circuits.documents import plain
 from circuits.equality import by_content
 from circuits.graph import Node
 from circuits.records import ModelInfo
@@ -204,7 +205,7 @@ class EdgeChanges:
             "edges": [self._edge(int(place)) for place in order],
             "nodes": [asdict(node) for node in self.nodes],
         }
-        return cast("dict[str, Any]", finite(document))
+        return cast("dict[str, Any]", plain(document))
 
     def estimate(self, place: int) -> Estimate:
         """Give the change of one edge of the circuit."""

@@ -23,6 +23,7 @@ from circuits.comparison.overlap import (
 )
 from circuits.comparison.rewiring import rewired, shuffled_within, weighted_jaccard
 from circuits.comparison.statistics import PairScores, compared_scores
+from circuits.documents import plain
 from circuits.equality import by_content
 from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices, Node, NodeKind
@@ -107,7 +108,7 @@ class CircuitDiff:
             | {"edges": self.scores.n, "of": "union" if self.scores.on_union else "shared"},
             **{name: [str(edge(int(index))) for index in indices] for name, indices in groups.items()},
         }
-        return cast("dict[str, Any]", finite(document))
+        return cast("dict[str, Any]", plain(document))
 
     def sentences(self) -> list[str]:
         """Say what the numbers do and do not support."""
@@ -281,14 +282,3 @@ def edge_strata(graph: ComputationalGraph) -> EdgeIndices:
 def _numbered(kinds: Sequence[Hashable]) -> EdgeIndices:
     numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     return np.array([numbers[kind] for kind in kinds], dtype=np.int64)
-
-
-def finite(value: Any) -> Any:
-    """Write what is not a number as ``None``, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in cast("list[Any]", value)]
-    return value

@@ -20,9 +20,10 @@ from circuits.comparison.crossing import (
     transfer_matrix,
 )
 from circuits.comparison.names import names_of
-from circuits.comparison.pair import CircuitDiff, difference, finite, require_one_shape
+from circuits.comparison.pair import CircuitDiff, difference, require_one_shape
 from circuits.comparison.parts import CORE, MembershipCount, Part, membership_counts, parts_of
 from circuits.comparison.words import column_sentences, dissociation_sentences, in_short, transfer_sentences
+from circuits.documents import plain
 from circuits.errors import UnknownNameError, UsageError
 from circuits.scores import EdgeScores
 
@@ -185,7 +186,7 @@ class Comparison:
             "remarks": column_sentences(self.columns),
             "sentences": self.sentences(),
         }
-        return cast("dict[str, Any]", finite(document))
+        return cast("dict[str, Any]", plain(document))
 
 
 def compare(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from circuits.circuit import Circuit
-from circuits.documents import read_json
+from circuits.documents import json_text, read_json
 from circuits.errors import CircuitsError, FormatError
 from circuits.graph import Node
 
@@ -108,7 +108,7 @@ def prompts_json(circuit: Circuit, prompts: Sequence[Example]) -> str:
         "digest": circuit.behaviour.digest,
         "prompts": [asdict(prompt) for prompt in prompts],
     }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return json_text(document)
 
 
 def _checked(kind: type[_Read], path: Path, expected: str) -> _Read:

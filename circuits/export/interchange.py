@@ -13,8 +13,10 @@ import numpy as np
 
 from circuits.builder import per_query_head
 from circuits.circuit import Circuit
+from circuits.documents import json_text, plain
 from circuits.errors import OutputError, UsageError
 from circuits.export.files import write
+from circuits.export.markup import one_line
 from circuits.export.tensors import tensor_file
 from circuits.scores import EdgeScores, Floats
 
@@ -28,8 +30,9 @@ SIGN = "positive score: corrupting the edge moves the metric away from clean beh
 
 
 def circuit_graphml(circuit: Circuit) -> str:
-    """Give the circuit's networkx view as GraphML, with the edge's text as its id and all attributes kept.
+    """Return the circuit's networkx view as GraphML, with the edge's text as its id.
 
+    All attributes are kept but numbers that are not finite, and marks in names that XML cannot hold.
     Arrows from key/value groups to their heads have ``kind="group"`` and no score.
     """
     view = circuit.to_networkx()
@@ -37,13 +40,15 @@ def circuit_graphml(circuit: Circuit) -> str:
         slot = f"<{key}>" if key in ("q", "k", "v") else ""
         suffix = f"<{key}>" if key == "group" else slot
         attributes["text"] = f"{sender}->{receiver}{suffix}"
-    view.graph.update(
-        model=circuit.model.id,
-        behaviour=circuit.behaviour.name,
-        metric=circuit.behaviour.metric,
-        scorer=circuit.method.scorer,
-        sign=SIGN,
-    )
+        for name in [name for name in ("score", "removal") if not np.isfinite(attributes.get(name, 0.0))]:
+            del attributes[name]
+    about = {
+        "model": circuit.model.id,
+        "behaviour": circuit.behaviour.name,
+        "metric": circuit.behaviour.metric,
+        "scorer": circuit.method.scorer,
+    }
+    view.graph.update({name: one_line(text) for name, text in about.items()}, sign=SIGN)
     buffer = io.BytesIO()
     nx.write_graphml_xml(view, buffer, edge_id_from_attribute="text")
     return buffer.getvalue().decode("utf-8") + "\n"
@@ -56,7 +61,7 @@ def circuit_csv(circuit: Circuit) -> str:
     writer.writerow(CSV_COLUMNS)
     for edge, score in zip(circuit.edge_list, circuit.scores.tolist(), strict=True):
         slot = edge.receiver.slot.value if edge.receiver.slot else ""
-        stored = "" if np.isnan(score) else f"{score:.6g}"
+        stored = f"{score:.6g}" if np.isfinite(score) else ""
         writer.writerow([str(edge), str(edge.sender), str(edge.receiver.node), slot, stored, circuit.measured])
     return buffer.getvalue()
 
@@ -78,11 +83,11 @@ def circuit_mib_json(circuit: Circuit, scores: EdgeScores | None = None) -> str:
     edges = {
         str(edge): {"score": float(f"{shares[copy]:.9g}"), "in_graph": bool(in_graph[copy])}
         for edge, copy in zip(graph.edges(), copied.tolist(), strict=True)
-        if not np.isnan(shares[copy])
+        if np.isfinite(shares[copy])
     }
     nodes = {str(node): {"in_graph": node in used} for node in graph.nodes}
     document = {"cfg": _cfg(circuit), "nodes": nodes, "edges": edges, "sign": SIGN, OWN: _own(circuit)}
-    return json.dumps(document, indent=1) + "\n"
+    return json_text(document)
 
 
 def circuit_pt(circuit: Circuit, scores: EdgeScores | None = None) -> bytes:
@@ -104,7 +109,7 @@ def circuit_pt(circuit: Circuit, scores: EdgeScores | None = None) -> bytes:
             "edges_scores": scored,
             "edges_in_graph": members,
             "nodes_in_graph": np.array([node in used for node in graph.senders]),
-            OWN: json.dumps(_own(circuit)),
+            OWN: json.dumps(plain(_own(circuit))),
         }
     )
 
@@ -145,11 +150,11 @@ def _own(circuit: Circuit) -> dict[str, Any]:
 
 def _shares(circuit: Circuit, scores: EdgeScores | None) -> Floats:
     """Return what each edge of the circuit's graph scores per query head that reads through it; NaN: nothing known."""
-    missing = int(np.isnan(circuit.scores).sum())
+    missing = int((~np.isfinite(circuit.scores)).sum())
     if missing:
         raise UsageError(
-            f"{missing} of {len(circuit)} edges have no score, and the MIB layout needs a number for every edge. Score "
-            "them first, or export to .graphml or .csv."
+            f"{missing} of {len(circuit)} edges have no finite score, and the MIB layout needs a number for every "
+            "edge. Score them first, or export to .graphml or .csv."
         )
     values = np.full(circuit.graph.n_edges, np.nan) if scores is None else scores.values.copy()
     values[circuit.edges] = circuit.scores

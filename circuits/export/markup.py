@@ -4,6 +4,9 @@ import html
 import math
 import unicodedata
 
+_NO_XML = "\ufffe\uffff"
+"""What no XML document may hold, beside control characters and halves of characters."""
+
 
 def number(value: float) -> str:
     """Show a stored number exactly as ``circuit.json`` stores it: six significant digits."""
@@ -17,7 +20,8 @@ def short_number(value: float) -> str:
 
 def one_line(text: str, *, limit: int = 300) -> str:
     """Give text as one line: no control characters, no runs of white space, nothing that is not Unicode text."""
-    kept = "".join(" " if unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") else mark for mark in text)
+    apart = ("Cc", "Cs", "Zl", "Zp")
+    kept = "".join(" " if unicodedata.category(mark) in apart or mark in _NO_XML else mark for mark in text)
     line = " ".join(kept.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
@@ -28,7 +32,7 @@ def block_text(text: str) -> str:
 
 
 def _unprintable(mark: str) -> bool:
-    return unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t"
+    return (unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t") or mark in _NO_XML
 
 
 def html_text(text: str) -> str:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from circuits.export.dot import SIGN
 from circuits.export.legend import Key
-from circuits.export.markup import number
+from circuits.export.markup import block_text, number
 from circuits.export.palette import NODE_FILLS, colour_name
 
 
@@ -72,7 +72,11 @@ class Sample:
 def page_html(svg: str, **content: Any) -> str:
     """Fill the page's template; every text in ``content`` is escaped there, ``svg`` is put in as it is."""
     environment = Environment(
-        loader=PackageLoader("circuits", "export"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("circuits", "export"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
     )
     script, style = _source("report.js"), _source("report.css")
     shown = {"sentences": (), "heading": "How well it works", "curve": "", "groups": (), "tables": (), "evidence": ()}
@@ -127,3 +131,8 @@ def _drawn(key: Key) -> str:
             f'stroke="{key.border}"/>'
         )
     return f'<svg class="{name}" width="26" height="13" aria-hidden="true">{shape}</svg>'
+
+
+def _shown(value: object) -> object:
+    """Return text from outside without marks that a page cannot hold; what is marked as safe is as it is."""
+    return block_text(value) if type(value) is str else value

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from circuits.documents import json_text, plain
 from circuits.export.beside import HEADS_FORMAT, VERSION
 from circuits.graph import Node
 
@@ -168,7 +168,7 @@ class HeadRoles:
 
     def to_json(self) -> str:
         """Give the text of a JSON file; what could not be measured is null."""
-        return json.dumps(_rounded(self.document()), indent=1, ensure_ascii=False) + "\n"
+        return json_text(plain(self.document(), digits=6))
 
     def to_csv(self) -> str:
         """Give the text of a CSV file with one row per head; what could not be measured is empty."""
@@ -215,13 +215,3 @@ def _cell(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.6g}" if math.isfinite(value) else ""
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _rounded(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    return value

@@ -15,9 +15,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from circuits.cli.options import command
-from circuits.cli.output import Output, finite
+from circuits.cli.output import Output
 from circuits.cli.places import default_folder
 from circuits.cli.tables import table
+from circuits.documents import plain
 from tests.cli.conftest import done
 
 
@@ -82,7 +83,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.Captur
 
 
 def test_what_is_not_a_number_becomes_null_at_any_depth() -> None:
-    assert finite({"a": (1.5, [math.inf, {"b": math.nan}])}) == {"a": [1.5, [None, {"b": None}]]}
+    assert plain({"a": (1.5, [math.inf, {"b": math.nan}])}) == {"a": [1.5, [None, {"b": None}]]}
 
 
 @pytest.mark.parametrize(

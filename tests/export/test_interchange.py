@@ -99,7 +99,7 @@ def test_mib_json_writes_a_groups_edge_once_per_query_head_and_the_shares_add_up
 
 
 def test_mib_json_refuses_edges_without_a_score() -> None:
-    with pytest.raises(UsageError, match="1 of 2 edges have no score"):
+    with pytest.raises(UsageError, match="1 of 2 edges have no finite score"):
         circuit_mib_json(circuit_of({"input->m0": float("nan"), "m0->logits": 2.0}))
 
 
