@@ -9,7 +9,7 @@ import torch
 
 from circuits.errors import DeviceError
 from circuits.graph import EdgeIndices
-from circuits.tracing.limits import free_memory, host_memory
+from circuits.tracing.limits import free_memory, host_memory, shared_memory
 from circuits.tracing.memory import AUTO, Budget, Modest, parse_budget
 
 Result = TypeVar("Result")
@@ -79,7 +79,8 @@ def budget_of(device: torch.device, memory: str) -> Budget:
     """Turn what a user said about memory into a budget; see :func:`~circuits.tracing.memory.parse_budget`."""
     free = free_memory(device)
     if device.type == "cpu":
-        modest = Modest(_FAST_ON_CPU, free // 3) if memory == AUTO else None
+        share = min(int(_SHARE_OF_HOST * free), shared_memory() // 3)
+        modest = Modest(_FAST_ON_CPU, share) if memory == AUTO else None
         limit = parse_budget(memory, free, default=_SHARE_OF_HOST)
         return replace(_ON_CPU, limit=limit, modest=modest)
     limit = parse_budget(memory, free, default=_SHARE_OF_DEVICE)

@@ -29,12 +29,16 @@ def free_memory(device: torch.device) -> int:
 
 
 def host_memory(groups: Path = _GROUPS, own: Path = _OWN) -> int:
-    """Return in bytes the least of what the host has free and what each limit on this process leaves.
+    """Return in bytes the least of what :func:`shared_memory` is free and what ``ulimit -v`` and ``-d`` leave."""
+    return min([shared_memory(groups, own), *_left_to_process()])
 
-    Limits are those of the control groups (version 1 or 2) that the process is in, and of ``ulimit -v`` and ``-d``.
+
+def shared_memory(groups: Path = _GROUPS, own: Path = _OWN) -> int:
+    """Return in bytes what the host has free and the control groups around this process (version 1 or 2) leave.
+
+    Other processes may take it as well, unlike what a limit on this process leaves.
     """
-    free = int(psutil.virtual_memory().available)
-    return min([free, *_left_in_groups(groups, own), *_left_to_process()])
+    return min([int(psutil.virtual_memory().available), *_left_in_groups(groups, own)])
 
 
 def _left_to_process() -> Iterator[int]:

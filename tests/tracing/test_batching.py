@@ -34,12 +34,15 @@ def test_at_most_half_of_the_free_memory_of_a_host_is_used_unless_told_otherwise
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batching, "free_memory", lambda _: 10**9)
+    monkeypatch.setattr(batching, "shared_memory", lambda: 10**9)
     assert budget_of(CPU, "auto").limit == 5 * 10**8
     assert budget_of(CPU, "30%").limit == 3 * 10**8
     assert budget_of(CPU, "4 GB").limit == 4 * 10**9
     assert budget_of(CPU, "auto").host == 0
     assert budget_of(CPU, "auto").modest == Modest(320, 10**9 // 3)
     assert budget_of(CPU, "4 GB").modest is None
+    monkeypatch.setattr(batching, "shared_memory", lambda: 6 * 10**9)  # and a limit on this process alone
+    assert budget_of(CPU, "auto").modest == Modest(320, 5 * 10**8)
 
 
 class Device:

@@ -15,12 +15,12 @@ V2 = (("memory.max", "memory.current", "memory.stat"), "inactive_file")
 V1 = (("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"), "total_inactive_file")
 LIMITED = """
 import resource, sys
-from circuits.tracing.limits import host_memory
+from circuits.tracing.limits import host_memory, shared_memory
 import psutil
 now = psutil.Process().memory_info()
 limit, size = (resource.RLIMIT_AS, now.vms) if sys.argv[1] == "v" else (resource.RLIMIT_DATA, now.data)
 resource.setrlimit(limit, (size + 300_000_000, resource.RLIM_INFINITY))
-print(host_memory())
+print(host_memory(), shared_memory())
 """
 
 
@@ -82,8 +82,9 @@ def test_a_group_that_is_slowed_down_above_a_size_has_that_for_a_limit(tmp_path:
 @pytest.mark.parametrize("limit", ["v", "d"])
 def test_ulimits_leave_what_is_not_yet_asked_for(limit: str) -> None:
     command = [sys.executable, "-c", LIMITED, limit]
-    found = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found, shared = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert found == pytest.approx(300_000_000, rel=0.1)
+    assert shared > 2 * found  # which the limit does not touch
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 

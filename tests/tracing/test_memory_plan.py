@@ -302,6 +302,7 @@ def test_an_experiment_refuses_a_budget_too_small_before_it_runs_anything(monkey
 def on_cpu(memory: str, free: float, monkeypatch: pytest.MonkeyPatch) -> MemoryPlan:
     """Plan 64 pairs of five tokens behind nine shared ones, as `ioi` has them, on a 135M model."""
     monkeypatch.setattr(batching, "free_memory", lambda _: int(free))
+    monkeypatch.setattr(batching, "shared_memory", lambda: int(free))
     sizes = ModelSizes(ModelShape(30, 9, 3, 576, 64), 1536, 49152, 4, slack=0.6)
     return plan_memory(sizes, [PromptSize(5, 9)] * 64, batching.budget_of(torch.device("cpu"), memory))
 
@@ -335,6 +336,7 @@ def test_a_third_of_what_is_free_is_taken_where_that_suffices_else_up_to_half(mo
 
 def test_a_long_prompt_that_fits_alone_is_not_refused_for_frugality(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "free_memory", lambda _: 60 * GB)
+    monkeypatch.setattr(batching, "shared_memory", lambda: 60 * GB)
     sizes = ModelSizes(ModelShape(30, 9, 3, 576, 64), 1536, 49152, 4, slack=0.6)
     plan = plan_memory(sizes, [PromptSize(2000)], batching.budget_of(torch.device("cpu"), "auto"))
     assert not plan.checkpointing
