@@ -13,7 +13,7 @@ from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.circuit import Circuit
 from circuits.cli.acting import Acting
-from circuits.cli.keeping import ResumeOption, kept_if_possible, kept_until_done
+from circuits.cli.keeping import ResumeOption, kept_beside
 from circuits.cli.options import CircuitArgument, Machine, Voice, command
 from circuits.cli.output import Told
 from circuits.cli.places import prepared_file
@@ -100,8 +100,7 @@ def ablate(
     from circuits.export.files import write
 
     intervention = acting.intervention if acting.target is ActedOn.NODES else None
-    kept = kept_until_done if file else kept_if_possible
-    with kept(file or _beside(circuit), output, resume=resume) as journal, output.progress() as progress:
+    with kept_beside(circuit, "ablate", file, output, resume=resume) as journal, output.progress() as progress:
         model, drawn = _prepared(found, chosen, machine, progress, pairs=pairs, seed=seed)
         require_same_model(found, model, output)
         common: dict[str, Any] = {
@@ -130,11 +129,6 @@ def ablate(
     rows = [("written to", str(file))] if file else []
     output.show(facts(title, [*_done(report), *rows]), *_tables(report), report.describe())
     output.finish(document | {"file": str(file) if file else None})
-
-
-def _beside(circuit: Path) -> Path:
-    """Name what a journal belongs to where nothing is written."""
-    return circuit.with_name(f"{circuit.stem}.ablation")
 
 
 def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:

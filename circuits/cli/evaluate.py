@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from circuits.behaviours import clusters_of
+from circuits.cli.keeping import ResumeOption, kept_beside
 from circuits.cli.options import CircuitArgument, Machine, Measurement, Voice, command
 from circuits.cli.places import prepared_file
 from circuits.cli.session import circuit_behaviour_name, fitted, imported, require_same_model, scores_beside
@@ -38,6 +39,7 @@ def evaluate(
             rich_help_panel="Measurement",
         ),
     ] = Universe.QUERY_HEAD,
+    resume: ResumeOption = False,
     measurement: Measurement,
     machine: Machine,
     voice: Voice,
@@ -69,7 +71,7 @@ def evaluate(
     from circuits.experiments import experiment_on
     from circuits.export.files import write
 
-    with output.progress() as progress:
+    with kept_beside(circuit, "evaluate", file, output, resume=resume) as journal, output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         read = fitted(read, model.info, output)
         found = read.circuit
@@ -81,7 +83,7 @@ def evaluate(
         for remark in prompts.remarks:
             output.warn(remark)
         progress("recording the prompts", 0, 0)
-        experiment = experiment_on(model, prompts.heldout, options, reference=prompts.reference)
+        experiment = experiment_on(model, prompts.heldout, options, reference=prompts.reference, journal=journal)
         told = partial(progress, "evaluating")
         scores = read.scores or scores_beside(found, circuit)
         by_magnitude = found.method.rank_by == "|score|"
@@ -95,9 +97,10 @@ def evaluate(
             seed=seed,
             progress=told,
         )
+        if file is not None:
+            write(file, found.with_evaluation(evaluation).to_json(), make_folder=True)
     rows = size_rows(found) + evaluation_rows(evaluation, metric=chosen.metric, unit=chosen.metric.unit)
     if file is not None:
-        write(file, found.with_evaluation(evaluation).to_json())
         rows.append(("written to", str(file)))
     output.show(facts(f"circuit of {found.behaviour.name} on {chosen.name} in {model.info.id}", rows))
     output.finish(

@@ -51,14 +51,20 @@ def kept_until_done(file: Path, output: Output, *, resume: bool) -> Generator[Jo
 
 
 @contextmanager
-def kept_if_possible(file: Path, output: Output, *, resume: bool) -> Generator[Journal | None]:
-    """Do as :func:`kept_until_done`; for a command that writes nothing itself, and works where nothing can be kept."""
+def kept_beside(
+    circuit: Path, command: str, file: Path | None, output: Output, *, resume: bool
+) -> Generator[Journal | None]:
+    """Do as :func:`kept_until_done`, for a command on a circuit that may write no file.
+
+    The journal then lies beside the circuit; and where none can be kept there, the command works without.
+    """
     with ExitStack() as stack:
         journal = None
         try:
-            journal = stack.enter_context(kept_until_done(file, output, resume=resume))
+            beside = file or circuit.with_name(f"{circuit.stem}.{command}")
+            journal = stack.enter_context(kept_until_done(beside, output, resume=resume))
         except OutputError as problem:
-            if resume:
+            if resume or file:
                 raise
             output.warn(f"what is measured is not kept, should this be stopped: {problem}")
         yield journal

@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[Arguments, str, str]] = {
         "x.json",
         "",
     ),
+    "evaluate": (lambda at: ["evaluate", at.circuit, "-b", at.prompts, "--pairs", 6], "x.json", ""),
     "heads": (lambda at: ["heads", at.circuit, "-b", at.prompts, "--pairs", 6], "heads.json", ""),
     "patch": (lambda at: ["patch", at.prompts, "--model", at.model, "--pairs", 6], "x.svg", ""),
 }
@@ -133,7 +134,7 @@ def test_an_ablation_that_is_only_printed_works_where_nothing_can_be_kept(places
     circuit = tmp_path / "circuit.json"
     circuit.write_bytes(places.circuit.read_bytes())
     command = ["ablate", circuit, "-p", places.prompts, "--pairs", 6, "--random", 1, "--tokens", 1]
-    with Journal(tmp_path / "circuit.ablation.journal"):
+    with Journal(tmp_path / "circuit.ablate.journal"):
         said = done(*command).stderr
         assert "what is measured is not kept, should this be stopped: another run is writing to" in said
         assert invoke(*command, "--resume").exit_code == 1
