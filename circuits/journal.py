@@ -47,7 +47,8 @@ class Journal:
 
     Args:
         path: The file.
-        resume: Whether what an earlier run has left there is used. Otherwise it is thrown away.
+        resume: Whether what an earlier run has left there is used. Otherwise it is thrown away, but not before
+            there is something to put in its place.
 
     Raises :class:`OutputError` where the file cannot be written, or another run has it open.
     """
@@ -58,9 +59,8 @@ class Journal:
         """Why an earlier run's journal could not be used; empty if it could, or if there was none."""
         self._lock = FileLock(f"{self.path}.lock", timeout=0)
         self._take()
+        self._stale = not resume
         try:
-            if not resume:
-                self._discard()
             self._connection = self._opened()
         except OutputError:
             self._let_go()
@@ -91,10 +91,12 @@ class Journal:
     @property
     def empty(self) -> bool:
         """Whether nothing is kept."""
-        return self._run("SELECT 1 FROM kept LIMIT 1").fetchone() is None
+        return self._stale or self._run("SELECT 1 FROM kept LIMIT 1").fetchone() is None
 
     def get(self, of: bytes, kind: str, item: bytes) -> bytes | None:
         """Return what is kept of one measurement; None where nothing is, or where it was damaged."""
+        if self._stale:
+            return None
         row = self._run("SELECT value, digest FROM kept WHERE of = ? AND kind = ? AND item = ?", (of, kind, item))
         value, digest = row.fetchone() or (b"", b"")
         return value if digest and digest == _row_digest(of, kind, item, value) else None
@@ -102,6 +104,9 @@ class Journal:
     def put(self, of: bytes, kind: str, item: bytes, value: bytes) -> None:
         """Keep a measurement; it is written when that is due."""
         self._begin()
+        if self._stale:
+            self._run("DELETE FROM kept")
+            self._stale = False
         row = (of, kind, item, value, _row_digest(of, kind, item, value))
         self._run("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", row)
         if self.due:
@@ -109,12 +114,15 @@ class Journal:
 
     def forget(self, of: bytes, kind: str) -> None:
         """Throw away what is kept of one kind."""
+        if self._stale:
+            return
         self._begin()
         self._run("DELETE FROM kept WHERE of = ? AND kind = ?", (of, kind))
 
     def holds(self, of: bytes) -> bool:
         """Return whether anything is kept of what was measured from one thing."""
-        return self._run("SELECT 1 FROM kept WHERE of = ? LIMIT 1", (of,)).fetchone() is not None
+        found = self._run("SELECT 1 FROM kept WHERE of = ? LIMIT 1", (of,)).fetchone()
+        return found is not None and not self._stale
 
     def _begin(self) -> None:
         if not self._connection.in_transaction:
@@ -127,11 +135,13 @@ class Journal:
         self._written = time.monotonic()
 
     def close(self) -> None:
-        """Write everything and let go of the file; nothing, where that was done already."""
+        """Write everything and let go of the file, which is deleted if it is empty; nothing, where that was done."""
         if not self._lock.is_locked:
             return
         try:
             self.write()
+            if self.empty and not self._stale:
+                self._discard()
         finally:
             self._connection.close()
             self._let_go()

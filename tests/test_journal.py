@@ -79,9 +79,27 @@ def test_another_release_measures_anew(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_resume_the_run_begins_afresh(tmp_path: Path) -> None:
     filled(tmp_path)
     with opened(tmp_path, resume=False) as journal:
-        assert journal.empty
+        shelf = journal.shelf(**MODEL)
+        assert (journal.empty, shelf.filled, shelf.get("circuit", b"1")) == (True, False, None)
+        shelf.forget("circuit")
+        shelf.put("circuit", b"3", b"three")
+        assert (journal.empty, shelf.filled, shelf.get("circuit", b"1")) == (False, True, None)
     with opened(tmp_path) as journal:
-        assert journal.empty
+        shelf = journal.shelf(**MODEL)
+        assert (shelf.get("circuit", b"1"), shelf.get("circuit", b"3")) == (None, b"three")
+
+
+def test_an_earlier_run_is_thrown_away_only_when_there_is_something_in_its_place(tmp_path: Path) -> None:
+    """A forgotten --resume, noticed at once, costs nothing."""
+    filled(tmp_path)
+    opened(tmp_path, resume=False).close()
+    with opened(tmp_path) as journal:
+        assert journal.shelf(**MODEL).get("circuit", b"1") == b"one"
+
+
+def test_a_journal_in_which_nothing_was_kept_is_not_left_behind(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_new_journal_is_empty_and_has_no_problem(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ def kept_in(path: Path, output: Output, *, resume: bool) -> Generator[Journal]:
             yield journal
         except KeyboardInterrupt as stop:
             if journal.empty:
-                journal.remove()
                 log = path.with_name("run.log").is_file()
                 output.warn(f"stopped before anything was finished{f'; the log is in {path.parent}' if log else ''}.")
             else:

@@ -14,7 +14,7 @@ from circuits.cli.options import DEFAULT_MODEL, PAIRS, Machine, Measurement
 from circuits.cli.output import Output, Told
 from circuits.errors import UsageError
 from circuits.export.foreign import UNKNOWN, Imported, read_circuit
-from circuits.export.scores import read_scores, scores_of
+from circuits.export.scores import read_scores_of, scores_of
 from circuits.records import ModelInfo
 from circuits.scores import EdgeScores
 
@@ -116,7 +116,9 @@ def scores_beside(circuit: Circuit, path: Path) -> EdgeScores | None:
     file = path.parent / "scores.parquet"
     if circuit.model.id == UNKNOWN or not file.is_file():
         return None
-    scores = read_scores(file, circuit.graph, of=scores_of(circuit.model.digest, circuit.behaviour.digest))
+    scores = read_scores_of(file, circuit.graph, scores_of(circuit.model.digest, circuit.behaviour.digest))
+    if scores is None:
+        return None
     same = np.allclose(scores.values[circuit.edges], circuit.scores, rtol=1e-5, atol=1e-12, equal_nan=True)
     return scores if same else None
 

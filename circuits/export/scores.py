@@ -74,17 +74,20 @@ def _digest(table: "pd.DataFrame") -> str:
     return digest.hexdigest()
 
 
-def read_scores(path: str | Path, graph: ComputationalGraph, *, of: str = "") -> EdgeScores:
-    """Read scores; raises :class:`FormatError` that names the file and row.
+def read_scores(path: str | Path, graph: ComputationalGraph) -> EdgeScores:
+    """Read scores; raises :class:`FormatError` that names the file and row."""
+    path = Path(path)
+    return _scores(path, *_read_table(path, graph), graph)
 
-    With ``of`` also where the file says that its scores belong to another model or other prompts.
-    """
+
+def read_scores_of(path: str | Path, graph: ComputationalGraph, of: str) -> EdgeScores | None:
+    """Read scores, unless the file says that they belong to another model or to other prompts than ``of``."""
     path = Path(path)
     table, metadata = _read_table(path, graph)
-    if of and metadata.get("of", of) != of:
-        raise FormatError(
-            f"{path} has the scores of another model or of other prompts; keep each run in its own folder."
-        )
+    return _scores(path, table, metadata, graph) if metadata.get("of", of) == of else None
+
+
+def _scores(path: Path, table: "pd.DataFrame", metadata: dict[str, str], graph: ComputationalGraph) -> EdgeScores:
     missing = {"edge", "score", "measured"} - set(table.columns)
     if missing:
         raise FormatError(
@@ -102,16 +105,27 @@ def read_scores(path: str | Path, graph: ComputationalGraph, *, of: str = "") ->
     if len(set(measured.tolist())) > 1:
         which = np.zeros(graph.n_edges, dtype=np.bool_)
         which[edges] = measured
+    n = one_count(path, table, "n") if "n" in table.columns else 0
+    _require_whole(path, table, metadata)
     return EdgeScores(
         graph,
         values,
         metadata.get("scorer", path.stem),
         measured=bool(measured.all()),
         sd=sd,
-        n=one_count(path, table, "n") if "n" in table.columns else 0,
+        n=n,
         measured_edges=which,
         verification=_verification(metadata),
     )
+
+
+def _require_whole(path: Path, table: "pd.DataFrame", metadata: dict[str, str]) -> None:
+    """Raise :class:`FormatError` for a file that has other rows than it was written with, each right by itself."""
+    if metadata.get("digest", digest := _digest(table)) != digest:
+        raise FormatError(
+            f"{path} was damaged or changed after it was written: its rows do not match its digest. Delete it, and run "
+            "the command that wrote it again with --resume."
+        )
 
 
 def _distinct(path: Path, table: "pd.DataFrame", graph: ComputationalGraph) -> EdgeIndices:
@@ -191,11 +205,6 @@ def _read_table(path: Path, graph: ComputationalGraph) -> "tuple[pd.DataFrame, d
     version = metadata.get("version", "1")
     if version not in map(str, range(1, _VERSION + 1)):
         raise FormatError(f"{path} has version {version[:40]}; this release reads up to {_VERSION}.")
-    if metadata.get("digest", digest := _digest(table)) != digest:
-        raise FormatError(
-            f"{path} was damaged or changed after it was written: its rows do not match its digest. Delete it, and run "
-            "the command that wrote it again with --resume."
-        )
     return table, metadata
 
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from circuits.builder import build_graph
 from circuits.errors import CircuitsError, FormatError, OutputError, UnknownNameError
-from circuits.export.scores import read_edges, read_scores, write_scores
+from circuits.export.scores import read_edges, read_scores, read_scores_of, scores_of, write_scores
 from circuits.graph import Edge, ModelShape
 from circuits.scores import EdgeScores
 
@@ -102,10 +102,10 @@ def test_what_was_written_comes_back(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose(found.sd, written.sd, rtol=1e-8 if suffix == ".csv" else 0)
     assert (found.n, found.measured) == (32, True)
     assert found.scorer == ("exact" if suffix == ".parquet" else "scores")
-    assert not read_scores_of(estimated_scores(), tmp_path / f"e{suffix}").measured
+    assert not read_back(estimated_scores(), tmp_path / f"e{suffix}").measured
 
 
-def read_scores_of(scores: EdgeScores, path: Path) -> EdgeScores:
+def read_back(scores: EdgeScores, path: Path) -> EdgeScores:
     write_scores(scores, path)
     return read_scores(path, GRAPH)
 
@@ -262,3 +262,16 @@ def test_a_folder_or_a_file_without_edges_is_refused(tmp_path: Path) -> None:
     path.write_text(HEAD)
     with pytest.raises(CircuitsError, match="names no edge"):
         read_edges(path, GRAPH)
+
+
+# ------------------------------------------------------------------------------------------------- whose they are
+
+
+def test_scores_say_which_model_and_prompts_they_belong_to(tmp_path: Path) -> None:
+    path, mine, other = tmp_path / "scores.parquet", scores_of("model", "prompts"), scores_of("model", "others")
+    write_scores(exact_scores(), path, of=mine)
+    assert read_scores_of(path, GRAPH, mine) is not None
+    assert read_scores_of(path, GRAPH, other) is None
+    np.testing.assert_array_equal(read_scores(path, GRAPH).values, exact_scores().values)
+    write_scores(exact_scores(), path)  # of a file that does not say so, the caller has to judge
+    assert read_scores_of(path, GRAPH, other) is not None
