@@ -103,7 +103,11 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # else the caller (such as nohup) wants something of its own
             signal.signal(number, _stop)
-    typer.main.get_command(app)(prog_name="circuits")
+    try:
+        typer.main.get_command(app)(prog_name="circuits")
+    except KeyboardInterrupt:  # before a command began
+        error("stopped.")
+        sys.exit(STOPPED)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -3,7 +3,9 @@
 import errno
 import json
 import shutil
+import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+import typer
 from pyarrow import parquet
 from typer.testing import Result
 
+from circuits.cli import main
 from circuits.cli.places import RunLog, _Handler
 from circuits.errors import OutputError
 from circuits.journal import Journal
@@ -212,3 +216,21 @@ def test_other_commands_stop_quietly(
     assert result.exit_code == STOPPED
     assert "stopped before anything was finished." in result.stderr
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_a_command_that_is_stopped_before_it_begins_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopping(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(typer.main, "get_command", stopping)
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "stopped." in capsys.readouterr().err
