@@ -11,6 +11,8 @@ import numpy as np
 from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.lint import check_gap
+from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.split import parted
 from circuits.circuit import Circuit
 from circuits.errors import UsageError
 from circuits.evaluation import evaluate
@@ -20,7 +22,7 @@ from circuits.export.scores import scores_of, write_scores
 from circuits.journal import Journal
 from circuits.model import Model
 from circuits.openings import finds_openings, suited
-from circuits.pruning import Selection, minimal, top
+from circuits.pruning import Selection, closest, minimal, top
 from circuits.records import BehaviourInfo, Method, Provenance
 from circuits.scores import EdgeScores
 from circuits.scoring import Agreement, agreement, score
@@ -41,10 +43,12 @@ StageProgress = Callable[[str, int, int], None]
 class DiscoverySettings:
     """How a circuit is searched.
 
-    ``size`` is the number of edges of the ``top`` pruner; circuits of more than ``prune_limit`` edges are not pruned
-    edge by edge; ``sample`` edges are measured exactly to check the scorer; ``verify`` is what the scorer ``verified``
-    looks for (by default within a budget of twice as many edges as it finds). Without ``options``: the behaviour's own
-    metric, corrupted ablation, noising.
+    The pruner ``closest`` looks for the fewest edges with a fidelity of ``target``, which it needs ``choose`` pairs for
+    beside the ``pairs`` it fits circuits to; it ends with the best so far after ``seconds``. ``minimal`` looks for the
+    fewest with that faithfulness, and does not prune circuits of more than ``prune_limit`` edges edge by edge. ``size``
+    is the number of edges of ``top``. ``sample`` edges are measured exactly to check the scorer; ``verify`` is what the
+    scorer ``verified`` looks for (by default within a budget of twice as many edges as it finds). Without ``options``:
+    the behaviour's own metric, corrupted ablation, noising.
     """
 
     scorer: ScorerName = ScorerName.EAP_IG
@@ -55,7 +59,9 @@ class DiscoverySettings:
     steps: int = 5
     verify: TopK = field(default_factory=lambda: TopK(budget=Budget(edges=400)))
     pairs: int = 64
+    choose: int = 64
     heldout: int = 64
+    seconds: float | None = None
     seed: int = 0
     sample: int = 64
     options: Options | None = None
@@ -67,7 +73,9 @@ class DiscoverySettings:
     def __post_init__(self) -> None:
         settle(self, least={"size": 1, "prune_limit": 0, "steps": 1, "sample": 0, "seed": 0})
         if not 0 < self.target < 1:
-            raise UsageError(f"the target faithfulness must be between 0 and 1, got {self.target}.")
+            raise UsageError(f"the target must be between 0 and 1, got {self.target}.")
+        if self.seconds is not None and not self.seconds > 0:
+            raise UsageError(f"the time for pruning must be more than 0 seconds, got {self.seconds}.")
         if min(self.pairs, self.heldout) < 4:
             raise UsageError(
                 f"at least 4 discovery and 4 held-out pairs are needed, got {self.pairs} and {self.heldout}."
@@ -123,12 +131,17 @@ def discover(
     begun = time.monotonic()
     settings = settings or DiscoverySettings()
     prompts = prompts_for(model, behaviour, settings)
-    experiment, warnings = shown(model, prompts, settings, progress, journal=journal)
+    fitted, choosing = _parts(prompts, settings)
+    experiment, warnings = shown(model, replace(prompts, discovery=fitted), settings, progress, journal=journal)
     scores = _scored(experiment, settings, progress)
     if folder is not None:
         of = scores_of(model.info.digest, prompts.digest)
         write_scores(scores, Path(folder) / SCORES, of=of, make_folder=True)
-    selection = _selected(experiment, scores, settings, progress)
+    if settings.pruner is PrunerName.CLOSEST:
+        choose = experiment_on(model, choosing, experiment.options, reference=prompts.reference, journal=journal)
+        selection = _closest(experiment, choose, scores, settings, progress)
+    else:
+        selection = _selected(experiment, scores, settings, progress)
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
     heldout = experiment_on(model, prompts.heldout, experiment.options, reference=prompts.reference, journal=journal)
@@ -155,7 +168,15 @@ def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings)
     """
     if finds_openings(model, behaviour):
         behaviour = suited(model, behaviour)[0]
-    return behaviour.prompts(model.tokenizer, discovery=settings.pairs, heldout=settings.heldout, seed=settings.seed)
+    discovery = settings.pairs + (settings.choose if settings.pruner is PrunerName.CLOSEST else 0)
+    return behaviour.prompts(model.tokenizer, discovery=discovery, heldout=settings.heldout, seed=settings.seed)
+
+
+def _parts(prompts: PromptSet, settings: DiscoverySettings) -> tuple[tuple[TokenPair, ...], tuple[TokenPair, ...]]:
+    """Part discovery pairs into those that circuits are fitted to and those they are chosen by, as was asked for."""
+    if settings.pruner is not PrunerName.CLOSEST:
+        return prompts.discovery, ()
+    return parted(prompts.discovery, settings.pairs / (settings.pairs + settings.choose))
 
 
 def shown(
@@ -184,6 +205,30 @@ def _scored(experiment: AnyExperiment, settings: DiscoverySettings, progress: St
         progress=_stage(progress, f"scoring ({settings.scorer})"),
     )
     return score(experiment, settings.scorer, told)
+
+
+def _closest(
+    fit: AnyExperiment,
+    choose: AnyExperiment,
+    scores: EdgeScores,
+    settings: DiscoverySettings,
+    progress: StageProgress,
+) -> Selection:
+    stage = "pruning"
+
+    def report(_: str, found: Selection) -> None:
+        nonlocal stage
+        stage = f"pruning {len(found.edges)} edges (error {found.error:.2f}, faithfulness {found.faithfulness:.2f})"
+
+    return closest(
+        fit,
+        choose,
+        scores,
+        target=settings.target,
+        seconds=settings.seconds,
+        report=report,
+        progress=lambda done, total: progress(stage, done, total),
+    )
 
 
 def _selected(
@@ -238,7 +283,7 @@ def _circuit(
             pruner=settings.pruner.value,
             ablation=options.ablation.value,
             direction=options.direction.value,
-            target=settings.target if settings.pruner is PrunerName.MINIMAL else None,
+            target=None if settings.pruner is PrunerName.TOP else settings.target,
             seed=settings.seed,
             dtype=model.dtype,
             attention=model.attention,

@@ -110,8 +110,12 @@ class ScorerName(Choice):
 class PrunerName(Choice):
     """The ways to choose edges from scores."""
 
+    CLOSEST = "closest"
+    """As few edges as follow the model pair by pair."""
     MINIMAL = "minimal"
+    """As few edges as have the model's mean effect."""
     TOP = "top"
+    """The best edges of the ranking."""
 
 
 class Site(Choice):

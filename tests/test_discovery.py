@@ -326,3 +326,33 @@ def test_two_runs_that_are_stopped_and_continued_in_one_folder_end_as_if_each_we
             discover(model, behaviour, settings, folder=tmp_path, resume=True, progress=stop_at(stage))
     same(discover(model, behaviour, SETTINGS, folder=tmp_path, resume=True), found)
     same(discover(model, behaviour, other, folder=tmp_path, resume=True), discover(model, behaviour, other))
+
+
+CLOSEST = replace(SETTINGS, pruner=PrunerName.CLOSEST, pairs=5, choose=5, target=0.3)
+
+
+def test_the_closest_circuit_is_fitted_to_some_pairs_chosen_by_others_and_judged_on_neither(
+    model: Model, behaviour: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+    found = discover(model, behaviour, CLOSEST, progress=lambda stage, _done, _total: stages.append(stage))
+    assert found.prompts.n_discovery == found.circuit.behaviour.n_discovery
+    assert found.prompts.n_discovery > 5
+    assert found.selection.pairs < found.prompts.n_discovery
+    assert found.scores.n == found.prompts.n_discovery - found.selection.pairs
+    assert found.circuit.method.pruner == "closest"
+    assert found.circuit.method.target == 0.3
+    assert found.circuit.evaluation is not None
+    assert found.circuit.evaluation.likeness is not None
+    assert found.circuit.evaluation.likeness.kl is not None
+    assert found.circuit.evaluation.likeness.remark
+    assert any(stage.startswith("pruning ") and "error" in stage for stage in stages)
+    stopped(model, behaviour, tmp_path, "comparing", CLOSEST)
+    forbid(monkeypatch, ATTRIBUTION, "experiment.PatchingExperiment._mask_gradient")
+    same(found, discover(model, behaviour, CLOSEST, folder=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+def test_no_time_for_pruning_is_refused(seconds: float) -> None:
+    with pytest.raises(UsageError, match="must be more than 0 seconds"):
+        DiscoverySettings(seconds=seconds)

@@ -122,6 +122,7 @@ class LinearToy:
     direction: Direction = Direction.NOISING
 
     metric = Metric.LOGIT_DIFFERENCE
+    kept = NOWHERE
 
     @cached_property
     def graph(self) -> ComputationalGraph:

@@ -8,7 +8,9 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 
-from circuits.behaviours.pairs import TokenPair
+import numpy as np
+
+from circuits.behaviours.pairs import TokenPair, clusters_of
 from circuits.errors import PromptError
 
 DISCOVERY, HELDOUT = "discovery", "heldout"
@@ -50,6 +52,28 @@ def _split_by_tag(pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[Tok
             f"the clean prompt {shared!r} is in both splits; a held-out prompt must not be used in discovery."
         )
     return sides[DISCOVERY], sides[HELDOUT]
+
+
+def parted(pairs: Sequence[TokenPair], share: float) -> tuple[tuple[TokenPair, ...], tuple[TokenPair, ...]]:
+    """Part pairs in two, about ``share`` of them in the first, so that no clean prompt is in both; order is kept.
+
+    Raises :class:`PromptError` where fewer than four pairs would be left on a side.
+    """
+    counts = np.bincount(clusters := clusters_of(pairs))
+    first, taken, seen = np.zeros(len(counts), dtype=np.bool_), 0, 0
+    for cluster, count in enumerate(counts.tolist()):
+        first[cluster] = taken + count / 2 <= share * (seen + count)
+        taken, seen = taken + count * int(first[cluster]), seen + count
+    sides: tuple[list[TokenPair], list[TokenPair]] = ([], [])
+    for pair, cluster in zip(pairs, clusters.tolist(), strict=True):
+        sides[0 if first[cluster] else 1].append(pair)
+    if min(len(side) for side in sides) < MINIMUM:
+        raise PromptError(
+            f"{len(pairs)} discovery pairs with {len(counts)} clean prompts give {len(sides[0])} to fit circuits to, "
+            f"{len(sides[1])} to choose them by; at least {MINIMUM} of each are needed. Add pairs, or use the pruner "
+            "minimal (--pruner minimal), which needs none to choose by."
+        )
+    return tuple(sides[0]), tuple(sides[1])
 
 
 def draw(pairs: Sequence[TokenPair], count: int, seed: int) -> tuple[TokenPair, ...]:

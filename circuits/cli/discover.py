@@ -50,8 +50,25 @@ def discover(
         str, typer.Option(metavar="|".join(PrunerName), help="How edges are chosen.", rich_help_panel="Search")
     ] = PrunerName.MINIMAL,
     target: Annotated[
-        float, typer.Option(help="Faithfulness that the circuit must reach.", rich_help_panel="Search")
+        float,
+        typer.Option(
+            help="Fidelity that the circuit must reach; with --pruner minimal, faithfulness.", rich_help_panel="Search"
+        ),
     ] = 0.9,
+    choose: Annotated[
+        int,
+        typer.Option(
+            help="Pairs by which --pruner closest chooses a circuit, beside the --pairs it fits circuits to.",
+            min=4,
+            rich_help_panel="Search",
+        ),
+    ] = 64,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="End the search of --pruner closest after so long, with the best so far.", rich_help_panel="Search"
+        ),
+    ] = None,
     size: Annotated[int, typer.Option(help="Edges of --pruner top.", min=1, rich_help_panel="Search")] = 200,
     prune_limit: Annotated[
         int,
@@ -90,6 +107,8 @@ def discover(
         size=size,
         prune_limit=prune_limit,
         steps=steps,
+        choose=choose,
+        seconds=seconds,
         verify=verifying.top_k(names[0], limited=True),
         pairs=measurement.pairs or DISCOVERY_PAIRS,
         heldout=heldout,
@@ -193,7 +212,15 @@ def _unpruned(found: "Discovery") -> list[str]:
 def _doubts(found: "Discovery") -> list[str]:
     """Say so when held-out prompts do not confirm the circuit."""
     evaluation, target = found.circuit.evaluation, found.circuit.method.target
-    if evaluation is None or target is None or abs(1 - evaluation.faithfulness) <= abs(1 - target) + CONFIRMED:
+    if not found.selection.reached:
+        return [
+            f"no circuit reaches a fidelity of {target:g} with a faithfulness within 0.1 of 1 on the pairs that "
+            "circuits are chosen by; this is the smallest about as close as the closest. Use more --pairs, or a lower "
+            "--target."
+        ]
+    if evaluation is None or target is None or found.selection.error is not None:
+        return []
+    if abs(1 - evaluation.faithfulness) <= abs(1 - target) + CONFIRMED:
         return []
     searched, pairs = found.selection.faithfulness, found.circuit.behaviour.n_discovery
     return [
@@ -210,12 +237,9 @@ def _tables(found: "Discovery") -> list[RenderableType]:
     if circuit.evaluation:
         rows += evaluation_rows(circuit.evaluation, metric=circuit.behaviour.metric, unit=circuit.behaviour.unit)
     minimal = "; locally minimal: no single edge can go" if selection.locally_minimal else "; not locally minimal"
-    rows.append(
-        (
-            "while searching",
-            f"faithfulness {selection.faithfulness:.3f} on {circuit.behaviour.n_discovery} pairs{minimal}",
-        )
-    )
+    fidelity = "" if selection.error is None else f"fidelity {1 - selection.error**2:.3f}, "
+    pairs = f"on {selection.pairs or circuit.behaviour.n_discovery} pairs"
+    rows.append(("while searching", f"{fidelity}faithfulness {selection.faithfulness:.3f} {pairs}{minimal}"))
     if found.scores.verification:
         rows.append(("scores", found.scores.verification.describe()))
     if found.agreement:
@@ -238,6 +262,8 @@ def _document(found: "Discovery", files: dict[str, str]) -> dict[str, Any]:
         "verification": asdict(found.scores.verification) if found.scores.verification else None,
         "search": {
             "faithfulness": found.selection.faithfulness,
+            "error": found.selection.error,
+            "reached": found.selection.reached,
             "proposed": found.selection.proposed,
             "locally_minimal": found.selection.locally_minimal,
         },

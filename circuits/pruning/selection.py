@@ -15,6 +15,8 @@ class Selection:
     ``faithfulness`` is on the prompts the pruner saw. ``proposed`` is how many edges were taken from the ranking
     before anything was removed. ``removal[i]`` is the loss of faithfulness when ``edges[i]`` alone is removed from the
     circuit, where that was measured; ``locally_minimal`` says that no single edge can go without missing the target.
+    Where the pruner aims at the ``error``, all this is on the ``pairs`` by which circuits were chosen, to which none
+    was fitted, and ``reached`` says whether the circuit reaches its target there.
     """
 
     edges: EdgeIndices
@@ -23,3 +25,6 @@ class Selection:
     by_magnitude: bool
     removal: Floats | None = None
     locally_minimal: bool = False
+    error: float | None = None
+    pairs: int = 0
+    reached: bool = True

@@ -1,0 +1,117 @@
+"""How few edges follow the model pair by pair, on pairs that nothing was chosen on: searches side by side.
+
+    python examples/benchmarks/fidelity.py ioi agreement [--fit 64] [--choose 64] [--heldout 128]
+        [--pruners closest minimal ranking] [--target 0.9] [--seed 0] [--out DIR]
+
+Prints a row per search with the size, fidelity, faithfulness, error and correlation on held-out pairs, with 95 %
+intervals, and seconds; of the search for the closest circuit also every circuit on its way. ``ranking`` is the best
+edges by |score| alone, at sizes on a grid.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import circuits
+from circuits.behaviours import clusters_of, load_behaviour
+from circuits.errors import BehaviourNotShownError
+from circuits.experiments import experiment_on
+from circuits.graph import EdgeIndices
+from circuits.model import Model
+from circuits.pruning import Selection, closest, minimal
+from circuits.scores import EdgeScores
+from circuits.scoring import score
+from circuits.statistics import Estimate, faithfulness, faithfulness_interval, likeness
+from circuits.tracing.experiment import PatchingExperiment
+
+SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
+
+
+def measured(experiment: PatchingExperiment, edges: EdgeIndices, groups: np.ndarray) -> dict[str, object]:
+    """Return what is said of a circuit on the held-out pairs."""
+    mask = np.zeros(experiment.graph.n_edges, dtype=np.bool_)
+    mask[edges] = True
+    values = experiment.circuits([mask])[0]
+    alike = likeness(experiment, values, compares=True, clusters=groups)
+    low, high = faithfulness_interval(experiment, values, clusters=groups)
+    f = Estimate(float(faithfulness(experiment, values)), low, high)
+    nodes = {str(node) for edge in experiment.graph.edges(edges) for node in (edge.sender, edge.receiver.node)}
+    told = {"fidelity": alike.fidelity, "f": f, "error": alike.error}
+    return {
+        "edges": len(edges),
+        "nodes": len(nodes),
+        **{name: estimate.describe() for name, estimate in told.items()},
+        "correlation": alike.correlation.describe() if alike.correlation else "undefined",
+        "agreement": alike.agreement.describe() if alike.agreement else "",
+    }
+
+
+def searches(
+    wanted: list[str], fit: PatchingExperiment, choose: PatchingExperiment, scores: EdgeScores, target: float
+) -> Iterator[tuple[str, EdgeIndices, float]]:
+    """Run each search; give its name, what it found and the seconds it took."""
+    for name in wanted:
+        begun = time.monotonic()
+        if name == "ranking":
+            ranked = scores.ranked(by_magnitude=True)
+            yield from ((f"best {size}", np.sort(ranked[:size]), 0.0) for size in SIZES)
+            continue
+        if name == "closest":
+
+            def told(step: str, found: Selection, begun: float = begun) -> None:
+                seconds = time.monotonic() - begun
+                numbers = f"{len(found.edges)} edges, error {found.error:.3f}, f {found.faithfulness:.3f}"
+                print(f"  {step}: {numbers} on choose pairs, {seconds:.0f} s", flush=True)
+
+            found = closest(fit, choose, scores, target=target, report=told)
+        else:
+            found = minimal(fit, scores, target=target)
+        yield name, found.edges, time.monotonic() - begun
+
+
+def run(model: Model, name: str, options: argparse.Namespace) -> list[dict[str, object]]:
+    """Compare the searches on one behaviour."""
+    drawn = load_behaviour(name).prompts(
+        model.tokenizer, discovery=options.fit + options.choose, heldout=options.heldout, seed=options.seed
+    )
+    n = round(len(drawn.discovery) * options.fit / (options.fit + options.choose))
+    fit, choose = (experiment_on(model, pairs) for pairs in (drawn.discovery[:n], drawn.discovery[n:]))
+    heldout, groups = experiment_on(model, drawn.heldout), clusters_of(drawn.heldout)
+    begun = time.monotonic()
+    scores = score(fit, "eap-ig")
+    pairs = f"{fit.n_pairs} fit, {choose.n_pairs} choose, {heldout.n_pairs} held-out pairs"
+    print(f"{name}: {pairs}; scored in {time.monotonic() - begun:.0f} s", flush=True)
+    rows: list[dict[str, object]] = []
+    try:
+        for search, edges, seconds in searches(options.pruners, fit, choose, scores, options.target):
+            row = {"behaviour": name, "search": search, **measured(heldout, edges, groups), "seconds": round(seconds)}
+            print(row, flush=True)
+            rows.append(row)
+    except BehaviourNotShownError as problem:
+        print(f"{name}: {problem}")
+    return rows
+
+
+def main() -> None:
+    """Run every behaviour asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("behaviours", nargs="+")
+    for option, value in (("--fit", 64), ("--choose", 64), ("--heldout", 128), ("--seed", 0)):
+        parser.add_argument(option, type=int, default=value)
+    parser.add_argument("--target", type=float, default=0.9)
+    parser.add_argument("--pruners", nargs="+", default=["closest", "minimal", "ranking"])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    model = circuits.load_model()
+    rows = [row for name in options.behaviours for row in run(model, name, options)]
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "fidelity.json").write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
