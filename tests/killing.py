@@ -72,10 +72,13 @@ def run(arguments: Sequence[str], said: Path, *, seconds: float, kill: tuple[flo
     """Run the command line in a fork; ``kill`` is when (in seconds) and by which signal."""
     shared = mmap.mmap(-1, _COUNTS.size)
     shared[:] = _COUNTS.pack(0, time.monotonic())
+    said.write_text("")
     begun = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may reach a child that is not the command line yet
     child = os.fork()
     if child == 0:
         _become(arguments, said, shared, seconds)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     killed = False
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -118,6 +121,7 @@ def _become(arguments: Sequence[str], said: Path, shared: mmap.mmap, seconds: fl
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         cli.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
