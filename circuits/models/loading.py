@@ -24,6 +24,10 @@ from circuits.models.weights import LoadedWeights
 __all__ = ["LoadedWeights", "load_weights"]
 
 
+class _AdapterOfAdapterError(ModelUnavailableError):
+    """The model that an adapter is for is an adapter itself."""
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where a model's weights lie, which version they are, and the adapter to add, if any."""
@@ -77,14 +81,15 @@ def load_weights(
     )
 
 
-def _locate(model: str, progress: FetchProgress) -> _Source:
+def _locate(model: str, progress: FetchProgress, *, of: str | None = None) -> _Source:
+    """Find a model; ``of`` is the adapter that it is the base of, and must then be no adapter itself."""
     if model in BUILT_IN:
         found = builtin.find(model, progress=progress)
         added = BUILT_IN[model].adapter
         return _Source(found.path, found.revision, Adapter(added, BUILT_IN[model].hub_id) if added else None)
     path = Path(model).expanduser()
     if path.exists():
-        return _adapted(model, _Source(path, "local"), progress)
+        return _adapted(model, _Source(path, "local"), progress, of=of)
     if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")):
         raise ModelUnavailableError(
             f"there is no folder '{model}'; expected a model folder, a Hugging Face id such as "
@@ -102,27 +107,31 @@ def _locate(model: str, progress: FetchProgress) -> _Source:
             folder = hub.download_snapshot(model)
     except ModelUnavailableError as error:
         raise _unknown_model(model, error) from error
-    return _adapted(model, _Source(folder, folder.name), progress)
+    return _adapted(model, _Source(folder, folder.name), progress, of=of)
 
 
-def _adapted(model: str, found: _Source, progress: FetchProgress) -> _Source:
+def _adapted(model: str, found: _Source, progress: FetchProgress, *, of: str | None) -> _Source:
     """Where a folder holds an adapter, find the model that it is for."""
     adapter = find_adapter(found.path) if found.path.is_dir() else None
     if adapter is None:
         return found
+    if of is not None:
+        raise _AdapterOfAdapterError
     names = {entry.hub_id: name for name, entry in BUILT_IN.items() if entry.adapter is None}
     beside = found.path / adapter.base
     try:
-        base = _locate(str(beside) if beside.is_dir() else names.get(adapter.base, adapter.base), progress)
+        base = _locate(str(beside) if beside.is_dir() else names.get(adapter.base, adapter.base), progress, of=model)
+        if base.adapter is not None:
+            raise _AdapterOfAdapterError
+    except _AdapterOfAdapterError:
+        raise ModelUnavailableError(
+            f"'{model}' is an adapter for '{adapter.base}', which is an adapter itself; expected a model. Merge that "
+            "one first: `merge_and_unload()`, then `save_pretrained(folder)`."
+        ) from None
     except (ModelUnavailableError, UnknownNameError) as error:
         raise ModelUnavailableError(
             f"'{model}' is an adapter for '{adapter.base}', which was not found: {error}"
         ) from error
-    if base.adapter is not None:
-        raise ModelUnavailableError(
-            f"'{model}' is an adapter for '{adapter.base}', which is an adapter itself; expected a model. Merge that "
-            "one first: `merge_and_unload()`, then `save_pretrained(folder)`."
-        )
     return replace(base, revision=f"{found.revision} on {adapter.base}, {base.revision}", adapter=adapter)
 
 

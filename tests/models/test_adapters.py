@@ -126,6 +126,24 @@ def base_an_adapter(folder: Path) -> None:
     change(folder, base_model_name_or_path="../first")
 
 
+def its_own_base(folder: Path) -> None:
+    change(folder, base_model_name_or_path=str(folder))
+
+
+def in_a_circle(folder: Path) -> None:
+    shutil.copytree(folder, folder.parent / "second")
+    change(folder, base_model_name_or_path=str(folder.parent / "second"))
+    change(folder.parent / "second", base_model_name_or_path=str(folder))
+
+
+def with_settings(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "adapter_config.json").write_text(text) and None
+
+
+def setting(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: change(folder, **changes)
+
+
 def no_json(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{")
 
@@ -162,13 +180,35 @@ def for_other_modules(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_base, "names None as the model that the adapter is for; set base_model_name_or_path"),
+        (without_base, "does not name the model that the adapter is for .base_model_name_or_path is None.; .*Set base"),
         (base_nowhere, "is an adapter for '/nowhere/model', which was not found: there is no folder"),
         (base_an_adapter, "which is an adapter itself; expected a model. Merge that one first"),
-        (no_json, "does not name the model that the adapter is for"),
+        (
+            no_json,
+            "the adapter cannot be read: .*not valid JSON at column 2. Expected|adapter_config.json: not valid JSON",
+        ),
         (pickled, "but no adapter_model.safetensors; .* Pickled weights are not read"),
         (with_a_model, "holds a model and an adapter .*Move the adapter's files"),
-        (truncated, "does not fit LlamaForCausalLM"),
+        (truncated, "the weights of the adapter in .* cannot be read"),
+        (its_own_base, "which is an adapter itself; expected a model"),
+        (in_a_circle, "which is an adapter itself; expected a model"),
+        (with_settings("[" * 100_000), "the adapter cannot be read: .* levels deep"),
+        (with_settings("[]"), "holds no settings of an adapter"),
+        (setting(base_model_name_or_path=5), "base_model_name_or_path is 5"),
+        (setting(target_modules="(a|a|[a-z_.0-9]+)+!"), r"the pattern .* takes more than 1 s. Write target_modules"),
+        (setting(exclude_modules="(.*.*)*x"), r"the pattern .* takes more than 1 s"),
+        (setting(rank_pattern={"(.+)+!": 4}), r"the pattern .* takes more than 1 s"),
+        (setting(target_modules="(["), "does not fit LlamaForCausalLM"),
+        (setting(target_modules=5), "does not fit LlamaForCausalLM"),
+        (setting(r=10**9), "its rank is 1000000000, and its largest tensor is .* wide"),
+        (setting(r=-4), "its rank is -4"),
+        (setting(rank_pattern={"q_proj": 10**9}), "its rank is 1000000000"),
+        (setting(r="eight"), "does not fit LlamaForCausalLM"),
+        (setting(peft_type="EVIL"), "does not fit LlamaForCausalLM"),
+        (setting(peft_type=["LORA"]), "does not fit LlamaForCausalLM"),
+        (setting(init_lora_weights="pissa_niter_1000000000"), "asks for more than 100 turns"),
+        (setting(megatron_config={}, megatron_core="os"), "made for megatron, whose code is not imported"),
+        (setting(task_type="EVIL"), "does not fit LlamaForCausalLM"),
         (of_another_model, "does not fit LlamaForCausalLM .Error.s. in loading"),
         (lacking_a_tensor, "does not fit LlamaForCausalLM .*missing adapter keys"),
         (for_other_modules, "does not fit LlamaForCausalLM"),
@@ -176,8 +216,10 @@ def for_other_modules(folder: Path) -> None:
     ids=lambda value: getattr(value, "__name__", "says"),
 )
 def test_an_adapter_that_cannot_be_used_is_refused_with_what_is_wrong(
-    folder: Path, damage: Callable[[Path], None], message: str
+    folder: Path, damage: Callable[[Path], None], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("circuits.models.lora.PATTERN_SECONDS", 1)
+    monkeypatch.setattr("circuits.models.patterns.PATTERN_SECONDS", 1)
     damage(folder)
     with pytest.raises(ModelUnavailableError, match=message):
         load_weights(str(folder), device="cpu")
@@ -196,3 +238,10 @@ def test_an_adapter_that_adds_positions_is_refused_before_the_model_is_changed(
     assert loading.find_adapter(folder) is not None
     with pytest.raises(UnsupportedModelError, match=r"of the kind PROMPT_TUNING, which adds positions"):
         load_weights(str(folder), device="cpu")
+
+
+def test_a_pattern_that_comes_to_an_end_is_matched_as_peft_does(folder: Path, wrapped: Any) -> None:
+    before = load_weights(str(folder), device="cpu").module(IDS).logits
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    change(folder, target_modules=rf".*\.({'|'.join(sorted(targets))})")
+    assert torch.equal(load_weights(str(folder), device="cpu").module(IDS).logits, before)
