@@ -49,6 +49,22 @@ def read_text(path: str | Path) -> str:
         raise FormatError(f"cannot read {str(path)!r}: {error}.") from error
 
 
+def exists(path: Path, *, file: bool = False) -> bool:
+    """Return whether there is such a path (or ``file``); a text that can be no path, being too long, is none."""
+    try:
+        return path.is_file() if file else path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def local_path(text: str | Path) -> Path:
+    """Return a text as a path, ``~`` and ``~user`` expanded where there is such a user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def read_json(path: str | Path) -> Any:
     """Return what a JSON file holds; raises :class:`FormatError` as :func:`read_text` and :func:`parse_json` do."""
     return parse_json(read_text(path), str(path))

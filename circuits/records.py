@@ -1,5 +1,6 @@
 """What is said about a circuit at rest: its model and behaviour, how it was found, how good it is."""
 
+import math
 from dataclasses import dataclass, field
 
 from circuits.graph import ModelShape
@@ -153,6 +154,13 @@ class Evaluation:
     accuracy_clean: float | None = None
     accuracy_circuit: float | None = None
     likeness: Likeness | None = None
+
+    def interval(self, digits: int = 3) -> str:
+        """Return the interval of the faithfulness in words; a single pair has none."""
+        low, high = self.faithfulness_ci
+        if math.isnan(low) or math.isnan(high):
+            return "no interval (more pairs are needed)"
+        return f"interval [{low:.{digits}f}, {high:.{digits}f}]"
 
     @property
     def overshoot(self) -> float | None:

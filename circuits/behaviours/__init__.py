@@ -23,6 +23,7 @@ from circuits.behaviours.pairs import Pair, TokenPair, clusters_of
 from circuits.behaviours.pronoun import PRONOUN
 from circuits.behaviours.refusal import REFUSAL, REFUSAL_OF
 from circuits.behaviours.tokens import Message, Tokenizer
+from circuits.documents import exists
 from circuits.errors import UnknownNameError
 from circuits.records import BehaviourInfo
 
@@ -65,7 +66,7 @@ def _loaded(name_or_path: str | Path) -> Behaviour:
         return BUILT_IN[name_or_path]
     path = Path(name_or_path)
     looks_like_path = isinstance(name_or_path, Path) or "/" in name_or_path or os.sep in name_or_path or path.suffix
-    if not looks_like_path and not path.is_file():
+    if not looks_like_path and not exists(path, file=True):
         hint = f"A prompt file of your own is given by its path ({', '.join(READERS)})."
         raise UnknownNameError("behaviour", str(name_or_path), BUILT_IN, hint=hint)
     pairs = read_file(path)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Message, Prompt
-from circuits.documents import parse_json, read_text
+from circuits.documents import exists, parse_json, read_text
 from circuits.errors import FormatError, UnknownNameError
 
 Record = Mapping[str, Any]
@@ -36,8 +36,8 @@ def read_records(path: Path) -> tuple[tuple[str, Record], ...]:
     Raises :class:`FormatError` for a file that is missing, empty or malformed, and :class:`UnknownNameError` for a
     suffix that is no format.
     """
-    if not path.is_file():
-        what = "is a folder, not a prompt file" if path.is_dir() else "does not exist"
+    if not exists(path, file=True):
+        what = "is a folder, not a prompt file" if exists(path) else "does not exist"
         raise FormatError(f"{path} {what}; give the path of a prompt file ({', '.join(READERS)}).")
     reader = READERS.get(path.suffix.lower())
     if reader is None:

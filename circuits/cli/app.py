@@ -41,6 +41,11 @@ class Commands(TyperGroup):
                 raise
             error(str(problem))
             raise typer.Exit(WRONG_USAGE if isinstance(problem, UnknownNameError | UsageError) else FAILED) from problem
+        except OSError as problem:
+            if ctx.meta.get(DEBUG) or isinstance(problem, BrokenPipeError):
+                raise
+            error(f"{problem.strerror or problem}: {problem.filename!r}. Check the path, its permissions and the disk.")
+            raise typer.Exit(FAILED) from problem
         except KeyboardInterrupt as stop:
             error("stopped.")
             raise typer.Exit(STOPPED) from stop

@@ -1,6 +1,5 @@
 """The files of a comparison: numbers, diagrams, a report, and the parts as circuits."""
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from circuits.documents import json_text
 from circuits.errors import RenderError
 from circuits.export.difference import difference_dot
 from circuits.export.draw import draw_difference
-from circuits.export.files import write
+from circuits.export.files import file_names, write
 from circuits.export.render import ImageFormat, image
 from circuits.export.report import Table, comparison_html
 from circuits.export.several import draw_several
@@ -61,10 +60,9 @@ def _diagrams(comparison: Comparison, folder: Path) -> list[str]:
 
 
 def _parts(comparison: Comparison, folder: Path, command: str) -> list[str]:
-    files: list[str] = []
-    for part in comparison.parts:
-        files.append(f"{_safe(part.name)}.json")
-        write(folder / files[-1], _as_circuit(part, comparison, command).to_json())
+    files = [f"{name}.json" for name in file_names([part.name for part in comparison.parts])]
+    for part, file in zip(comparison.parts, files, strict=True):
+        write(folder / file, _as_circuit(part, comparison, command).to_json())
     return files
 
 
@@ -79,16 +77,13 @@ def _page(comparison: Comparison, diff: CircuitDiff, title: str) -> str:
 
 def _differences(comparison: Comparison) -> list[tuple[str, CircuitDiff, str]]:
     """Give every difference that is drawn, with the name of its file and its title."""
-    many = len(comparison.pairs) > 1
-    drawn: list[tuple[str, CircuitDiff, str]] = []
-    for diff in comparison.pairs:
-        a, b = diff.names
-        drawn.append((f"{DIFFERENCE}-{_safe(a)}-{_safe(b)}" if many else DIFFERENCE, diff, f"{a} (A) and {b} (B)"))
-    several = len(comparison.changes) > 1
-    for change in comparison.changes:
-        name = f"changes-{_safe(change.name)}" if several else "changes"
-        drawn.append((name, change.difference(), change.title))
-    return drawn
+    pairs = [f"{a}-{b}" for a, b in (diff.names for diff in comparison.pairs)]
+    changes = [change.name for change in comparison.changes]
+    stems = [DIFFERENCE] if len(pairs) == 1 else [f"{DIFFERENCE}-{name}" for name in file_names(pairs)]
+    stems += ["changes"] if len(changes) == 1 else [f"changes-{name}" for name in file_names(changes)]
+    drawn = [(diff, f"{diff.names[0]} (A) and {diff.names[1]} (B)") for diff in comparison.pairs]
+    drawn += [(change.difference(), change.title) for change in comparison.changes]
+    return [(stem, *each) for stem, each in zip(stems, drawn, strict=True)]
 
 
 def _as_circuit(part: Part, comparison: Comparison, command: str) -> Circuit:
@@ -112,7 +107,3 @@ def _evaluation(part: Part, column: Column, transfer: TransferMatrix) -> Evaluat
         faithfulness=share.value.value,
         faithfulness_ci=(share.value.low, share.value.high),
     )
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.@#-]+", "-", name).strip(".-") or "unnamed"

@@ -2,13 +2,14 @@
 
 import inspect
 import logging
+import re
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
@@ -31,6 +32,12 @@ PAIRS, DISCOVERY_PAIRS, PATCHING_PAIRS = 32, 64, 16
 LOADING = "loading the model"
 DEBUG = "circuits.debug"
 """The key under which a run remembers ``--debug``."""
+
+
+_MAY_BE_EMPTY = ("system", "prefill", "title", "behaviour")
+"""Options whose empty text means something, or has a message of its own."""
+_PROMPTING = ("system", "prefill", "refuse", "comply")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def then_loading(progress: Told) -> Told:
@@ -150,7 +157,7 @@ class Machine:
         """The batch size; None: from the free memory."""
         if self.batch_size == "auto":
             return None
-        if not self.batch_size.isdecimal() or int(self.batch_size) < 1:
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", self.batch_size):
             raise UsageError(f"--batch-size is auto or a number from 1 up, got '{self.batch_size}'.")
         return int(self.batch_size)
 
@@ -266,6 +273,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(**given: Any) -> None:
         debug = bool(given.get("debug"))
+        _require_text(given)
         for name, (group, members) in groups.items():
             given[name] = group(**{member: given.pop(member) for member in members})
         with _silent_packages(debug=debug), _library_warnings():
@@ -274,6 +282,19 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _require_text(given: Mapping[str, Any]) -> None:
+    """Raise :class:`UsageError` for an empty text: a shell variable that is not set is no wish for the default."""
+    for name, value in given.items():
+        texts: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
+        broken = next((text for text in texts if isinstance(text, str) and _HALF.search(text)), None)
+        if broken is not None and name in _PROMPTING:
+            raise UsageError(f"--{name} {broken!r} holds what is no UTF-8 text; expected text that the model can read.")
+        if "" in texts and name not in _MAY_BE_EMPTY:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is empty; expected a value, or leave the option out for its default."
+            )
 
 
 @contextmanager

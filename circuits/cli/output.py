@@ -1,12 +1,13 @@
 """What the commands write: results on stdout, everything else on stderr."""
 
 import math
+import re
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import (
     BarColumn,
     Progress,
@@ -17,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
 
@@ -24,6 +26,27 @@ from circuits.documents import json_text
 
 Told = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, marks that turn the direction of writing, and halves of characters."""
+
+
+def printable(text: str) -> str:
+    """Return a text that a terminal shows as it is: what would act on the terminal is written as its escape."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class _Printable:
+    """What is shown, with no text in it that acts on the terminal; colours and widths are the console's own."""
+
+    def __init__(self, shown: RenderableType) -> None:
+        self._shown = shown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render it, and clean its texts."""
+        for segment in console.render(self._shown, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def error(text: str) -> None:
@@ -60,9 +83,8 @@ class Output:
         """Write results for people."""
         if not self.as_json:
             for result in results:
-                self._results.print(
-                    Text(result) if isinstance(result, str) else result, soft_wrap=isinstance(result, str)
-                )
+                plain = isinstance(result, str)
+                self._results.print(_Printable(Text(result) if plain else result), soft_wrap=plain)
 
     def finish(self, document: dict[str, Any]) -> None:
         """Write the result for programs, where that was asked for."""
@@ -77,7 +99,9 @@ class Output:
             return
         columns: tuple[ProgressColumn, ...] = (
             SpinnerColumn(),
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=3)),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=3)
+            ),
             BarColumn(bar_width=None, table_column=Column(ratio=2)),
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
@@ -105,6 +129,7 @@ class _Bars:
         self._task: TaskID | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        stage = printable(stage)
         for listener in self._listeners:
             listener(stage, done, total)
         if self._progress is None:
@@ -126,4 +151,4 @@ def _duration(seconds: float) -> str:
 
 
 def _message(console: Console, label: str, style: str, text: str) -> None:
-    console.print(Text(label, style=style) + Text(text), soft_wrap=True)
+    console.print(Text(label, style=style) + Text(printable(text)), soft_wrap=True)

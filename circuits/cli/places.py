@@ -1,7 +1,6 @@
 """Where files go: the folder ``outputs/``, proved writable before long work begins; and a run's log."""
 
 import logging
-import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -9,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from circuits.documents import exists, local_path
 from circuits.errors import OutputError, UnknownNameError
-from circuits.export.files import require_room
+from circuits.export.files import file_name, require_room
 
 ROOM = 50_000_000
 """Bytes that must be free: scores of 800,000 edges take 30 MB, everything else little."""
@@ -19,13 +19,9 @@ _ADVICE = "Choose another place with --out, or free some space."
 
 def default_folder(model: str, *names: str) -> Path:
     """Give ``outputs/<model>/<name>…``; of a model that is a folder, the folder's name."""
-    local = Path(model).expanduser()
-    known_as = local.resolve().name if local.exists() else model.replace("/", "--")
-    return Path("outputs", *(_safe(name) for name in (known_as, *names)))
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
+    local = local_path(model)
+    known_as = local.resolve().name if exists(local) else model.replace("/", "--")
+    return Path("outputs", *(file_name(name) for name in (known_as, *names)))
 
 
 def prepared_folder(folder: Path) -> Path:

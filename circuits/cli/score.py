@@ -1,5 +1,6 @@
 """``circuits score``: a number for every edge, or for those asked for."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import STRONGEST, facts, table
 from circuits.cli.verifying import Verifying
+from circuits.documents import exists
 from circuits.errors import FormatError, UsageError
 from circuits.export.scores import SUFFIXES, read_edges, write_scores
 from circuits.graph import EdgeIndices
@@ -120,11 +122,11 @@ class _Wanted:
         self._text = text
         head, _, number = text.partition(":")
         self._top: int | None = None
-        if head == "top" and not Path(text).exists():
-            if not number.isdecimal() or int(number) < 1:
+        if head == "top" and not exists(Path(text)):
+            if not re.fullmatch("0*[1-9][0-9]{0,8}", number):
                 raise UsageError(f"--edges top:N needs a number from 1 up, got '{text}'; such as top:200.")
             self._top = int(number)
-        elif text != "all" and not Path(text).is_file():
+        elif text != "all" and not exists(Path(text), file=True):
             raise FormatError(
                 f"there is no file '{text}'; --edges takes all, top:N, or a file with one edge per line, such as "
                 "a3.h5->m7."

@@ -11,7 +11,7 @@ import numpy as np
 from circuits.behaviours.behaviour import Behaviour, TokenPair
 from circuits.circuit import Circuit
 from circuits.cli.options import DEFAULT_MODEL, PAIRS, Machine, Measurement
-from circuits.cli.output import Output, Told
+from circuits.cli.output import Output, Told, printable
 from circuits.errors import UsageError
 from circuits.export.foreign import UNKNOWN, Imported, read_circuit
 from circuits.export.scores import read_scores_of, scores_of
@@ -92,7 +92,7 @@ def model_name(machine: Machine) -> str:
 
 def command_line() -> str:
     """Give the command as it was typed."""
-    return shlex.join(["circuits", *sys.argv[1:]])
+    return printable(shlex.join(["circuits", *sys.argv[1:]]))
 
 
 def imported(path: Path, out: Output) -> Imported:

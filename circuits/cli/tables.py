@@ -55,8 +55,7 @@ def evaluation_rows(
     evaluation: Evaluation, *, metric: str, unit: str, target: float | None = None
 ) -> list[tuple[str, str]]:
     """Return how well a circuit works as names and values: fidelity first, what it means last."""
-    low, high = evaluation.faithfulness_ci
-    faithfulness = f"{evaluation.faithfulness:.3f} [{low:.3f}, {high:.3f}]"
+    faithfulness = f"{evaluation.faithfulness:.3f} {evaluation.interval().removeprefix('interval ')}"
     alike = evaluation.likeness
     if alike is None:
         rows = [("faithfulness", f"{faithfulness}, {evaluation.n} held-out pairs")]

@@ -88,11 +88,10 @@ def _facts(circuit: Circuit) -> list[str]:
     evaluation = circuit.evaluation
     if evaluation is None:
         return [size, "not evaluated on held-out prompts"]
-    low, high = evaluation.faithfulness_ci
     fidelity = f"fidelity {evaluation.likeness.fidelity.describe(2)}, " if evaluation.likeness else ""
     return [
         size,
-        f"{fidelity}faithfulness {evaluation.faithfulness:.2f}, interval [{low:.2f}, {high:.2f}], "
+        f"{fidelity}faithfulness {evaluation.faithfulness:.2f}, {evaluation.interval(2)}, "
         f"on n = {evaluation.n} held-out prompt pairs",
     ]
 

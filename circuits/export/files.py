@@ -1,7 +1,11 @@
 """Write a file completely or not at all; know beforehand that a folder has room for it."""
 
+import hashlib
+import re
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from circuits.errors import OutputError
@@ -17,13 +21,47 @@ def write(path: str | Path, data: bytes | str, *, make_folder: bool = False) -> 
     try:
         if make_folder:
             target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        # Half a character, as of a file name that is no UTF-8, must not cost what was computed.
+        partial.write_bytes(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
         partial.replace(target)
     except OSError as error:
         _discard(partial)
         raise OutputError(
             f"cannot write {target}: {error.strerror}. The folder must exist, be writable and have space left."
         ) from error
+
+
+LONGEST_NAME = 100
+"""File names are cut to this many bytes; systems allow 255, of which suffixes and what is put before take some."""
+
+
+def file_name(name: str) -> str:
+    """Return a name as a file or folder may be called: letters, digits and ``. _ - @ #``, never hidden, never empty.
+
+    What is too long is cut, and what nothing is left of is called ``unnamed``; both with a digest of the whole name.
+    """
+    plain = re.sub(r"[^\w.@#-]+", "-", name).strip(".-")
+    if plain and len(plain.encode("utf-8", "replace")) <= LONGEST_NAME:
+        return plain
+    cut = plain.encode("utf-8", "replace")[: LONGEST_NAME - 9].decode("utf-8", "ignore")
+    return f"{cut or 'unnamed'}-{_digest(name)}"
+
+
+def file_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return a file name for each of several distinct names, all distinct, also where upper and lower case are one.
+
+    As :func:`file_name`; where several names would be called alike (``a b`` and ``a/b``), each with a digest of it.
+    """
+    plain = [file_name(name) for name in names]
+    taken = Counter(name.casefold() for name in plain)
+    return tuple(
+        short if taken[short.casefold()] == 1 else f"{short}-{_digest(name)}"
+        for name, short in zip(names, plain, strict=True)
+    )
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
 
 
 def _discard(partial: Path) -> None:

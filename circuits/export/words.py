@@ -13,13 +13,12 @@ def evaluation_sentences(circuit: Circuit) -> list[str]:
     evaluation = circuit.evaluation
     if evaluation is None:
         return ["This circuit was not evaluated on held-out prompts."]
-    low, high = evaluation.faithfulness_ci
     unit = circuit.behaviour.unit
     sentences = [
         *verdict(evaluation, circuit.method.target),
         *_likeness_sentences(evaluation),
         f"On the mean over {evaluation.n} held-out prompt pairs the circuit has a faithfulness of "
-        f"{evaluation.faithfulness:.2f}, interval [{low:.2f}, {high:.2f}]: 1 is the whole model, 0 is every edge "
+        f"{evaluation.faithfulness:.2f}, {evaluation.interval(2)}: 1 is the whole model, 0 is every edge "
         "corrupted.",
         f"Mean {circuit.behaviour.metric}: clean {evaluation.metric_clean:.2f}, circuit alone "
         f"{evaluation.metric_circuit:.2f}, all corrupted {evaluation.metric_corrupted:.2f} {unit}.",

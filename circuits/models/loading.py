@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from circuits.documents import exists, local_path
 from circuits.errors import DeviceError, ModelUnavailableError, UnknownNameError, UsageError, border
 from circuits.models import builtin, hub
 from circuits.models.builtin import BUILT_IN, FetchProgress, no_fetch_progress
@@ -87,8 +88,8 @@ def _locate(model: str, progress: FetchProgress, *, of: str | None = None) -> _S
         found = builtin.find(model, progress=progress)
         added = BUILT_IN[model].adapter
         return _Source(found.path, found.revision, Adapter(added, BUILT_IN[model].hub_id) if added else None)
-    path = Path(model).expanduser()
-    if path.exists():
+    path = local_path(model)
+    if exists(path):
         return _adapted(model, _Source(path, "local"), progress, of=of)
     if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")):
         raise ModelUnavailableError(

@@ -14,6 +14,16 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from circuits.errors import ModelUnavailableError
 
 _POLL_SECONDS = 0.2
+_PIP = """
+import os, runpy, sys, threading
+def end_with_parent():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=end_with_parent, daemon=True).start()
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+"""Runs pip until it ends, or the process does that started it: killed in whatever way, its end of the pipe closes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ def download(wheel: PinnedWheel, folder: Path, *, on_bytes: Callable[[int], None
     """
     target, log = folder / "wheel", folder / "pip.log"
     target.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", f"--dest={target}", wheel.requirement]
     # pip's own temporary files go to the folder too: it has room, and it is removed however this ends.
     places = dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))
@@ -97,7 +107,7 @@ def _check_member(info: zipfile.ZipInfo, archive: Path) -> None:
 
 
 def _run(command: list[str], sink: int, environment: dict[str, str], on_poll: Callable[[], None]) -> int:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sink, stderr=sink, env=environment)
     try:
         while True:
             try:
@@ -108,6 +118,8 @@ def _run(command: list[str], sink: int, environment: dict[str, str], on_poll: Ca
         if process.poll() is None:
             process.kill()
             process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _arrived(folder: Path) -> int:

@@ -92,7 +92,7 @@ def test_what_is_not_a_number_becomes_null_at_any_depth() -> None:
         ("smollm2-135m", "ioi", "smollm2-135m/ioi"),
         ("org/name", "greater-than", "org--name/greater-than"),
         ("org/name", "../../my pairs", "org--name/my-pairs"),
-        ("a:b", "...", "a-b/unnamed"),
+        ("a:b", "...", "a-b/unnamed-ab5df625"),
     ],
 )
 def test_default_folders_stay_below_outputs(model: str, behaviour: str, folder: str) -> None:
