@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from circuits.errors import PromptError
+from circuits.behaviours.template_trial import LIMITS, comes_to_an_end
+from circuits.errors import PromptError, border
 
 Tokens = tuple[int, ...]
 SYSTEM, ASSISTANT = "system", "assistant"
@@ -66,26 +67,39 @@ def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
             "these prompts are chat messages, but the tokenizer has no chat template; use an instruction-tuned model "
             "(for example smollm2-135m), or write the prompts as plain text."
         )
-    from jinja2 import TemplateError  # read by those with chat prompts only
-
     messages = [asdict(message) for message in prompt]
     begun = prompt[-1].content if prompt[-1].role == ASSISTANT else None
     how = "add_generation_prompt" if begun is None else "continue_final_message"
+    roles = ", ".join(message.role for message in prompt)
+    _require_end(tokenizer, messages, how)
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **{how: True}))
-    except TemplateError as error:
-        roles = ", ".join(message.role for message in prompt)
-        raise PromptError(
-            f"the tokenizer's chat template refuses messages of the roles {roles} ({error}); write the messages as the "
-            "model expects them, for example with the system message at the start of the user's."
-        ) from error
-    except ValueError as error:
-        if begun is None:
-            raise
-        raise _not_continued(begun, "does not write it as it is") from error
+        with border(
+            PromptError,
+            lambda problem: (
+                f"the tokenizer's chat template refuses messages of the roles {roles} ({problem}); write the messages "
+                "as the model expects them, for example with the system message at the start of the user's."
+            ),
+        ):
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, **{how: True}))
+    except PromptError as error:
+        if begun is not None and type(error.__cause__) is ValueError:
+            raise _not_continued(begun, "does not write it as it is") from error.__cause__
+        raise
     if begun is not None and not text.endswith(begun):
         raise _not_continued(begun, "changes its end (spaces there are often cut)")
     return text
+
+
+def _require_end(tokenizer: Tokenizer, messages: list[dict[str, str]], how: str) -> None:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name, of which the default is used
+        template = cast("dict[str, Any]", template).get("default")
+    tokens = cast("dict[str, Any]", getattr(tokenizer, "special_tokens_map", None) or {})
+    if isinstance(template, str) and not comes_to_an_end(template, messages, how, tokens):
+        raise PromptError(
+            f"the tokenizer's chat template does not come to an end within {LIMITS}. Give the tokenizer another one "
+            "(`tokenizer.chat_template = ...`), or write the prompts as plain text."
+        )
 
 
 def _not_continued(begun: str, why: str) -> PromptError:
