@@ -8,6 +8,7 @@ what starts that process, and what runs in it.
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -87,6 +88,9 @@ def _render() -> int:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
+    def today(form: str) -> str:
+        return time.strftime(form)
+
     task = json.loads(sys.argv[1])
     messages = json.load(sys.stdin)
     _limit(task["seconds"])
@@ -94,9 +98,7 @@ def _render() -> int:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = json.dumps
-    cast("dict[str, Any]", environment.globals).update(
-        {"raise_exception": refuse, "strftime_now": lambda _: "1 January 2000"}
-    )
+    cast("dict[str, Any]", environment.globals).update({"raise_exception": refuse, "strftime_now": today})
     context = {"messages": messages, "tools": None, "documents": None, task["how"]: True} | task["tokens"]
     length = 0
     for piece in environment.from_string(task["template"]).generate(context):
