@@ -150,7 +150,7 @@ def pair_of(record: Record, source: str) -> Pair:
     texts, ids = _answers(answers, answer_key, source)
     wrong_key, wrong = _field(record, WRONG_ANSWERS, source, needed=False)
     wrong_texts, wrong_ids = ((), ()) if wrong is None or wrong == [] else _answers(wrong, wrong_key, source)
-    known = {clean_key, corrupted_key, answer_key, wrong_key}
+    known = {clean_key, corrupted_key, answer_key, *((wrong_key,) if wrong_key else ())}
     tags = {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items() if key not in known
     }

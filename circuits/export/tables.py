@@ -72,6 +72,7 @@ def _parquet(path: Path, most: int) -> "tuple[pd.DataFrame, dict[str, str]]":
                 f"{most:,} edges."
             )
         arrow = file.read()
+        arrow.validate(full=True)  # texts are decoded only when they are looked at, which is too late
         raw: dict[bytes, bytes] = arrow.schema.metadata or {}
         return arrow.to_pandas(), {key.decode(): value.decode() for key, value in raw.items()}
 
