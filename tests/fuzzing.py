@@ -271,9 +271,10 @@ def keeps_auto_circuit(path: Path) -> bool:
 
 
 def keeps_csv(path: Path) -> bool:
+    """Compare all columns that have a name; one without is the row number of the tool that wrote the table."""
     pairs = read_pairs(path)
     rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
-    records = [{key: cell for key, cell in row.items() if cell} for row in rows]
+    records = [{key: cell for key, cell in row.items() if key and cell} for row in rows]
     return [said(record) for record in records] == [said_by(pair) for pair in pairs]
 
 
