@@ -167,11 +167,14 @@ def test_a_single_pair_has_no_interval_and_its_evaluation_can_be_kept(
     ["x" * 5_000, "x" * 5_000 + ".jsonl", "\0", "a\0.jsonl", "./" + "x/" * 3_000, "\udcff.json", "~nosuchuser/x.json"],
 )
 @pytest.mark.parametrize("command", ["score TEXT", "score ioi --model TEXT", "draw TEXT -o x.svg", "score ioi -o TEXT"])
-def test_what_cannot_be_a_path_is_refused_like_one_that_is_not_there(text: str, command: str) -> None:
+def test_what_cannot_be_a_path_is_refused_like_one_that_is_not_there(
+    text: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     result = invoke(*(text if word == "TEXT" else word for word in command.split()))
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code in (1, 2)
-    assert result.stderr.startswith(("error: ", "Usage: "))
+    assert result.stderr.startswith(("error: ", "Usage: ")), result.stderr
 
 
 # --------------------------------------------------------------------------------------------------------------- fetch
