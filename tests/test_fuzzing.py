@@ -16,7 +16,7 @@ def test_mutated_inputs_are_refused_or_keep_their_meaning() -> None:
     for name, outcomes in found.items():
         kinds = [each.kind for each in outcomes]
         assert len(kinds) == 100
-        assert kinds.count("accepted") >= 3, name
+        assert kinds.count("accepted") >= 1, name
         assert kinds.count("refused") >= 20, name
 
 
