@@ -492,12 +492,12 @@ def test_eap_takes_two_forward_passes_and_one_backward_pass_and_nothing_more(
     expected = plain.attributions([1.0])
     runs.clear()
     made = subject.experiment(keep_gradients=True)
-    np.testing.assert_allclose(made.attributions([1.0]), expected, atol=1e-5)
+    np.testing.assert_allclose(made.attributions([1.0]), expected, atol=1e-5, rtol=1e-5)
     assert len(runs) == 2
-    np.testing.assert_allclose(made.attributions([1.0]), expected, atol=1e-5)
+    np.testing.assert_allclose(made.attributions([1.0]), expected, atol=1e-5, rtol=1e-5)
     assert len(runs) == 3, "the graph of the recorded run was used up"
     np.testing.assert_allclose(
-        experiment.part(0, 2).attributions([1.0]), plain.part(0, 2).attributions([1.0]), atol=1e-5
+        experiment.part(0, 2).attributions([1.0]), plain.part(0, 2).attributions([1.0]), atol=1e-5, rtol=1e-5
     )
     assert not made.batches[0].clean.logits.requires_grad
 
