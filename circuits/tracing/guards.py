@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from circuits.behaviours.tokens import unknown_place
 from circuits.errors import GuardError, PromptError
-from circuits.graph import ComputationalGraph, ModelShape, Slot
+from circuits.graph import ComputationalGraph
 from circuits.tracing.anatomy import Anatomy
+from circuits.tracing.distance import distance
+from circuits.tracing.isolation import isolation
 from circuits.tracing.masked import run_masked
 from circuits.tracing.plan import Plan, Site, Visit, put
 from circuits.tracing.runs import Recorder, Run, record
@@ -26,8 +27,6 @@ from circuits.tracing.tracer import Tracer, tolerance_of
 
 _POSITIONS = 6
 _SENTENCE, _OWN_WORDS = "The keys to the cabinet are on the table.", 8
-_KEY, _QUERY, _AFTER_KEY = slice(0, 1), slice(1, 2), slice(1, None)
-"""Positions at which the guards change a key or a query, and those that see the changed key and others."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class RecordedRuns:
         dtype = self._tracer.anatomy.dtype
         if not bool(plain.isfinite().all()):
             raise GuardError(f"the logits of prompts of {length} tokens {_not_finite(dtype)}.")
-        error, tolerance = _distance(torch.cat([run.logits[rows] for run in runs]), plain), tolerance_of(dtype)
+        error, tolerance = distance(torch.cat([run.logits[rows] for run in runs]), plain), tolerance_of(dtype)
         if error <= tolerance:
             return
         if shared:
@@ -146,7 +145,7 @@ def _results(
 ) -> Iterator[GuardResult]:
     yield GuardResult(
         "additivity",
-        _distance(_summed(tracer.anatomy, clean)[0][-1], clean.stream[-1]),
+        distance(_summed(tracer.anatomy, clean)[0][-1], clean.stream[-1]),
         tolerance,
         "What the nodes write does not add up to the residual stream that the logits read: a norm or factor between a "
         "block and the stream is not declared, or a block has parts that are not.",
@@ -154,14 +153,14 @@ def _results(
     first = zip(clean.stream, corrupted.stream, strict=True)
     yield GuardResult(
         "causality",
-        float(np.max([_distance(here[:, :1], there[:, :1]) for here, there in first])),
+        float(np.max([distance(here[:, :1], there[:, :1]) for here, there in first])),
         tolerance,
         "What stands at the first token depends on later tokens: this is no decoder.",
     )
     nothing = run_masked(tracer, graph, corrupted, {}, np.zeros((1, graph.n_edges), dtype=np.bool_))[0]
     yield GuardResult(
         "nothing live",
-        _distance(nothing, corrupted.logits),
+        distance(nothing, corrupted.logits),
         tolerance,
         "With nothing live a run must equal the corrupted run: the logits are not read where the adapter says.",
     )
@@ -171,14 +170,14 @@ def _results(
     everything = run_masked(tracer, graph, corrupted, changes, np.ones((1, graph.n_edges), dtype=np.bool_))[0]
     yield GuardResult(
         "everything live",
-        _distance(everything, clean.logits),
+        distance(everything, clean.logits),
         tolerance,
         "With everything live a run must equal the clean run. Where the other guards pass, a projection may run twice, "
         "or the attention may read something besides queries, keys and values." + hint,
     )
     yield GuardResult(
         "restart",
-        _distance(_restarted(tracer, clean), clean.logits),
+        distance(_restarted(tracer, clean), clean.logits),
         tolerance,
         "Going on from a recorded attention output must end in the recorded logits: the attention, or what it adds to, "
         "is declared wrongly.",
@@ -227,9 +226,9 @@ def _wiring_errors(tracer: Tracer, run: Run) -> Iterator[tuple[str, float]]:
         normed = anatomy.attention_norm(layer, stream)
         for slot, path in anatomy.architecture.slot_modules.items():
             made = anatomy.project(layer, slot, normed)
-            yield f"{slot.word} of layer {layer}", _distance(made, run.projections[layer][path])
+            yield f"{slot.word} of layer {layer}", distance(made, run.projections[layer][path])
         if anatomy.shape.mlps:
-            yield f"outputs of m{layer}", _distance(recorder.values[layer, Site.MLP_OUT], run.mlp[layer])
+            yield f"outputs of m{layer}", distance(recorder.values[layer, Site.MLP_OUT], run.mlp[layer])
 
 
 def _kept_and_put(recorder: Recorder, layer: int, value: Tensor, found: Tensor) -> Tensor:
@@ -249,7 +248,7 @@ def _restarted(tracer: Tracer, run: Run) -> Tensor:
 
 def _head_isolation(tracer: Tracer, run: Run, tolerance: float) -> GuardResult:
     """Check in the first and the last layer that every unit's slots are where the adapter says."""
-    found = {layer: _isolation(tracer, run, layer) for layer in sorted({0, tracer.anatomy.shape.n_layers - 1})}
+    found = {layer: isolation(tracer, run, layer) for layer in sorted({0, tracer.anatomy.shape.n_layers - 1})}
     idle = [f"the {slot.word} of layer {layer}" for layer, (_, slots) in found.items() for slot in slots]
     untested = f" Not tested, since they change nothing in these prompts: {', '.join(idle)}." if idle else ""
     return GuardResult(
@@ -259,112 +258,6 @@ def _head_isolation(tracer: Tracer, run: Run, tolerance: float) -> GuardResult:
         "Changing one head's query, key or value changes other heads or positions than it should: heads or slots are "
         "sliced wrongly, or heads belong to other groups." + untested,
     )
-
-
-_SIZES = (1.0, 1e2, 1e4)
-"""How large changed slots are: 1 of the order of their own values, the others where that is too little to be seen."""
-
-
-def _isolation(tracer: Tracer, run: Run, layer: int) -> tuple[float, list[Slot]]:
-    """Change one unit's query, key or value: return the largest relative change of heads where there must be none.
-
-    Infinity, if no unit of a slot acts where it must, but the slot acts elsewhere. A slot that changes nothing whatever
-    its values are (uniform attention, an empty layer) is returned beside, as one that could not be tested; where
-    attention is saturated, only larger changes show where it acts.
-    """
-    largest, waiting = 0.0, list(Slot)
-    for size in _SIZES:
-        error, acting = _isolation_error(tracer, run, layer, size)
-        largest = float(np.max([largest, error]))
-        waiting = [slot for slot in waiting if slot not in acting]
-        if not waiting:
-            break
-    wrong = [slot for slot in waiting if _acts(tracer, run, layer, slot)]
-    return (float("inf") if wrong else largest), waiting
-
-
-def _isolation_error(tracer: Tracer, run: Run, layer: int, size: float) -> tuple[float, set[Slot]]:
-    """Return the largest relative change of heads where there must be none, and the slots that act where they must.
-
-    A query is changed at one position and acts there only, a key at the first position and acts later; values of zero
-    (of size 1), at all positions, must give an output of zero, so that a slot that is taken for another is noticed too.
-    Rows of the run are ``(slot and unit, pair)``.
-    """
-    anatomy, shape = tracer.anatomy, tracer.anatomy.shape
-    changed = [(slot, unit) for slot in Slot for unit in range(len(anatomy.columns[slot]))]
-    visits: dict[tuple[int, Site], Visit] = {}
-    for path, site in anatomy.architecture.slot_sites.items():
-        own = [(row, *each) for row, each in enumerate(changed) if anatomy.architecture.slot_modules[each[0]] == path]
-        visits[layer, site] = partial(_changed_slots, anatomy, len(changed), own, size)
-    after = _heads_after(tracer, run, layer, visits, len(changed))
-    before = rearrange(run.z[layer], "b p (h k) -> 1 b h p k", h=shape.n_heads).expand_as(after)
-    may, must, silenced = _reach(changed, shape, after.device)
-    acted = ((after != before).any(-1) & must).flatten(1).any(1)
-    acting = {slot for slot in Slot if bool(acted[[each[0] is slot for each in changed]].any())}
-    error = _distances(after, before).masked_fill(may, 0).amax()
-    if size == 1:
-        error = torch.maximum(error, _distances(before - after, before).masked_fill(~silenced, 0).amax())
-    return float(error), acting
-
-
-def _acts(tracer: Tracer, run: Run, layer: int, slot: Slot) -> bool:
-    """Return whether large random values in a slot, of all units at all positions, change any head's output."""
-    path = tracer.anatomy.architecture.slot_modules[slot]
-    site = tracer.anatomy.architecture.slot_sites[path]
-    columns = tracer.anatomy.columns[slot].flatten()
-    after = _heads_after(tracer, run, layer, {(layer, site): partial(_random_slot, columns)}, 1)
-    return not torch.equal(rearrange(after, "1 b h p k -> b p (h k)"), run.z[layer])
-
-
-def _heads_after(
-    tracer: Tracer, run: Run, layer: int, visits: dict[tuple[int, Site], Visit], count: int
-) -> Float[Tensor, "change pair head pos d_head"]:
-    """Return the heads' outputs of one layer in ``count`` copies of a run, with these visits before them."""
-    recorder = Recorder()
-    stream, ids = run.stream[layer].repeat(count, 1, 1), run.ids.repeat(count, 1)
-    visits = {**visits, (layer, Site.Z): recorder.at(layer, Site.Z)}
-    tracer.run(ids, Plan(start=layer, stop=(layer, Site.Z), stream=stream, visits=visits))
-    heads = tracer.anatomy.shape.n_heads
-    return rearrange(recorder.values[layer, Site.Z], "(u b) p (h k) -> u b h p k", u=count, h=heads)
-
-
-def _reach(changed: list[tuple[Slot, int]], shape: ModelShape, device: torch.device) -> tuple[Tensor, ...]:
-    """Say where each change may act, where one of its slot must, and where it must silence the output.
-
-    All have the shape ``(change, 1, head, pos)``.
-    """
-    may, must, silenced = torch.zeros(3, len(changed), 1, shape.n_heads, _POSITIONS, dtype=torch.bool, device=device)
-    for row, (slot, unit) in enumerate(changed):
-        size = 1 if slot is Slot.Q else shape.heads_per_group
-        heads = slice(unit * size, (unit + 1) * size)
-        may[row, :, heads, _QUERY if slot is Slot.Q else slice(None)] = True
-        must[row, :, heads, _QUERY if slot is Slot.Q else _AFTER_KEY] = True
-        silenced[row, :, heads] = slot is Slot.V
-    return may, must, silenced
-
-
-def _changed_slots(
-    anatomy: Anatomy, count: int, own: list[tuple[int, Slot, int]], size: float, outputs: Float[Tensor, "row pos width"]
-) -> Tensor:
-    """Change one unit's columns in one block of rows for each entry ``(block, slot, unit)``."""
-    changed = rearrange(outputs.clone(), "(u b) p w -> u b p w", u=count)
-    for block, slot, unit in own:
-        columns = anatomy.columns[slot][unit]
-        position = slice(None) if slot is Slot.V else _QUERY if slot is Slot.Q else _KEY
-        if slot is Slot.V:
-            changed[block, :, position, columns] = 0 if size == 1 else size
-        else:
-            changed[block, :, position, columns] = size * (1 - 2 * changed[block, :, position, columns])
-    return changed.flatten(0, 1)
-
-
-def _random_slot(columns: Int[Tensor, " column"], outputs: Float[Tensor, "row pos width"]) -> Tensor:
-    """Put large random values into some columns."""
-    generator = torch.Generator().manual_seed(0)
-    changed = outputs.clone()
-    drawn = _SIZES[1] * torch.randn(*outputs.shape[:2], len(columns), generator=generator)
-    changed[..., columns] = drawn.to(outputs)
-    return changed
 
 
 def _tokenizer(anatomy: Anatomy, tokenizer: Any) -> GuardResult:
@@ -409,15 +302,3 @@ def _own_text(tokenizer: Any, token: int) -> str:
         return str(tokenizer.decode([token], skip_special_tokens=True))
     except PromptError:
         return ""
-
-
-def _distance(value: Tensor, expected: Tensor) -> float:
-    """Give the largest relative distance of vectors along the last axis."""
-    return float(_distances(value, expected).amax())
-
-
-def _distances(value: Float[Tensor, "*any width"], expected: Float[Tensor, "*any width"]) -> Float[Tensor, "*any"]:
-    error = (value.float() - expected.float()).square().sum(-1).sqrt()
-    size = expected.float().square().sum(-1).sqrt()
-    floor = 1e-6 + 1e-3 * float(size.amax())
-    return error / size.clamp_min(floor)
