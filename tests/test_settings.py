@@ -55,7 +55,7 @@ def test_a_mistyped_name_is_answered_with_the_closest_before_anything_runs(
 
 @pytest.mark.parametrize("wrong", [None, 3, True, b"top", ["top"], PrunerName, object(), 1.5, math.nan, ()])
 def test_what_is_no_text_is_no_name(wrong: object) -> None:
-    with pytest.raises(UsageError, match="a pruner is given by its name, such as 'minimal'; got "):
+    with pytest.raises(UsageError, match="a pruner is given by its name, such as 'closest'; got "):
         DiscoverySettings(pruner=wrong)  # type: ignore[arg-type]
 
 
@@ -105,7 +105,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (DiscoverySettings, {"target": math.inf}, r"'target' of DiscoverySettings is inf"),
     (DiscoverySettings, {"target": "0.9"}, r"'target' of DiscoverySettings is '0\.9'"),
     (DiscoverySettings, {"target": True}, r"'target' of DiscoverySettings is True"),
-    (DiscoverySettings, {"target": 1.5}, r"the target faithfulness must be between 0 and 1, got 1\.5"),
+    (DiscoverySettings, {"target": 1.5}, r"the target must be between 0 and 1, got 1\.5"),
     (DiscoverySettings, {"steps": 0}, r"'steps' of DiscoverySettings is 0; expected a whole number of at least 1"),
     (DiscoverySettings, {"seed": -1}, r"'seed' of DiscoverySettings is -1; expected a whole number of at least 0"),
     (DiscoverySettings, {"seed": None}, r"'seed' of DiscoverySettings is None"),

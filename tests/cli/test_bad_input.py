@@ -60,7 +60,7 @@ def test_an_unknown_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         (["ioi", "--ablation", "zeros"], "there is no ablation 'zeros'. Closest: 'zero'."),
         (["ioi", "--direction", "noise"], "there is no direction 'noise'. Closest: 'noising'."),
         (["ioi", "--batch-size", "big"], "--batch-size is auto or a number from 1 up, got 'big'"),
-        (["ioi", "--target", "1.5"], "the target faithfulness must be between 0 and 1, got 1.5"),
+        (["ioi", "--target", "1.5"], "the target must be between 0 and 1, got 1.5"),
         (["ioi", "--pairs", "2"], "at least 4 discovery and 4 held-out pairs are needed, got 2"),
         (["ioi", "--heldout", "0"], "at least 4 discovery and 4 held-out pairs are needed"),
         (["ioi", "--ablation", "zero", "--direction", "denoising"], "zero ablation has no corrupted run"),
@@ -308,7 +308,7 @@ def test_a_disk_that_fills_up_later_leaves_what_was_computed(
     with monkeypatch.context() as patched:
         patched.setattr("circuits.export.files.Path.write_bytes", full)
         message = refused(FAILED, "discover", prompts, *discover_options(tiny_folder, tmp_path))
-    assert f"cannot write {tmp_path / 'circuit.json'}: No space left on device" in message
+    assert f"cannot write {tmp_path / 'scores.parquet'}: No space left on device" in message
     result = invoke("discover", prompts, *discover_options(tiny_folder, tmp_path), "--resume")
     assert result.exit_code == WORKED
     assert f"continuing the run in {tmp_path}" in result.stderr

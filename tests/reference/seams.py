@@ -44,14 +44,14 @@ def _changes(attention: nn.Module, inputs: VisitInputs, outputs: VisitOutputs) -
     match type(attention).__name__:
         case "GPTNeoAttention":
             return _through_attn(attention.attention, inputs, outputs)
-        case "GPTJAttention" | "CodeGenAttention":
-            return _through_attn(attention, inputs, outputs)
         case "BloomAttention":
             return _through_bloom(attention, inputs, outputs)
         case "FalconAttention":
             return _through_falcon(attention, inputs, outputs)
         case "MptAttention":
             return _through_mpt(attention, inputs, outputs)
+        case _ if hasattr(attention, "_attn"):  # GPT-J before transformers 5.24, CodeGen
+            return _through_attn(attention, inputs, outputs)
         case _:
             return _through_attention_function(attention, inputs, outputs)
 

@@ -24,7 +24,7 @@ def test_the_copy_computes_what_the_model_computes_but_finer(family: str) -> Non
     assert float((coarse - fine).abs().max()) > 0
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gptj", "bloom", "cohere", "mpt"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "cohere", "mpt"])
 def test_a_step_too_small_for_float32_changes_the_logits_in_proportion(family: str) -> None:
     """Merely converting the weights is not enough: somewhere on the way float32 swallows the step."""
 

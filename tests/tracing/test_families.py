@@ -15,7 +15,8 @@ from circuits.graph import NodeKind
 from circuits.metrics import AnswerTokens, measure
 from circuits.tracing.attribution import attribute
 from circuits.tracing.gradients import gradients_at
-from circuits.tracing.guards import _isolation_error, check
+from circuits.tracing.guards import check
+from circuits.tracing.isolation import isolation
 from circuits.tracing.paths import Path, path_effects
 from circuits.tracing.runs import difference, record
 from circuits.tracing.sites import patch_sites
@@ -186,7 +187,9 @@ def test_patching_a_head_leaves_the_other_heads_of_its_layer_alone(family: str) 
     run = record(subject.tracer, clean_ids()[:, :6])
     assert run.ids.max() < VOCABULARY
     for layer in range(subject.graph.shape.n_layers):
-        assert _isolation_error(subject.tracer, run, layer) < 1e-12
+        error, untested = isolation(subject.tracer, run, layer)
+        assert error < 1e-12
+        assert untested == []
 
 
 @families

@@ -9,6 +9,7 @@ from scipy.stats import pearsonr, spearmanr
 from transformers import PreTrainedModel
 from transformers.models.falcon import modeling_falcon as falcon
 
+from tests import zoo
 from tests.tracing.subjects import Floats, Subject, random_masks, random_pairs, relative
 from tests.zoo import ZOO
 
@@ -49,12 +50,12 @@ def test_so_do_they_where_tokens_choose_experts(family: str, dtype: torch.dtype)
     assert all(found[name] > floor for name, floor in MIXTURES[dtype].items()), found
 
 
-EAGER_ONLY = ("bloom", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mpt")
-"""Families for which transformers has no sdpa."""
-
-
 def only_eager(family: str) -> bool:
-    return family.removesuffix("_clipped") in EAGER_ONLY
+    """Whether the installed transformers has no sdpa for a family."""
+    return not zoo.FAMILIES[family].model._supports_sdpa
+
+
+EAGER_ONLY = tuple(name for name in ZOO if only_eager(name))
 
 
 def with_attention(module: PreTrainedModel, name: str) -> PreTrainedModel:
