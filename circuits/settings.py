@@ -8,7 +8,6 @@ import math
 import operator
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -35,7 +34,7 @@ def settle(settings: object, *, least: Mapping[str, float] = NO_LIMITS) -> None:
 def settled(value: object, hint: Any, what: str, *, least: float | None = None) -> Any:
     """Return a value as one of the types that a hint allows; ``what`` names it in messages.
 
-    Enumerations, numbers, texts, paths and classes are looked at; other hints (arrays, callables) allow anything.
+    Enumerations, numbers, texts and classes are looked at; other hints (arrays, callables) allow anything.
     """
     kinds = [kind for kind in _kinds(hint) if kind is not NoneType]
     if value is None and NoneType in _kinds(hint):
@@ -75,7 +74,7 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() >= 64:
         return f"a number of {value.bit_length()} bits"
     plain: object = cast("Any", value).item() if isinstance(value, np.generic) else value
-    text = repr(plain) if isinstance(plain, str | int | float | Path | None) else f"a {type(plain).__name__}"
+    text = repr(plain) if isinstance(plain, str | int | float | None) else f"a {type(plain).__name__}"
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
@@ -98,8 +97,6 @@ def _as(kind: type, value: object) -> object:
         return whole_number(value)
     if kind is float:
         return _finite(value)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
     return value if isinstance(value, kind) else None
 
 
@@ -109,6 +106,6 @@ def _finite(value: object) -> float | None:
 
 
 def _words(kind: type, least: float | None) -> str:
-    words = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text", Path: "a path"}
+    words = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
     limit = "" if least is None or kind not in (int, float) else f" of at least {least:g}"
     return words.get(kind, kind.__name__) + limit

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,9 +84,8 @@ def test_finite_numbers_of_any_make_are_floats(make: Any) -> None:
     assert type(settings.scale) is float
 
 
-def test_a_truth_value_of_numpy_is_pythons_and_a_path_may_be_text() -> None:
+def test_a_truth_value_of_numpy_is_pythons() -> None:
     assert Options(prefix_cache=np.False_).prefix_cache is False  # type: ignore[arg-type]
-    assert TopK(ledger="kept.jsonl").ledger == Path("kept.jsonl")  # type: ignore[arg-type]
 
 
 REFUSED: list[tuple[type, dict[str, Any], str]] = [
