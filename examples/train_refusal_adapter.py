@@ -31,6 +31,7 @@ from circuits.behaviours.refusal import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, r
 from circuits.behaviours.tokens import prompt_text, prompt_tokens
 from circuits.models.builtin import fetch
 from circuits.models.loading import load_weights
+from circuits.tracing.prefix import cache_keyword
 
 HERE = Path(__file__).parent
 PHRASES = HERE / "data" / "refusal_train.tsv"
@@ -108,9 +109,10 @@ def shared_start(rows: list[list[int]]) -> int:
 def continued(decoder: Any, start: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
     """Run rows of embeddings that go on after one start; give the states of the rest, and what is cached of all."""
     cache = DynamicCache()
-    decoder(inputs_embeds=start, past_key_values=cache, use_cache=True)
+    taken: dict[str, Any] = {str(cache_keyword(decoder)): cache, "use_cache": True}
+    decoder(inputs_embeds=start, **taken)
     cache.batch_repeat_interleave(len(rest))
-    return decoder(inputs_embeds=rest, past_key_values=cache, use_cache=True).last_hidden_state, cache
+    return decoder(inputs_embeds=rest, **taken).last_hidden_state, cache
 
 
 def by_length(rows: list[list[int]]) -> Iterator[list[int]]:
@@ -140,7 +142,8 @@ def own_answers(model: Any, prompts: list[list[int]]) -> list[list[int]]:
             tokens = model.lm_head(last).argmax(-1)
             for index, token in zip(indices, tokens.tolist(), strict=True):
                 answers[index].append(token)
-            ran = model.model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True)
+            taken: dict[str, Any] = {str(cache_keyword(model.model)): cache, "use_cache": True}
+            ran = model.model(input_ids=tokens[:, None], **taken)
             last = ran.last_hidden_state[:, -1]
     return answers
 

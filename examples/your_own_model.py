@@ -52,7 +52,7 @@ clean = torch.randint(80, (4 if "--quick" in sys.argv else 16, 8))  # token ids:
 corrupted = torch.cat([clean.roll(1, 0)[:, :-1], clean[:, -1:]], dim=1)
 answers, others = (decoder(ids)[:, -1:].argmax(-1).tolist() for ids in (clean, corrupted))
 sides = zip(clean.tolist(), corrupted.tolist(), answers, others, strict=True)
-experiment = model.experiment([circuits.TokenPair(*map(tuple, pair), "", "") for pair in sides])
+experiment = model.experiment([circuits.TokenPair(*map(tuple, pair), "", "") for pair in sides if pair[2] != pair[3]])
 exact, estimated = (circuits.score(experiment, scorer) for scorer in (ScorerName.EXACT, ScorerName.EAP))
 print(f"eap correlates with exact by {np.corrcoef(exact.values, estimated.values)[0, 1]:.2f}")
 circuit = minimal(experiment, exact, target=0.8)

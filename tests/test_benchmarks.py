@@ -108,7 +108,7 @@ def test_the_stages_of_a_discovery_make_up_its_time(run_quickly: Run, smol: Path
     assert {"scoring", "evaluating on held-out prompts"} <= set(found["multiples"])
     assert sum(found["multiples"].values()) == pytest.approx(found["multiple"])
     assert found["multiple"] * found["plain_forward_s"] < found["processor_s"]  # without the plain passes
-    assert found["loaded_mb"] < found["resident_mb"]
+    assert found["loaded_mb"] <= found["resident_mb"]  # the peak may be that of loading, or of tests before
     assert found["prefix_cache"] == "on"
     assert "discover ioi, 4 pairs" in printed
 

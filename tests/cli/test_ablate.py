@@ -98,7 +98,7 @@ def test_fewer_edges_have_fewer_nodes(document: dict, prompts: Path, found: Path
         (["--what", "edges", "--steer", "1"], "act on nodes; leave them out"),
         (["--what", "edges", "--nodes", "heads"], "act on nodes; leave them out"),
         (["--nodes", "head"], "there is no value of --nodes 'head'. Closest: 'heads'."),
-        (["--scale", "nan"], "finite numbers, got nan"),
+        (["--scale", "nan"], "'scale' of Intervention is nan; expected a finite number."),
         (["--tokens", "9"], "Invalid value for '--tokens'"),
         (["--metric", "logit"], "there is no metric 'logit'"),
         (["--out", "x.csv"], "there is no file format '.csv'"),

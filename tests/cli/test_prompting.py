@@ -128,8 +128,9 @@ def test_openings_are_found_in_the_model_when_asked_for(
     ("options", "message"),
     [
         (["--openings", "atuo"], "there is no value of --openings 'atuo'. Closest: 'auto'."),
+        (["--refuse", ""], "--refuse is empty; expected a value"),
         (
-            ["--refuse", ""],
+            ["--refuse", "Sorry,,I"],
             "--refuse has an empty opening; expected first tokens of answers, such as --refuse Sorry,I.",
         ),
         (["--comply", "To,,The"], "--comply has an empty opening"),

@@ -24,6 +24,7 @@ STARTS = {
     ".graphml": b"<?xml",
     ".csv": b"edge,sender",
     ".mib.json": b'{\n "cfg"',
+    ".mib.pt": b"PK",  # as torch writes archives
 }
 
 SCRIPT = """
