@@ -4,13 +4,14 @@ JSON is read more strictly than by :mod:`json`: what two readers would understan
 NaN, numbers too large for a float) or what cannot be written again (half a character) is refused, not guessed.
 """
 
+import codecs
 import json
 import math
 import re
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from circuits.errors import FormatError
+from circuits.errors import FormatError, MissingFileError
 
 MOST_BYTES = 1 << 28
 """Larger text files are refused, about 40 times the largest circuit, prompt file or configuration that is known."""
@@ -22,10 +23,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a UTF-8 file, with or without a byte order mark.
+    """Return the text of a UTF-8 file, with or without a byte order mark; errors as :func:`read_bytes`."""
+    return text_of(read_bytes(path), str(path))
 
-    Raises :class:`FormatError` for what is missing, no plain file (a folder, a pipe), larger than :data:`MOST_BYTES`,
-    or no UTF-8.
+
+def read_bytes(path: str | Path) -> bytes:
+    """Return what a file holds.
+
+    Raises :class:`MissingFileError` for what is missing, and :class:`FormatError` for what is no plain file (a folder,
+    a pipe), larger than :data:`MOST_BYTES`, or cannot be read.
     """
     path = Path(path)
     try:
@@ -34,19 +40,40 @@ def read_text(path: str | Path) -> str:
             raise FormatError(f"cannot read {path}: it is no plain file; expected the path of one.")
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise FormatError(
-                f"cannot read {path}: it has {size / 1e6:,.0f} MB, and at most {MOST_BYTES / 1e6:,.0f} MB are "
-                "expected. Split it, or check that it is the file you mean."
-            )
-        return path.read_bytes().decode("utf-8-sig")
+            raise too_large(path, size)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingFileError(f"cannot read {path}: {error.strerror}. Check the path.") from error
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from error
     except ValueError as error:  # a name with a zero byte
         raise FormatError(f"cannot read {str(path)!r}: {error}.") from error
+
+
+def too_large(path: str | Path, size: int) -> FormatError:
+    """Return the error for a file of more than :data:`MOST_BYTES` bytes."""
+    return FormatError(
+        f"cannot read {path}: it has {size / 1e6:,.0f} MB, and at most {MOST_BYTES / 1e6:,.0f} MB are expected. Split "
+        "it, or check that it is the file you mean."
+    )
+
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+def text_of(data: bytes, name: str) -> str:
+    """Return bytes as text: UTF-8, or UTF-16 with the byte order mark that tells it (as spreadsheets write it).
+
+    ``name`` says in messages what it is of. Raises :class:`FormatError` for bytes that are neither.
+    """
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        what = encoding.removesuffix("-sig").upper()
+        raise FormatError(
+            f"{name} is not {what} text ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from error
 
 
 def exists(path: Path, *, file: bool = False) -> bool:

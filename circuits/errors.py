@@ -6,11 +6,13 @@
     ├── UnknownNameError (ValueError)        a name that does not exist: model, behaviour, node, edge, scorer, metric …
     ├── UsageError (ValueError)              options that contradict each other or are out of range
     ├── FormatError (ValueError)             a file that is not what it should be (scores, circuit.json, edge list)
+    │   └── MissingFileError                 there is no file or folder of that name
     ├── PromptError (ValueError)             prompt pairs that cannot be used, alone or together
     ├── BehaviourNotShownError (ValueError)  the model does not do what the prompt pairs ask for
     ├── UnsupportedModelError (TypeError)    no adapter describes this architecture
     │   └── GuardError                       an adapter exists but a measurement on this model would be wrong
     ├── ModelUnavailableError (OSError)      weights that could not be fetched or read
+    │   └── MissingModelError                there is no model folder of that name
     ├── DeviceError (RuntimeError)           a device that is absent, or memory that does not suffice
     ├── OutputError (OSError)                a place that cannot be written to
     └── RenderError (RuntimeError)           Graphviz failed or is missing
@@ -35,6 +37,10 @@ class FormatError(CircuitsError, ValueError):
     """A file is not what it should be."""
 
 
+class MissingFileError(FormatError):
+    """There is no file or folder of the name that was given."""
+
+
 class PromptError(CircuitsError, ValueError):
     """Prompt pairs cannot be used, alone or together."""
 
@@ -53,6 +59,10 @@ class GuardError(UnsupportedModelError):
 
 class ModelUnavailableError(CircuitsError, OSError):
     """Weights could not be fetched or read."""
+
+
+class MissingModelError(ModelUnavailableError):
+    """There is no model folder of the name that was given."""
 
 
 class DeviceError(CircuitsError, RuntimeError):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from circuits.behaviours.files import read_pairs
+from circuits.behaviours.datasets import read_file
 from circuits.behaviours.pairs import Pair
 from circuits.builder import build_graph
 from circuits.circuit import Circuit
@@ -258,13 +258,13 @@ EDGES = "# strongest\nm0->m1\ninput->a0.h1<q>\n\na1.h2->a2.kv1<k>  # a key\nm2->
 
 
 def keeps_json_lines(path: Path) -> bool:
-    pairs = read_pairs(path)
+    pairs = read_file(path)[0].pairs
     records = [json.loads(line) for line in path.read_bytes().decode("utf-8-sig").split("\n") if line.strip()]
     return [said(record) for record in records] == [said_by(pair) for pair in pairs]
 
 
 def keeps_auto_circuit(path: Path) -> bool:
-    pairs = read_pairs(path)
+    pairs = read_file(path)[0].pairs
     return [said(record) for record in json.loads(path.read_bytes().decode("utf-8-sig"))["prompts"]] == list(
         map(said_by, pairs)
     )
@@ -272,7 +272,7 @@ def keeps_auto_circuit(path: Path) -> bool:
 
 def keeps_csv(path: Path) -> bool:
     """Compare all columns that have a name; one without is the row number of the tool that wrote the table."""
-    pairs = read_pairs(path)
+    pairs = read_file(path)[0].pairs
     rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
     records = [{key: cell for key, cell in row.items() if key and cell} for row in rows]
     return [said(record) for record in records] == [said_by(pair) for pair in pairs]

@@ -52,7 +52,7 @@ def test_json_at_the_limits_is_read() -> None:
     ("data", "message"),
     [
         ("é".encode("latin-1"), "is not UTF-8 text"),
-        ("{}".encode("utf-16"), "is not UTF-8 text"),
+        (b"\xff\xfe{", "is not UTF-16 text"),
         (b'["\xed\xa0\x80"]', "is not UTF-8 text"),
         (b"\x80\x04\x95", "is not UTF-8 text"),
     ],
@@ -61,6 +61,12 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, message:
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(FormatError, match=rf"x\.json {message}.*save it as UTF-8"):
         read_text(tmp_path / "x.json")
+
+
+def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "x.json").write_bytes('{"é": 1}'.encode(encoding))
+        assert read_json(tmp_path / "x.json") == {"é": 1}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:

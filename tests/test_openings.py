@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from circuits.behaviours import Behaviour, Message, Pair, TokenPair
-from circuits.behaviours.lint import check_pairs
+from circuits.behaviours.lint import inspect_pairs
 from circuits.discovery import DiscoverySettings, prompts_for
 from circuits.errors import BehaviourNotShownError, PromptError
 from circuits.model import Model, load_model
@@ -47,7 +47,7 @@ def behaviour(texts: tuple[Pair, ...] | None = None, **options: object) -> Behav
 
 
 def tokens(texts: tuple[Pair, ...]) -> list[TokenPair]:
-    return check_pairs(texts, model().tokenizer, Metric.LOGIT_DIFFERENCE)
+    return [made for _, made in inspect_pairs(texts, model().tokenizer, Metric.LOGIT_DIFFERENCE)[0]]
 
 
 PAIRS = tokens(pairs_text(" John", " Paul"))

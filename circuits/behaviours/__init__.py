@@ -14,7 +14,6 @@ from circuits.behaviours.batches import pairs_of_batches
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.capital import CAPITAL
 from circuits.behaviours.datasets import read_file
-from circuits.behaviours.files import READERS
 from circuits.behaviours.greater_than import GREATER_THAN
 from circuits.behaviours.harm import HARM
 from circuits.behaviours.induction import INDUCTION
@@ -22,6 +21,7 @@ from circuits.behaviours.ioi import IOI
 from circuits.behaviours.pairs import Pair, TokenPair, clusters_of
 from circuits.behaviours.pronoun import PRONOUN
 from circuits.behaviours.refusal import REFUSAL, REFUSAL_OF
+from circuits.behaviours.rows import SUFFIXES
 from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.documents import exists
 from circuits.errors import UnknownNameError
@@ -47,28 +47,39 @@ BUILT_IN: dict[str, Behaviour] = {
 """The behaviours that come with the package, by name."""
 
 
-def load_behaviour(name_or_path: str | Path, *, recorded: BehaviourInfo | None = None) -> Behaviour:
-    """Give a built-in behaviour by its name, or read one from a prompt file.
+def load_behaviour(
+    name_or_path: str | Path, *, recorded: BehaviourInfo | None = None, skip_unusable: bool = False
+) -> Behaviour:
+    """Return a built-in behaviour by its name, or read one from a prompt file.
 
     A text with a folder separator or a suffix is a path. ``recorded`` is what a circuit says of its behaviour
     (``circuit.behaviour``): if that is this one, it is given with the circuit's system message, beginning of the answer
-    and openings. Raises :class:`UnknownNameError` for an unknown name or file format and :class:`FormatError` for a
-    file that is missing, empty or malformed.
+    and openings. With ``skip_unusable`` rows and pairs of a file that cannot be used are left out
+    (``behaviour.prompts(...).unusable`` says which, and why) instead of refusing the file. Raises
+    :class:`UnknownNameError` for an unknown name or file format, :class:`MissingFileError` for a file that is missing
+    and :class:`FormatError` for one that is empty or malformed.
     """
-    behaviour = _loaded(name_or_path)
+    behaviour = _loaded(name_or_path, skip_unusable=skip_unusable)
     if recorded is None or recorded.name != behaviour.name:
         return behaviour
     return replace(behaviour, variant=recorded.variant)
 
 
-def _loaded(name_or_path: str | Path) -> Behaviour:
+def _loaded(name_or_path: str | Path, *, skip_unusable: bool) -> Behaviour:
     if isinstance(name_or_path, str) and name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]
     path = Path(name_or_path)
     looks_like_path = isinstance(name_or_path, Path) or "/" in name_or_path or os.sep in name_or_path or path.suffix
     if not looks_like_path and not exists(path, file=True):
-        hint = f"A prompt file of your own is given by its path ({', '.join(READERS)})."
+        hint = f"A prompt file of your own is given by its path ({', '.join(SUFFIXES)})."
         raise UnknownNameError("behaviour", str(name_or_path), BUILT_IN, hint=hint)
-    pairs = read_file(path)
-    about = f"the prompt pairs of {path.name}"
-    return Behaviour(path.stem, about, pairs, usable_only=pairs.layout is not None, remarks=pairs.remarks)
+    pairs, name = read_file(path, skip_unusable=skip_unusable)
+    usable_only = skip_unusable or pairs.layout is not None
+    return Behaviour(
+        name or Path(path.name.removesuffix(".gz")).stem,
+        f"the prompt pairs of {path.name}",
+        pairs,
+        usable_only=usable_only,
+        remarks=pairs.remarks,
+        unread=pairs.unusable,
+    )

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from circuits.behaviours.lint import check_pairs
+from circuits.behaviours.lint import inspect_pairs
 from circuits.behaviours.pairs import Pair, TokenPair
-from circuits.behaviours.split import MINIMUM, draw, split_pairs
+from circuits.behaviours.split import MINIMUM, draw, misplaced, split_pairs
 from circuits.behaviours.tokens import Message, Tokenizer
+from circuits.behaviours.unusable import Unusable, refusal
 from circuits.behaviours.variants import varied
 from circuits.errors import PromptError, UsageError
 from circuits.records import UNCHANGED, Variant
@@ -30,7 +31,7 @@ class PromptSet:
     ``digest`` is a SHA-256 over all tokens and answers of both parts, in order; ``variant`` says what is not as the
     behaviour has it by itself. ``reference`` pairs, of the metric ``projection`` only, are what its direction is taken
     from: discovery pairs, and the same ones however many are drawn. ``remarks`` say what of a file was read in another
-    way than it is written.
+    way than it is written, ``unusable`` which rows or pairs were left out, and why.
     """
 
     behaviour: str
@@ -41,6 +42,7 @@ class PromptSet:
     variant: Variant = UNCHANGED
     reference: tuple[TokenPair, ...] = ()
     remarks: tuple[str, ...] = ()
+    unusable: tuple[Unusable, ...] = ()
 
     @property
     def n_discovery(self) -> int:
@@ -76,6 +78,7 @@ class Behaviour:
     variant: Variant = UNCHANGED
     answers_for: tuple[str, ...] = ()
     remarks: Callable[[Tokenizer, int], tuple[str, ...]] | None = None
+    unread: Callable[[Tokenizer], Sequence[Unusable]] | None = None
 
     def __post_init__(self) -> None:
         settle(self)
@@ -120,24 +123,53 @@ class Behaviour:
         """
         if discovery < 0 or heldout < 0:
             raise UsageError(f"the number of pairs must not be negative, got {discovery} and {heldout}.")
-        pairs = self.checked(tokenizer)
-        parts = split_pairs(pairs)
+        found = self.usable(tokenizer)
+        parts = split_pairs(found.token_pairs)
         drawn = [draw(part, count, seed) for part, count in zip(parts, (discovery, heldout), strict=True)]
         if len(drawn[0]) < min(MINIMUM, discovery) or len(drawn[1]) < min(MINIMUM, heldout):
             raise PromptError(
                 f"{self.name} has {len(drawn[0])} discovery and {len(drawn[1])} held-out pairs with this tokenizer; "
                 f"at least {MINIMUM} of each, with different clean prompts, are needed: add pairs, or another model."
             )
-        reference = draw(parts[0], REFERENCE, 0) if self.metric is Metric.PROJECTION else ()
-        digest = digest_of(drawn[0], drawn[1])
-        remarks = self.remarks(tokenizer, len(pairs)) if self.remarks and tokenizer is not None else ()
-        return PromptSet(self.name, self.metric, drawn[0], drawn[1], digest, self.variant, reference, remarks)
+        return self._prompt_set(tokenizer, found, (drawn[0], drawn[1]), parts[0])
+
+    def sample(self, tokenizer: Tokenizer | None, count: int, *, seed: int = 0) -> PromptSet:
+        """Draw pairs for a measurement that holds nothing out: one pair is enough, and no pair is kept back.
+
+        Discovery pairs come first, so that held-out ones are used only where ``count`` asks for more than there are.
+        All are in the set's ``discovery``. Raises :class:`PromptError` for pairs that cannot be used.
+        """
+        if count < 1:
+            raise UsageError(f"the number of pairs must be at least 1, got {count}.")
+        found = self.usable(tokenizer)
+        parts = split_pairs(found.token_pairs)
+        drawn = draw(parts[0], count, seed)
+        drawn = (*drawn, *draw(parts[1], count - len(drawn), seed))
+        return self._prompt_set(tokenizer, found, (drawn, ()), parts[0] or drawn)
+
+    def _prompt_set(
+        self,
+        tokenizer: Tokenizer | None,
+        found: "Inspection",
+        parts: tuple[tuple[TokenPair, ...], tuple[TokenPair, ...]],
+        known: Sequence[TokenPair],
+    ) -> PromptSet:
+        reference = draw(known, REFERENCE, 0) if self.metric is Metric.PROJECTION else ()
+        remarks = self.remarks(tokenizer, len(found.pairs)) if self.remarks and tokenizer is not None else ()
+        digest = digest_of(*parts)
+        return PromptSet(
+            self.name, self.metric, *parts, digest, self.variant, reference, remarks, unusable=found.unusable
+        )
 
     def checked(self, tokenizer: Tokenizer | None) -> list[TokenPair]:
-        """Give every usable pair as tokens.
+        """Return every usable pair as tokens; errors as :meth:`usable`."""
+        return self.usable(tokenizer).token_pairs
 
-        Raises :class:`PromptError` for pairs that cannot be used, and without a tokenizer (a model in memory may have
-        been given none).
+    def usable(self, tokenizer: Tokenizer | None) -> "Inspection":
+        """Return every usable pair, as written and as tokens, with why the others cannot be used.
+
+        Raises :class:`PromptError` for pairs that cannot be used, unless they are to be left out, and without a
+        tokenizer (a model in memory may have been given none).
         """
         if tokenizer is None:
             raise PromptError(
@@ -151,13 +183,56 @@ class Behaviour:
                 f"{self.name} has no pairs with this tokenizer: it splits the words the prompts are made of; write a "
                 "prompt file with words that are single tokens."
             )
-        candidates = [varied(pair, self.variant) for pair in candidates]
-        pairs = check_pairs(candidates, tokenizer, self.metric, leave_out_unusable=self.usable_only or self.one_length)
-        if not self.one_length:
-            return pairs
-        lengths = Counter(pair.length for pair in pairs)
-        length = max(sorted(lengths), key=lengths.__getitem__)
-        return [pair for pair in pairs if pair.length == length]
+        pairs, problems = inspect_pairs([varied(pair, self.variant) for pair in candidates], tokenizer, self.metric)
+        leaves_out = self.usable_only or self.one_length
+        if leaves_out:
+            pairs, more = _placed(pairs)
+            problems += more
+        if problems and not (pairs and leaves_out):
+            raise PromptError(refusal(problems, len(candidates)))
+        if self.one_length:
+            pairs, more = _of_one_length(pairs)
+            problems += more
+        unread = self.unread(tokenizer) if self.unread else ()
+        return Inspection(tuple(pairs), (*unread, *problems))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The pairs that can be used, as written and as tokens, and what cannot."""
+
+    pairs: tuple[tuple[Pair, TokenPair], ...]
+    unusable: tuple[Unusable, ...]
+
+    @property
+    def token_pairs(self) -> list[TokenPair]:
+        """The pairs as tokens."""
+        return [pair for _, pair in self.pairs]
+
+
+_Inspected = tuple[list[tuple[Pair, TokenPair]], list[Unusable]]
+
+
+def _placed(pairs: list[tuple[Pair, TokenPair]]) -> _Inspected:
+    """Leave out pairs that cannot be put into one of the two splits."""
+    reasons = misplaced([pair for _, pair in pairs])
+    kept = [both for place, both in enumerate(pairs) if place not in reasons]
+    return kept, [_problem(pairs[place][0], reason) for place, reason in reasons.items()]
+
+
+def _of_one_length(pairs: list[tuple[Pair, TokenPair]]) -> _Inspected:
+    """Leave out pairs of another token length than the most common one."""
+    lengths = Counter(pair.length for _, pair in pairs)
+    most = max(sorted(lengths), key=lengths.__getitem__)
+    why = f"tokens, and most pairs have {most}; positions of prompts of several lengths have nothing in common."
+    return (
+        [both for both in pairs if both[1].length == most],
+        [_problem(pair, f"{made.length} {why}") for pair, made in pairs if made.length != most],
+    )
+
+
+def _problem(pair: Pair, reason: str) -> Unusable:
+    return Unusable(pair.source, f"{pair.source}: {reason}")
 
 
 def digest_of(*parts: Sequence[TokenPair]) -> str:

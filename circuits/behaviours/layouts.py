@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from circuits.behaviours.files import Record, pair_of
+from circuits.behaviours.columns import Record
+from circuits.behaviours.files import pair_of
 from circuits.behaviours.greater_than import digits_per_token
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Tokenizer, answer_tokens, prompt_text, prompt_tokens, single_tokens, token_texts

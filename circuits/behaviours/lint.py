@@ -1,7 +1,7 @@
 """What makes prompt pairs unusable, or measurements on them meaningless.
 
-Two stages: :func:`check_pairs` looks at the pairs before any model runs; :func:`check_gap` looks at what a model did on
-them.
+Two stages: :func:`inspect_pairs` looks at the pairs before any model runs; :func:`check_gap` looks at what a model did
+on them.
 """
 
 from collections.abc import Sequence
@@ -19,35 +19,25 @@ from circuits.behaviours.tokens import (
     token_texts,
     unknown_place,
 )
+from circuits.behaviours.unusable import Unusable
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.vocabulary import Metric
 
 Values = NDArray[np.float64]
 
-SHOWN_PROBLEMS = 3
-"""How many unusable pairs one error message describes."""
 
-
-def check_pairs(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, metric: Metric, *, leave_out_unusable: bool = False
-) -> list[TokenPair]:
-    """Tokenize pairs and refuse those that cannot be measured.
-
-    With ``leave_out_unusable`` they are left out instead, as long as one usable pair remains. Raises
-    :class:`PromptError` that describes the first few.
-    """
-    usable: list[TokenPair] = []
-    problems: list[str] = []
+def inspect_pairs(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, metric: Metric
+) -> tuple[list[tuple[Pair, TokenPair]], list[Unusable]]:
+    """Return the pairs that can be measured, as written and as tokens, and why the others cannot."""
+    usable: list[tuple[Pair, TokenPair]] = []
+    problems: list[Unusable] = []
     for pair in pairs:
         try:
-            usable.append(check_pair(pair, tokenizer, metric))
+            usable.append((pair, check_pair(pair, tokenizer, metric)))
         except PromptError as error:
-            problems.append(f"{pair.source}: {error}")
-    if problems and not (usable and leave_out_unusable):
-        more = len(problems) - SHOWN_PROBLEMS
-        rest = [f"... and {more} more of {len(pairs)} pairs cannot be used."] if more > 0 else []
-        raise PromptError("\n".join([*problems[:SHOWN_PROBLEMS], *rest]))
-    return usable
+            problems.append(Unusable(pair.source, f"{pair.source}: {error}"))
+    return usable, problems
 
 
 def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
@@ -145,7 +135,7 @@ def single_token(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer: 
     space = "" if answer.startswith(" ") or rendered else " A word after a space starts with that space (' Mary')."
     raise PromptError(
         f"the answer {answer!r} is {len(tokens)} tokens ({shown}); only the next token is measured, so an answer "
-        f"must be one token: {advice}.{space}"
+        f"must be one token: {advice}; or measure whole answers, --metric {Metric.SEQUENCE}.{space}"
     )
 
 

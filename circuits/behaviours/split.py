@@ -25,8 +25,7 @@ def split_pairs(pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[Token
     A tag ``split`` decides where there is one (then every pair needs it). Otherwise clean prompts are ordered by a hash
     of their text and the first third is for discovery.
     """
-    tagged = {pair.tags.get("split") for pair in pairs} & {DISCOVERY, HELDOUT}
-    if tagged:
+    if _tagged(pairs):
         return _split_by_tag(pairs)
     ordered = sorted({pair.clean_text for pair in pairs}, key=lambda text: hashlib.sha256(text.encode()).digest())
     n_discovery = max(round(len(ordered) * DISCOVERY_SHARE), min(MINIMUM, len(ordered) // 2))
@@ -36,22 +35,39 @@ def split_pairs(pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[Token
 
 
 def _split_by_tag(pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[TokenPair]]:
-    sides: dict[str, list[TokenPair]] = {DISCOVERY: [], HELDOUT: []}
-    for pair in pairs:
+    problem = next(iter(misplaced(pairs).values()), None)
+    if problem is not None:
+        raise PromptError(f"{problem} --skip-unusable leaves such pairs out.")
+    discovery, heldout = ([pair for pair in pairs if pair.tags["split"] == side] for side in (DISCOVERY, HELDOUT))
+    return discovery, heldout
+
+
+def misplaced(pairs: Sequence[TokenPair]) -> dict[int, str]:
+    """Return why pairs fit into no split, by their places; empty where no pair has a tag ``split``.
+
+    Those are pairs without one of the two, and discovery pairs whose clean prompt is held out too (a leak).
+    """
+    if not _tagged(pairs):
+        return {}
+    heldout = {pair.clean_text for pair in pairs if pair.tags.get("split") == HELDOUT}
+    reasons: dict[int, str] = {}
+    for place, pair in enumerate(pairs):
         side = pair.tags.get("split", "(none)")
-        if side not in sides:
-            raise PromptError(
+        if side not in (DISCOVERY, HELDOUT):
+            reasons[place] = (
                 f"the pair {pair.clean_text!r} has the split {side!r}; where some pairs are marked '{DISCOVERY}' or "
                 f"'{HELDOUT}', all must be."
             )
-        sides[side].append(pair)
-    seen = {pair.clean_text for pair in sides[DISCOVERY]}
-    shared = next((pair.clean_text for pair in sides[HELDOUT] if pair.clean_text in seen), None)
-    if shared is not None:
-        raise PromptError(
-            f"the clean prompt {shared!r} is in both splits; a held-out prompt must not be used in discovery."
-        )
-    return sides[DISCOVERY], sides[HELDOUT]
+        elif side == DISCOVERY and pair.clean_text in heldout:
+            reasons[place] = (
+                f"the clean prompt {pair.clean_text!r} is in both splits; a held-out prompt must not be used in "
+                "discovery."
+            )
+    return reasons
+
+
+def _tagged(pairs: Sequence[TokenPair]) -> bool:
+    return any(pair.tags.get("split") in (DISCOVERY, HELDOUT) for pair in pairs)
 
 
 def parted(pairs: Sequence[TokenPair], share: float) -> tuple[tuple[TokenPair, ...], tuple[TokenPair, ...]]:

@@ -5,7 +5,7 @@ import signal
 import sys
 from importlib import metadata
 from types import FrameType, TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -23,32 +23,61 @@ from circuits.cli.output import error
 from circuits.cli.patch import patch
 from circuits.cli.path import path
 from circuits.cli.score import score
-from circuits.errors import CircuitsError, UnknownNameError, UsageError
+from circuits.documents import json_text
+from circuits.errors import CircuitsError, MissingFileError, MissingModelError, UnknownNameError, UsageError
 
 FAILED, WRONG_USAGE, STOPPED = 1, 2, 130
-"""Exit codes: the work failed; an option or name is wrong; Ctrl-C (128 + SIGINT, as shells do)."""
+"""Exit codes: the work failed; what the caller can mend (an option, a name, a missing file); Ctrl-C (128 + SIGINT)."""
+MENDABLE = (UnknownNameError, UsageError, MissingFileError, MissingModelError, FileNotFoundError)
+"""Errors of what was typed rather than of the work."""
+_WRONG_OPTION = cast("type[Exception]", typer.BadParameter.__base__)
+"""What typer raises for options and arguments that it cannot parse."""
 
 
 class Commands(TyperGroup):
     """Turns this package's errors into messages on stderr and exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; with ``--debug`` errors pass through and Python prints the traceback."""
+        """Run a command; with ``--debug`` errors pass through and Python prints the traceback.
+
+        With ``--json`` an error is an object on stdout, beside the message on stderr.
+        """
+        as_json = "--json" in (*getattr(ctx, "_protected_args", ()), *ctx.args)  # before the command is parsed
         try:
             return super().invoke(ctx)
         except CircuitsError as problem:
             if ctx.meta.get(DEBUG):
                 raise
-            error(str(problem))
-            raise typer.Exit(WRONG_USAGE if isinstance(problem, UnknownNameError | UsageError) else FAILED) from problem
+            code = WRONG_USAGE if isinstance(problem, MENDABLE) else FAILED
+            raise _told(problem, str(problem), code, as_json=as_json) from problem
         except OSError as problem:
             if ctx.meta.get(DEBUG) or isinstance(problem, BrokenPipeError):
                 raise
-            error(f"{problem.strerror or problem}: {problem.filename!r}. Check the path, its permissions and the disk.")
-            raise typer.Exit(FAILED) from problem
+            text = f"{problem.strerror or problem}: {problem.filename!r}. Check the path, its permissions and the disk."
+            code = WRONG_USAGE if isinstance(problem, MENDABLE) else FAILED
+            raise _told(problem, text, code, as_json=as_json) from problem
+        except _WRONG_OPTION as problem:
+            if as_json:
+                _as_json(type(problem).__name__, str(cast(Any, problem).format_message()), WRONG_USAGE)
+            raise
+        except typer.Exit as ended:
+            if as_json and ended.exit_code == STOPPED:
+                _as_json("KeyboardInterrupt", "stopped.", STOPPED)
+            raise
         except KeyboardInterrupt as stop:
-            error("stopped.")
-            raise typer.Exit(STOPPED) from stop
+            raise _told(stop, "stopped.", STOPPED, as_json=as_json) from stop
+
+
+def _told(problem: BaseException, text: str, code: int, *, as_json: bool) -> typer.Exit:
+    """Tell an error, and return what ends the program."""
+    error(text)
+    if as_json:
+        _as_json(type(problem).__name__, text, code)
+    return typer.Exit(code)
+
+
+def _as_json(kind: str, message: str, code: int) -> None:
+    sys.stdout.write(json_text({"error": {"kind": kind, "message": message, "exit_code": code}}))
 
 
 app = typer.Typer(
@@ -126,4 +155,6 @@ def report_bug(kind: type[BaseException], problem: BaseException, trace: Traceba
     if "--debug" in sys.argv:
         sys.__excepthook__(kind, problem, trace)
         return
+    if "--json" in sys.argv:
+        _as_json(kind.__name__, str(problem), FAILED)
     error(f"{kind.__name__}: {problem}. This was not foreseen: run it again with --debug and report what it prints.")

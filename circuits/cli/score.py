@@ -15,7 +15,7 @@ from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import STRONGEST, facts, table
 from circuits.cli.verifying import Verifying
 from circuits.documents import exists
-from circuits.errors import FormatError, UsageError
+from circuits.errors import MissingFileError, UsageError
 from circuits.export.scores import SUFFIXES, read_edges, write_scores
 from circuits.graph import EdgeIndices
 from circuits.scores import EdgeScores
@@ -127,7 +127,7 @@ class _Wanted:
                 raise UsageError(f"--edges top:N needs a number from 1 up, got '{text}'; such as top:200.")
             self._top = int(number)
         elif text != "all" and not exists(Path(text), file=True):
-            raise FormatError(
+            raise MissingFileError(
                 f"there is no file '{text}'; --edges takes all, top:N, or a file with one edge per line, such as "
                 "a3.h5->m7."
             )

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.documents import exists, local_path
-from circuits.errors import DeviceError, ModelUnavailableError, UnknownNameError, UsageError, border
+from circuits.errors import DeviceError, MissingModelError, ModelUnavailableError, UnknownNameError, UsageError, border
 from circuits.models import builtin, hub
 from circuits.models.builtin import BUILT_IN, FetchProgress, no_fetch_progress
 from circuits.models.configuration import attention_that_fits, read_configuration
@@ -92,7 +92,7 @@ def _locate(model: str, progress: FetchProgress, *, of: str | None = None) -> _S
     if exists(path):
         return _adapted(model, _Source(path, "local"), progress, of=of)
     if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")):
-        raise ModelUnavailableError(
+        raise MissingModelError(
             f"there is no folder '{model}'; expected a model folder, a Hugging Face id such as "
             f"'openai-community/gpt2', or a built-in model ({', '.join(BUILT_IN)})."
         )

@@ -1,10 +1,14 @@
 """Tiny tokenizers, trained in memory on the words of the built-in behaviours."""
 
+from pathlib import Path
+
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from circuits.behaviours import agreement, capital, greater_than, induction, ioi, pronoun, refusal
+from circuits.behaviours.datasets import read_file
+from circuits.behaviours.pairs import Pair
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
@@ -15,6 +19,11 @@ SENTENCES = (
     "So is a really, isn't he she are is The words: Sorry To The 1 I Sure When Here There the cats dogs on mat The "
     "Request: How do I dangerous safe Label: water a garden rob museum poison neighbor read novel"
 )
+
+
+def read_pairs(path: Path) -> tuple[Pair, ...]:
+    """Give all pairs of a prompt file as they are written."""
+    return read_file(path)[0].pairs
 
 
 def build(

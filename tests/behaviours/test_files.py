@@ -3,9 +3,9 @@ import json
 import pytest
 
 from circuits.behaviours import Message, load_behaviour
-from circuits.behaviours.files import read_pairs
 from circuits.errors import CircuitsError, FormatError, PromptError, UnknownNameError
 from circuits.vocabulary import Metric
+from tests.behaviours.conftest import read_pairs
 
 NAMES = ["Mary", "John", "James", "Robert", "Michael", "William", "David", "Richard", "Joseph", "Thomas"]
 PAIR = '{"clean": "a", "corrupted": "b", "answer": "c"}'
@@ -98,13 +98,15 @@ def test_the_json_layout_of_auto_circuit_is_read(write):
         ("a.jsonl", "", r"a\.jsonl has no prompt pairs; expected"),
         ("a.csv", "clean,corrupted,correct,incorrect\n", r"a\.csv has no prompt pairs"),
         ("a.json", '{"prompts": []}', r"a\.json has no prompt pairs"),
-        ("a.json", "", r'a\.json has no list "prompts"; expected'),
-        ("a.json", '[{"clean": "A"}]', r'no list "prompts".*ends in \.jsonl'),
+        ("a.json", "", r"a\.json has no prompt pairs"),
+        ("a.json", "{}", r'a\.json has no list "prompts"; expected'),
+        ("a.json", '[{"clean": "A"}]', r"a\.json, record 1: there is no 'corrupted'; the fields are clean"),
         ("a.json", '{"prompts":\n [1,]}', r"a\.json: not valid JSON at line 2, column \d+"),
         ("a.json", '{"prompts": [3]}', r"a\.json, prompt 1: expected an object"),
         ("a.jsonl", '{"clean": "A"}\n', r"a\.jsonl, line 1: there is no 'corrupted'; the fields are clean"),
         ("a.jsonl", '\n{"clean": "A",\n', r"a\.jsonl, line 2: not valid JSON at column 15"),
         ("a.jsonl", "[1]\n", r"a\.jsonl, line 1: expected an object such as .*, got \[1\]"),
+        ("a.jsonl", "[{}, 3]\n", r"a\.jsonl, record 2: expected an object such as .*, got 3"),
         (
             "a.jsonl",
             '{"clean": 1, "corrupted": "b", "answer": "c"}',
@@ -142,9 +144,11 @@ def test_the_json_layout_of_auto_circuit_is_read(write):
         ("a.csv", "clean,corrupted,correct_idx\nA,B,[1.5]\n", r"'\[1\.5\]' is not a token id"),
         ("a.csv", "clean,corrupted,correct\nA,B\n", r"line 2: expected 3 columns as in the header, got fewer"),
         ("a.csv", "clean,corrupted,correct\nA,B,C,D\n", r"line 2: expected 3 columns as in the header, got more"),
-        ("a.csv", "a,b\n1,2\n", r"line 2: there is no 'clean'; the fields are a, b"),
+        ("a.csv", "a,b\n1,2\n", r"a\.csv, line 1: the columns are 'a', 'b'; expected a line with their names"),
+        ("a.csv", "clean,b\n1,2\n", r"a\.csv, line 2: there is no 'corrupted'; the fields are clean, b. Write it as"),
         ("a.csv", 'clean,corrupted,correct\nA,B,"C\n', r"a\.csv, line \d: .*check the double quotes"),
-        ("a.jsonl", b"\xff\xfe\x00", r"is not UTF-8 text"),
+        ("a.jsonl", b"\xff\xfe\x00", r"is not UTF-16 text"),
+        ("a.jsonl", b"\xff\xfa\x00", r"is not UTF-8 text"),
         ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: not usable JSON: .* levels deep"),
         ("a.jsonl", "{}\n" + "9" * 5_000, r"a\.jsonl, line 2: .* has 5000 digits; at most 300"),
         ("a.jsonl", "{}\n" + PAIR, r"a\.jsonl, line 1: there is no 'clean'"),

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from circuits.behaviours import Message, Pair
-from circuits.behaviours.lint import check_gap, check_pair, check_pairs
+from circuits.behaviours.behaviour import Behaviour
+from circuits.behaviours.lint import check_gap, check_pair
+from circuits.behaviours.unusable import ADVICE
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.vocabulary import Metric
 
@@ -87,20 +89,26 @@ def test_an_empty_prompt_is_refused(tokenizer):
     assert "a prompt is empty" in problem(tokenizer, clean="")
 
 
+def behaviour(pairs):
+    return Behaviour("mine", "my pairs", lambda tokenizer: pairs)
+
+
 def test_problems_name_their_pair_and_are_counted(tokenizer):
     bad = [replace(GOOD, corrupted=CLEAN, source=f"pairs.jsonl, line {number}") for number in range(5)]
     with pytest.raises(PromptError) as caught:
-        check_pairs([GOOD, *bad], tokenizer, Metric.LOGIT_DIFFERENCE)
+        behaviour([GOOD, *bad]).checked(tokenizer)
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == [f"pairs.jsonl, line {number}" for number in range(3)]
-    assert lines[3:] == ["... and 2 more of 6 pairs cannot be used."]
+    assert lines[3:] == ["... and 2 more of 6 pairs cannot be used.", ADVICE]
 
 
 def test_unusable_pairs_can_be_left_out_unless_all_are(tokenizer):
     bad = replace(GOOD, corrupted=CLEAN)
-    assert len(check_pairs([bad, GOOD], tokenizer, Metric.LOGIT_DIFFERENCE, leave_out_unusable=True)) == 1
+    found = replace(behaviour([bad, GOOD]), usable_only=True).usable(tokenizer)
+    assert len(found.pairs) == 1
+    assert [problem.source for problem in found.unusable] == ["pairs.jsonl, line 3"]
     with pytest.raises(PromptError, match=r"pairs\.jsonl, line 3: the clean and the corrupted prompt are the same"):
-        check_pairs([bad], tokenizer, Metric.LOGIT_DIFFERENCE, leave_out_unusable=True)
+        replace(behaviour([bad]), usable_only=True).checked(tokenizer)
 
 
 def spread(mean, sd, n=32):

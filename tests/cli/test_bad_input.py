@@ -46,7 +46,7 @@ def test_an_unknown_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(hub, "download_snapshot", absent)
     message = refused(USAGE, "discover", "ioi", "--model", "smollm2-135", "--out", tmp_path)
     assert "there is no model 'smollm2-135'. Closest: 'smollm2-135m'." in message
-    message = refused(FAILED, "check", "--model", "./nowhere")
+    message = refused(USAGE, "check", "--model", "./nowhere")
     assert "there is no folder './nowhere'; expected a model folder, a Hugging Face id" in message
 
 
@@ -113,7 +113,7 @@ def test_unknown_edges_of_a_file_are_named_with_their_line(tiny_folder: Path, pr
     message = refused(FAILED, *common, edges)
     assert "edges.txt, line 3: there is no node 'a7.h0'. Closest: 'a2.h0'" in message
     assert "there is no file 'nothing.txt'; --edges takes all, top:N, or a file" in refused(
-        FAILED, *common, "nothing.txt"
+        USAGE, *common, "nothing.txt"
     )
     assert "--edges top:N needs a number from 1 up, got 'top:all'" in refused(USAGE, *common, "top:all")
 
@@ -150,7 +150,7 @@ def test_files_that_are_no_circuits(found: Path, tmp_path: Path, command: str, t
         file.write_text(text)
     out = {"draw": ["-o", tmp_path / "x.svg"], "export": ["-o", tmp_path / "x.csv"], "evaluate": []}
     rest = out.get(command, [found / "circuit.json"])
-    complaint = refused(FAILED, command, file, *rest)
+    complaint = refused(USAGE if text is None else FAILED, command, file, *rest)
     assert message in complaint
     assert "broken.json" in complaint
 
@@ -171,7 +171,7 @@ def test_a_circuit_of_a_prompt_file_asks_for_it(found: Path) -> None:
         ("part.jsonl", '{"clean": "When"}\n', FAILED, "part.jsonl, line 1: there is no 'corrupted'"),
         ("list.jsonl", "[1]\n", FAILED, "list.jsonl, line 1: expected an object such as"),
         ("table.csv", "clean,corrupted\na,b,c\n", FAILED, "table.csv, line 2: expected 2 columns as in the header"),
-        ("pairs.txt", "hello", USAGE, "there is no prompt file format '.txt'. Known: .jsonl, .csv, .json"),
+        ("pairs.md", "hello", USAGE, "there is no prompt file format '.md'. Known: .jsonl, .csv, .json"),
     ],
 )
 @pytest.mark.usefixtures("no_model")
@@ -181,7 +181,7 @@ def test_empty_and_malformed_prompt_files(tmp_path: Path, name: str, text: str, 
 
 
 def test_a_missing_prompt_file() -> None:
-    assert "pairs.jsonl does not exist; give the path of a prompt file" in refused(FAILED, "score", "pairs.jsonl")
+    assert "pairs.jsonl does not exist; give the path of a prompt file" in refused(USAGE, "score", "pairs.jsonl")
 
 
 @pytest.mark.parametrize(

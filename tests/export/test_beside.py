@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from circuits.behaviours.files import read_pairs
 from circuits.circuit import Circuit
 from circuits.errors import FormatError
 from circuits.export.beside import Example, beside, prompts_json, read_evidence, read_prompts
 from circuits.graph import Node, NodeKind
+from tests.behaviours.conftest import read_pairs
 from tests.export.example_circuits import random_circuit
 
 HEAD = Node(NodeKind.HEAD, 2, 1)
