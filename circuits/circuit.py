@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from circuits.builder import build_graph
 from circuits.documents import first_change, json_text, plain
-from circuits.equality import by_content
+from circuits.equality import by_content, frozen
 from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
 from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Provenance
@@ -52,15 +52,19 @@ class Circuit:
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
+        for name, dtype in (("edges", np.int64), ("scores", np.float64), ("removal", np.float64)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, frozen(getattr(self, name), dtype, f"the {name} of a circuit"))
         if np.any(np.diff(self.edges) <= 0):
             raise UsageError("a circuit's edges must be distinct and in graph order.")
+        if len(self.edges) and not 0 <= self.edges[0] <= self.edges[-1] < self.model.shape.n_edges:
+            raise UsageError(
+                f"a circuit has the edges {self.edges[0]} to {self.edges[-1]}; this model's are 0 to "
+                f"{self.model.shape.n_edges - 1} (circuit.graph.index finds an edge's position by its name)."
+            )
         for array in (self.scores, self.removal):
             if array is not None and array.shape != self.edges.shape:
                 raise UsageError(f"a circuit of {len(self.edges)} edges has {array.shape} scores.")
-        for name in ("edges", "scores", "removal"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, getattr(self, name).copy())
-                getattr(self, name).setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.edges)

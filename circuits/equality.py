@@ -1,13 +1,30 @@
-"""Equality and hashes of values that hold arrays, which numpy's own ``==`` and Python's ``hash`` do not give."""
+"""Values that hold arrays: made from any sequence, read-only, and with the equality and hash numpy does not give."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from circuits.errors import UsageError
 
 Kind = TypeVar("Kind", bound=type)
+
+
+def frozen(values: ArrayLike, dtype: DTypeLike, name: str) -> NDArray[Any]:
+    """Return a read-only copy of numbers in one dimension; ``name`` says in errors what they are."""
+    try:
+        array = np.asarray(values)
+        held = array.astype(dtype, casting="same_kind") if array.size else np.array([], dtype)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{name} are {values!r:.80}; expected {np.dtype(dtype).name} numbers, one for an edge."
+        ) from None
+    if array.ndim != 1:
+        raise UsageError(f"{name} have the shape {array.shape}; expected one dimension, one number for an edge.")
+    held.setflags(write=False)
+    return held
 
 
 def by_content(kind: Kind) -> Kind:

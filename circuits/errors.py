@@ -23,6 +23,9 @@ A message says what is wrong with the value, what was expected, and what to do.
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Self, TypeVar
+
+Said = TypeVar("Said", bound=Exception)
 
 
 class CircuitsError(Exception):
@@ -92,6 +95,16 @@ class UnknownNameError(CircuitsError, ValueError):
         if hint:
             parts.append(hint)
         super().__init__(" ".join(parts))
+
+    def __reduce__(self) -> tuple[Callable[[type[Self], str], Self], tuple[type[Self], str]]:
+        """Return what another process makes the same error of: its class and its message."""
+        return _said_elsewhere, (type(self), str(self))
+
+
+def _said_elsewhere(kind: type[Said], message: str) -> Said:
+    error = kind.__new__(kind, message)
+    Exception.__init__(error, message)
+    return error
 
 
 @contextmanager

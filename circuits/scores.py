@@ -3,12 +3,11 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.equality import by_content
+from circuits.equality import by_content, frozen
 from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices
 
@@ -86,15 +85,14 @@ class EdgeScores:
     verification: Verification | None = None
 
     def __post_init__(self) -> None:
-        for name in ("values", "sd", "measured_edges"):
-            array: NDArray[Any] | None = getattr(self, name)
-            if array is not None:
+        for name, dtype in (("values", np.float64), ("sd", np.float64), ("measured_edges", np.bool_)):
+            if getattr(self, name) is not None:
+                array = frozen(getattr(self, name), dtype, f"the {name} of scores")
                 if array.shape != (self.graph.n_edges,):
                     raise UsageError(
                         f"expected one score for each of {self.graph.n_edges} edges, got shape {array.shape}."
                     )
-                object.__setattr__(self, name, array.copy())
-                getattr(self, name).setflags(write=False)
+                object.__setattr__(self, name, array)
 
     @property
     def scored(self) -> EdgeIndices:

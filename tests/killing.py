@@ -1,8 +1,9 @@
 """Kill commands at random moments, resume them, and compare what they write with an uninterrupted run.
 
 ``python -m tests.killing --moments 100`` kills discover, score, compare and ablate on a tiny model by SIGKILL, SIGTERM
-and SIGINT in turn, at moments drawn uniformly over the time that the command takes, and prints a table. It fails unless
-every resumed command ends in the same bytes (the time taken and the command line aside).
+and SIGINT in turn, at moments drawn uniformly over the passes that the command runs (so that a kill hits however busy
+the machine is), and prints a table. It fails unless every resumed command ends in the same bytes (the time taken and
+the command line aside).
 
 Each run is a fork of this process, which has loaded the packages once. ``circuits.journal.SECONDS`` is ``--seconds``
 there, so that a run of a few seconds writes as often as one of minutes does.
@@ -69,11 +70,14 @@ def say(text: str) -> None:
 
 
 def run(arguments: Sequence[str], said: Path, *, seconds: float, kill: tuple[float, int] | None = None) -> Ended:
-    """Run the command line in a fork; ``kill`` is when (in seconds) and by which signal."""
+    """Run the command line in a fork; ``kill`` is when and by which signal.
+
+    *When* is a number of passes begun; its fraction is waited for as that share of the mean time of a pass so far.
+    """
     shared = mmap.mmap(-1, _COUNTS.size)
     shared[:] = _COUNTS.pack(0, time.monotonic())
     said.write_text("")
-    begun = time.monotonic()
+    begun, due = time.monotonic(), float("inf")
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may reach a child that is not the command line yet
     child = os.fork()
     if child == 0:
@@ -85,9 +89,13 @@ def run(arguments: Sequence[str], said: Path, *, seconds: float, kill: tuple[flo
         now = time.monotonic()
         if done:
             break
-        if kill is not None and not killed and now - begun >= kill[0]:
-            os.kill(child, kill[1])
-            killed = True
+        if kill is not None and not killed:
+            passes = _COUNTS.unpack(shared[:])[0]
+            if due == float("inf") and passes >= int(kill[0]):
+                due = now + kill[0] % 1 * (now - begun) / (passes + 1)
+            if now >= due:
+                os.kill(child, kill[1])
+                killed = True
         if now - begun > LIMIT:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.005)
@@ -235,10 +243,10 @@ def trials(moments: int, names: Sequence[str], seed: int, work: Path) -> list[Tr
         command = commands[i % len(commands)]
         ended, expected = whole[command.name]
         number = SIGNALS[i // len(commands) % len(SIGNALS)]
-        moment = drawn.uniform(0, ended.seconds)
+        moment = drawn.uniform(0, ended.passes + 1)
         found.append(trial(command, ended, expected, work / f"{i}", (moment, number)))
         for problem in found[-1].problems:
-            say(f"{i} {found[-1].command} {found[-1].signal} after {moment:.2f} s: {problem}")
+            say(f"{i} {found[-1].command} {found[-1].signal} after {moment:.2f} passes: {problem}")
     return found
 
 
@@ -268,7 +276,8 @@ def main() -> None:
             f"{sum(bool(each.problems) for each in mine):8}"
         )
     failed = sum(bool(each.problems) for each in found)
-    say(f"{len(found)} kills, {failed} failed")
+    hit = sum(each.code != 0 for each in found)
+    say(f"{len(found)} kills, {hit} of a running command, {failed} failed")
     raise SystemExit(1 if failed else 0)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import circuits
+import circuits.errors
 from circuits import EdgeScores, load_behaviour
 from circuits.behaviours import BUILT_IN
 from circuits.circuit import Circuit
@@ -78,6 +79,42 @@ def test_scores_and_selections_are_equal_by_content() -> None:
     assert len(set(chosen)) == 2
 
 
+def test_circuits_and_scores_are_made_of_any_sequence_of_numbers() -> None:
+    circuit, scores = random_circuit(9), scores_of([1.0, np.nan])
+    for make in (list, tuple, np.asarray, torch.tensor, lambda values: np.asarray(values).astype(np.float32)):
+        made = replace(circuit, edges=make(circuit.edges).astype("i4") if make is np.asarray else list(circuit.edges))
+        assert made == circuit
+        assert replace(circuit, scores=make(circuit.scores)).scores == pytest.approx(circuit.scores, rel=1e-6)
+        assert replace(scores, values=make(scores.values)).values == pytest.approx(scores.values, nan_ok=True)
+    assert len(replace(circuit, edges=[], scores=[], removal=None)) == 0
+    with pytest.raises(ValueError, match="read-only"):
+        replace(circuit, edges=list(circuit.edges)).edges[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edges": ["a0.h0->m0"], "scores": [1.0]}, r"the edges of a circuit are \['a0.h0->m0'\]; expected int64"),
+        ({"edges": [1.5], "scores": [1.0]}, r"the edges of a circuit are \[1.5\]; expected int64 numbers"),
+        ({"edges": [[1], [2]]}, r"the edges of a circuit have the shape \(2, 1\); expected one dimension"),
+        (
+            {"edges": [10**7], "scores": [1.0]},
+            r"a circuit has the edges 10000000 to 10000000; this model's are 0 to \d+",
+        ),
+        ({"edges": [-1], "scores": [1.0]}, r"a circuit has the edges -1 to -1; this model's are 0 to"),
+        ({"edges": [3, 2, 1]}, "edges must be distinct and in graph order"),
+        ({"edges": [2, 2, 3]}, "edges must be distinct and in graph order"),
+        ({"scores": [1.0]}, r"a circuit of 3 edges has \(1,\) scores"),
+        ({"scores": "high"}, r"the scores of a circuit are 'high'; expected float64 numbers"),
+        ({"scores": [None, None, None]}, r"the scores of a circuit are \[None, None, None\]; expected float64"),
+    ],
+    ids=str,
+)
+def test_a_circuit_says_which_part_is_no_row_of_numbers(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(circuits.errors.UsageError, match=message):
+        replace(random_circuit(3), **change)
+
+
 def test_a_comparison_can_be_compared() -> None:
     pair = [random_circuit(30), random_circuit(30, seed=1)]
     one, same = (circuits.compare(*pair) for _ in range(2))
@@ -130,3 +167,17 @@ def test_an_experiment_copied_goes_on_measuring() -> None:
     edges = ["L0H1->logits", "m1->m2"]
     for how in COPIES.values():
         np.testing.assert_allclose(how(experiment).edge_effects(edges), experiment.edge_effects(edges), atol=1e-6)
+
+
+ERRORS = [kind for kind in vars(circuits.errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+
+
+@copies
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_errors_reach_other_processes_whole(kind: type[Exception], how: str) -> None:
+    error = (
+        circuits.errors.UnknownNameError("node", "x1", ["m1"]) if kind.__name__ == "UnknownNameError" else kind("no")
+    )
+    again = COPIES[how](error)
+    assert type(again) is kind
+    assert str(again) == str(error)

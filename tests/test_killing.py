@@ -1,6 +1,7 @@
 """The script that kills commands at random moments: here a few kills only; 100 are ``python -m tests.killing``."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ def test_killed_and_resumed_commands_end_as_uninterrupted_ones() -> None:
     command = [sys.executable, "-m", "tests.killing", "--moments", "6", "--commands", "discover,score"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "6 kills, 0 failed" in ended.stdout
+    [hit] = re.findall(r"^6 kills, (\d) of a running command, 0 failed$", ended.stdout, re.MULTILINE)
+    assert int(hit) >= 4
     for number in ("SIGKILL", "SIGTERM", "SIGINT"):
         assert f"discover  {number}" in ended.stdout
 

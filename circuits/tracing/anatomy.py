@@ -7,13 +7,14 @@ traced.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from circuits.errors import UnsupportedModelError
 from circuits.graph import ModelShape, Slot
@@ -51,7 +52,15 @@ class Anatomy:
                 f"'{names.layers}' is a {type(layers).__name__}; expected the list of the model's layers, an "
                 "nn.ModuleList or nn.Sequential with at least one. Correct `layers`."
             )
-        _follow(module, names.final_norm, names)
+        self.unembedding = names.unembedding or _output_embedding(module)
+        if names.final_norm is None and self.unembedding is None:
+            raise UnsupportedModelError(
+                f"the architecture '{names.name}' has no `final_norm`, and which module makes the logits is not known. "
+                "Name it as `unembedding`, or the norm before it as `final_norm`."
+            )
+        for path in (names.final_norm, names.unembedding):
+            if path is not None:
+                _follow(module, path, names)
         self.layers = tuple(self._layer(layer) for layer in layers)
         self.shape = _shape(module, names, self.layers)
         self.residual_scale = _residual_scale(module, names)
@@ -82,6 +91,18 @@ class Anatomy:
             projection_norms={slot: _follow(layer, path, names) for slot, path in names.projection_norms.items()},
             mlp_norm=optional(names.mlp_norm),
         )
+
+    @property
+    def reader(self) -> str:
+        """The path of what reads the final stream: the final norm, or the output embedding where there is none."""
+        return self.architecture.final_norm or self.unembedding or ""
+
+    @property
+    def linear_unembedding(self) -> nn.Linear | None:
+        """The output embedding where it is a plain linear layer: logits of some tokens can be computed alone."""
+        layer = None if self.unembedding is None else self.module.get_submodule(self.unembedding)
+        plain = layer is not None and cast(Any, type(layer)).forward is nn.Linear.forward
+        return cast(nn.Linear, layer) if plain else None
 
     @property
     def device(self) -> torch.device:
@@ -214,6 +235,14 @@ def _follow(module: nn.Module, path: str, architecture: Architecture) -> nn.Modu
             )
         found = children[part]
     return found
+
+
+def _output_embedding(module: nn.Module) -> str | None:
+    """Return the path of what a model of transformers says makes its logits; None for others."""
+    if not isinstance(module, PreTrainedModel):
+        return None
+    layer: Any = cast(Any, module).get_output_embeddings()
+    return next((path for path, candidate in cast(Any, module).named_modules() if candidate is layer), None)
 
 
 def _residual_scale(module: nn.Module, names: Architecture) -> float:

@@ -52,7 +52,7 @@ class Architecture:
         model_types: The ``config.model_type`` of the models that are of this family.
         when: Values of the configuration that choose this entry among several of the same model type.
         layers: The list of layers.
-        final_norm: The norm through which the logits are read.
+        final_norm: The norm through which the logits are read; None: the output embedding reads the stream itself.
         attention: The attention of a layer.
         projections: For each slot the projection that makes it; a fused one is named three times.
         layout: Which outputs of a projection belong to which head.
@@ -70,11 +70,14 @@ class Architecture:
         attention_adds_stream: Whether the attention returns the stream plus its own output.
         residual_scale: The attribute of the configuration that multiplies what every block adds to the stream.
         heads: How many query heads a layer has: a number, or where the model keeps it, such as ``layers.0.attn.heads``.
+        unembedding: The module that makes the logits; None: that which a model of transformers says it has. A decoder
+            of one's own needs it where there is no ``final_norm``; elsewhere a plain linear layer saves the logits of
+            all positions but the last.
     """
 
     name: str
     layers: str
-    final_norm: str
+    final_norm: str | None
     attention: str
     projections: Mapping[Slot, str]
     output: str
@@ -90,6 +93,7 @@ class Architecture:
     attention_adds_stream: bool = False
     residual_scale: str | None = None
     heads: str | int = "config.num_attention_heads"
+    unembedding: str | None = None
     model_types: tuple[str, ...] = ()
     when: Mapping[str, object] = field(default_factory=dict[str, object])
 

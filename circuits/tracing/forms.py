@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from circuits.errors import GuardError
 from circuits.tracing.anatomy import Anatomy
@@ -67,14 +66,6 @@ def logits_of(output: object) -> Tensor:
             "the logits of every position, or of the last one as a position of its own."
         )
     return logits
-
-
-def unembedding_of(module: nn.Module) -> str | None:
-    """Find the path of the linear layer that makes a Hugging Face model's logits; None where it is not a plain one."""
-    layer: Any = cast(Any, module).get_output_embeddings() if isinstance(module, PreTrainedModel) else None
-    if layer is None or cast(Any, type(layer)).forward is not nn.Linear.forward:
-        return None
-    return next(path for path, candidate in cast(Any, module).named_modules() if candidate is layer)
 
 
 def forms_of(anatomy: Anatomy) -> list[dict[str, Form]]:

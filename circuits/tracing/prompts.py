@@ -16,7 +16,7 @@ from circuits.behaviours.tokens import Tokens
 from circuits.errors import PromptError
 from circuits.settings import require_kind
 from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.forms import keywords_of, logits_of, unembedding_of
+from circuits.tracing.forms import keywords_of, logits_of
 from circuits.vocabulary import Metric
 
 _WITHOUT_ANSWERS = (Metric.KL, Metric.PROJECTION)
@@ -118,9 +118,8 @@ def _require_run(anatomy: Anatomy, name: str, length: int) -> None:
 
 
 def _n_logits(anatomy: Anatomy) -> int:
-    path = unembedding_of(anatomy.module)
-    if path is not None:
-        return len(anatomy.module.get_submodule(path).get_parameter("weight"))
+    if anatomy.linear_unembedding is not None:
+        return len(anatomy.linear_unembedding.weight)
     return _plain(anatomy, 1).shape[-1]
 
 

@@ -19,7 +19,7 @@ from circuits.errors import GuardError, UsageError
 from circuits.models.memory import second_view
 from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.architecture import Architecture
-from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unembedding_of, unwrap
+from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
 from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
 from circuits.tracing.state import PositionState, foreign_hooks, require_ordinary_weights, require_own_state
@@ -54,11 +54,12 @@ class Tracer:
         self._layers = [
             _LayerEnvoys(layer, anatomy, forms) for layer, forms in zip(envoys, forms_of(anatomy), strict=True)
         ]
-        self._final_norm = _follow(self._model, names.final_norm)
-        path = unembedding_of(module)
-        self._unembedding = (
-            None if path is None else _Unembedding(_follow(self._model, path), module.get_submodule(path))
-        )
+        self._reader = _follow(self._model, anatomy.reader)
+        self._normed = "input" if names.final_norm is None else "output"
+        linear = anatomy.linear_unembedding
+        self._unembedding = None
+        if linear is not None and anatomy.unembedding is not None:
+            self._unembedding = _Unembedding(_follow(self._model, anatomy.unembedding), linear)
         self._directions: Tensor | None = None
         self.prefix_cache = self._tried_prefix_cache()
 
@@ -133,8 +134,12 @@ class Tracer:
         Cost: one forward pass.
         """
         module, last = self.anatomy.module, list[Tensor]()
-        norm = module.get_submodule(self.anatomy.architecture.final_norm)
-        hook = norm.register_forward_hook(lambda _, __, output: last.append(unwrap(output, len(ids))[:, -1]))
+        reader, normed = module.get_submodule(self.anatomy.reader), self._normed == "output"
+
+        def keep(_: Any, given: tuple[Any, ...], output: Any) -> None:
+            last.append(unwrap(output if normed else given[0], len(ids))[:, -1])
+
+        hook = reader.register_forward_hook(keep)
         try:
             with self._positions.kept():
                 logits = logits_of(module(ids, **self._keywords))[:, -1]
@@ -179,11 +184,11 @@ class Tracer:
             else:
                 layer.play(number, plan, trace, rows)
         if plan.final is not None:
-            _Place(self._final_norm, "input").visit(plan.final, rows)
+            _Place(self._reader, "input").visit(plan.final, rows)
         if plan.logits is None:
             return
         if self._directions is not None:
-            last = unwrap(self._final_norm.output, rows)[:, -1].to(self._directions.dtype)
+            last = unwrap(getattr(self._reader, self._normed), rows)[:, -1].to(self._directions.dtype)
             plan.logits(functional.linear(last, self._directions))
             if self._unembedding is not None:
                 self._unembedding.unembed(torch.zeros(1, dtype=torch.long, device=last.device))  # as good as none

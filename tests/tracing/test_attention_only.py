@@ -5,6 +5,7 @@ the senders that are live for it.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from circuits.scoring import score
 from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings
 from circuits.scoring.verified import TopK
+from circuits.tracing.plan import Plan
 from circuits.vocabulary import Direction, ScorerName
 from tests.tiny import VOCABULARY, tiny_tokenizer
 from tests.tracing.test_own_decoder import Plain
@@ -328,3 +330,111 @@ def test_an_mlp_that_reads_nothing_has_no_slope() -> None:
         into_mlps = np.array([edge.receiver.node.kind is NodeKind.MLP for edge in model.graph.edges()])
         assert not found[into_mlps].any()
         assert np.abs(found[~into_mlps]).max() > 0.05
+
+
+# ------------------------------------------------------------------------------------------------------- other makes
+
+
+class NormFreeBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x)
+
+
+class NormFree(Decoder):
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.unembed(x)
+
+
+def without_biases(module: Any) -> None:
+    for block in module.blocks:
+        for name in "qkv":
+            setattr(block.attention, name, nn.Linear(WIDTH, WIDTH, bias=False).double())
+        block.attention.out.bias = None
+
+
+def silent(module: Any) -> None:
+    module.blocks[0].attention.out.weight.zero_()
+
+
+def cut(module: Any) -> None:
+    module.blocks = module.blocks[:1]
+
+
+def deep(module: Any) -> None:
+    module.blocks = nn.ModuleList(deepcopy(module.blocks[i % LAYERS]) for i in range(12))
+
+
+def norm_free(module: Any) -> None:
+    module.__class__ = NormFree
+    del module.norm
+    for block in module.blocks:
+        block.__class__ = NormFreeBlock
+        del block.norm
+
+
+NO_NORMS: dict[str, Any] = {"final_norm": None, "attention_norm": None}
+MAKES: list[tuple[str, Any, dict[str, Any], float]] = [
+    ("one layer", cut, {}, 1e-9),
+    ("twelve layers", deep, {}, 1e-9),
+    ("no biases", without_biases, {}, 1e-9),
+    ("a layer that writes nothing", silent, {}, 1e-9),
+    ("one wide head", lambda _: None, {"heads": 1}, 1e-9),
+    ("float32", lambda module: module.float(), {}, 1e-4),
+    ("its output embedding named", lambda _: None, {"unembedding": "unembed"}, 1e-9),
+    ("no norms", norm_free, NO_NORMS | {"unembedding": "unembed"}, 1e-9),
+]
+
+
+@pytest.mark.parametrize(("change", "described", "tolerance"), [make[1:] for make in MAKES], ids=[m[0] for m in MAKES])
+def test_other_makes_of_decoders_have_the_identities(change: Any, described: Any, tolerance: float) -> None:
+    module = decoder()
+    with torch.no_grad():
+        change(module)
+    module.eval().requires_grad_(False)
+    model = circuits.load_model(module, architecture=replace(DESCRIPTION, **described))
+    experiment, n_edges = model.experiment(PAIRS), model.graph.n_edges
+    edges = np.arange(0, n_edges, 1 + n_edges // 40)
+    masks = np.ones((len(edges) + 2, n_edges), dtype=np.bool_)
+    masks[np.arange(len(edges)), edges] = False
+    masks[-1] = False
+    found = experiment.circuits(masks)
+    np.testing.assert_allclose(experiment.edge_effects(edges), experiment.clean - found[:-2], atol=tolerance)
+    np.testing.assert_allclose(found[-2:], [metric(module(CLEAN)), metric(module(CORRUPTED))], atol=tolerance)
+    gradient = experiment.circuit_gradient(np.ones(n_edges))[1].mean(0)
+    np.testing.assert_allclose(experiment.attributions([1.0])[0], gradient, atol=max(tolerance, 1e-5))
+    assert np.abs(found[-2] - found[-1]).max() > 0.1
+
+
+def test_projections_of_a_stream_without_norm_are_those_of_the_stream() -> None:
+    module = decoder()
+    norm_free(module)
+    model = circuits.load_model(module, architecture=replace(DESCRIPTION, **NO_NORMS, unembedding="unembed"))
+    difference = (module.unembed.weight[0] - module.unembed.weight[1])[None]
+    found: list[Tensor] = []
+    model.tracer.reading(difference).run(CLEAN, Plan(logits=found.append))
+    logits = module(CLEAN)[:, -1]
+    bias = module.unembed.bias[0] - module.unembed.bias[1]
+    torch.testing.assert_close(found[0][:, 0] + bias, logits[:, 0] - logits[:, 1])
+    torch.testing.assert_close(model.tracer.reading(difference).plain_logits(CLEAN), found[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"final_norm": None},
+            r"has no `final_norm`, and which module makes the logits is not known. Name it as `unemb",
+        ),
+        ({"unembedding": "lm_head"}, r"names 'lm_head' in Decoder, but Decoder has no module 'lm_head'"),
+        ({"heads": 3}, "fails the guard 'head isolation'"),
+        ({"heads": 5}, "5 heads do not fit the projections"),
+        ({"mlp": "mlp"}, "Block has no module 'mlp'"),
+    ],
+    ids=str,
+)
+def test_descriptions_that_do_not_fit_are_refused(change: Any, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        circuits.load_model(decoder(), architecture=replace(DESCRIPTION, **change))
