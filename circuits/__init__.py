@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from circuits.experiments import experiment_on
     from circuits.export.foreign import read_circuit
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
+    from circuits.guides import guide
     from circuits.heads import HeadRoles, head_roles
     from circuits.journal import Journal
     from circuits.model import Model, load_model
@@ -72,6 +73,7 @@ _HOMES = {
     "each_slot": "circuits.tracing.architecture",
     "evaluate": "circuits.evaluation",
     "experiment_on": "circuits.experiments",
+    "guide": "circuits.guides",
     "head_roles": "circuits.heads",
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
@@ -117,6 +119,7 @@ __all__ = [
     "each_slot",
     "evaluate",
     "experiment_on",
+    "guide",
     "head_roles",
     "load_behaviour",
     "load_model",

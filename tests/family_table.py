@@ -1,6 +1,6 @@
-"""The README's table of families: every figure in it is measured here, on the tiny models of ``tests.zoo``.
+"""The table of families in the guide on models: every figure is measured here, on the tiny models of ``tests.zoo``.
 
-    python -m tests.family_table --write README.md
+    python -m tests.family_table --write examples/guides/models.md
 
 Figures are upper bounds, and the bounds to choose from are so far apart that the text does not depend on the machine.
 """
@@ -20,12 +20,14 @@ from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.architecture import Architecture, by_group, concatenated
 from circuits.tracing.guards import check
 from circuits.vocabulary import Metric
+from examples.guides.figures import placed
 from tests.reference import gradients, hooks
 from tests.reference.precision import in_float64
 from tests.tracing.subjects import TOKENIZER, Subject, all_but_one, clean_ids, corrupted_ids, metric_of, relative
 from tests.zoo import FAMILIES, ZOO
 
-BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
+NAME = "families"
+"""Of the markers between which the table stands."""
 HEADINGS = ("family", "class in transformers", "structure", "edges", "exact", "gradients", "guards")
 SAMPLE = 16
 """How many edges are measured exactly, besides one into the logits."""
@@ -165,24 +167,15 @@ def table() -> str:
     return "\n".join([line(HEADINGS), rule, *(str(row_of(family)) for family in ZOO)])
 
 
-def placed(text: str, new: str) -> str:
-    """Give a document with another table between the two markers."""
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise SystemExit(f"the file has no lines '{BEGIN}' and '{END}' to write the table between.")
-    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
-
-
 def main(arguments: list[str]) -> None:
     made = table()
     if not arguments:
         sys.stdout.write(made + "\n")
         return
     if len(arguments) != 2 or arguments[0] != "--write":
-        raise SystemExit("usage: python -m tests.family_table [--write README.md]")
+        raise SystemExit("usage: python -m tests.family_table [--write examples/guides/models.md]")
     path = Path(arguments[1])
-    path.write_text(placed(path.read_text(encoding="utf-8"), made), encoding="utf-8")
+    path.write_text(placed(path.read_text(encoding="utf-8"), NAME, made), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,35 @@
-"""The README's table of families is complete, and its figures are what is measured today."""
+"""The table of families in the guide on models is complete, and its figures are what is measured today."""
 
 from pathlib import Path
 
 import pytest
 
 from circuits.tracing.architectures import ARCHITECTURES, architecture_of
+from examples.guides.figures import markers
 from tests import family_table
-from tests.family_table import BEGIN, END, HEADINGS, Row, bound, line, placed, row_of
+from tests.family_table import HEADINGS, NAME, Row, bound, line, row_of
 from tests.reference import gradients, hooks
 from tests.zoo import ZOO
 
-README = Path(__file__).parent.parent / "README.md"
+GUIDE = Path(__file__).parent.parent / "examples" / "guides" / "models.md"
 
 
-def readme_rows() -> list[str]:
-    table = README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+def guide_rows() -> list[str]:
+    begin, end = markers(NAME)
+    table = GUIDE.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
     return [row for row in table.splitlines() if row.startswith("|")]
 
 
-def test_the_readme_has_one_row_for_every_family_in_order() -> None:
-    head, rule, *rows = readme_rows()
+def test_the_guide_has_one_row_for_every_family_in_order() -> None:
+    head, rule, *rows = guide_rows()
     assert head == line(HEADINGS)
     assert rule == line(("---",) * len(HEADINGS))
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(ZOO)
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_measuring_a_family_again_gives_the_row_of_the_readme(family: str) -> None:
-    assert str(row_of(family)) in readme_rows()
+def test_measuring_a_family_again_gives_the_row_of_the_guide(family: str) -> None:
+    assert str(row_of(family)) in guide_rows()
 
 
 def test_every_adapter_and_every_model_type_is_that_of_some_family() -> None:
@@ -67,13 +69,9 @@ def test_a_reference_that_disagrees_shows_in_its_column(monkeypatch: pytest.Monk
 def test_writing_replaces_the_table_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(family_table, "table", lambda: "| new |")
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{BEGIN}\n\n| old |\n\n{END}\nafter\n")
+    begin, end = markers(NAME)
+    path.write_text(f"before\n{begin}\n\n| old |\n\n{end}\nafter\n")
     family_table.main(["--write", str(path)])
-    assert path.read_text() == f"before\n{BEGIN}\n\n| new |\n\n{END}\nafter\n"
+    assert path.read_text() == f"before\n{begin}\n\n| new |\n\n{end}\nafter\n"
     family_table.main(["--write", str(path)])
     assert path.read_text().count("| new |") == 1
-
-
-def test_a_file_without_the_markers_is_refused() -> None:
-    with pytest.raises(SystemExit, match="no lines"):
-        placed("a table\n", "| new |")

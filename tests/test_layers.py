@@ -17,7 +17,8 @@ import circuits
 PACKAGE = Path(circuits.__file__).parent
 
 ROWS = (
-    ("errors",),
+    ("errors", "reference"),
+    ("guides",),
     ("documents",),
     ("journal",),
     ("vocabulary",),
@@ -53,6 +54,8 @@ methods, and only they, may import what does it."""
 
 LIGHT = (
     "errors",
+    "reference",
+    "guides",
     "documents",
     "journal",
     "vocabulary",

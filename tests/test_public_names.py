@@ -43,6 +43,7 @@ PROMISED = [
     "each_slot",
     "evaluate",
     "experiment_on",
+    "guide",
     "head_roles",
     "load_behaviour",
     "load_model",

@@ -42,7 +42,10 @@ def _field(
         return present[0], record[present[0]]
     if needed:
         fields = ", ".join(record) or "none"
-        raise FormatError(f"{source}: there is no '{names[0]}'; the fields are {fields}. Write it as {_or(names)}.")
+        raise FormatError(
+            f"{source}: there is no '{names[0]}'; the fields are {fields}. Write it as {_or(names)}. See: circuits guide "
+            "prompts"
+        )
     return "", None
 
 

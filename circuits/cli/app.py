@@ -16,6 +16,7 @@ from circuits.cli.compare import compare
 from circuits.cli.discover import discover
 from circuits.cli.draw import draw, export
 from circuits.cli.evaluate import evaluate
+from circuits.cli.guide import guide
 from circuits.cli.heads import heads
 from circuits.cli.listings import behaviours, models
 from circuits.cli.options import DEBUG
@@ -123,6 +124,7 @@ for _command in (
     check,
     models,
     behaviours,
+    guide,
 ):
     app.command()(_command)
 

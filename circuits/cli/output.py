@@ -70,6 +70,11 @@ class Output:
         """How many columns the terminal has."""
         return self._results.width
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether results are read in a terminal, rather than by another program."""
+        return self._results.is_terminal
+
     def say(self, text: str) -> None:
         """Write a message, unless quiet."""
         if not self.quiet:

@@ -91,7 +91,8 @@ def evaluation_rows(
         counted = f"of {areas.edges:,} edges, {Universe(areas.universe).words}"
         known = [(name, value) for name, value in (("CPR", areas.cpr), ("CMD", areas.cmd)) if value is not None]
         rows.append(("by MIB's rule", ", ".join(f"{name} {value:.3f}" for name, value in known) + f" ({counted})"))
-    return [*rows, *(("verdict", sentence) for sentence in verdict(evaluation, target))]
+    rows += [("verdict", sentence) for sentence in verdict(evaluation, target)]
+    return [*rows, ("what this means", "circuits guide evidence")]
 
 
 def likeness_rows(alike: Likeness) -> list[tuple[str, str]]:

@@ -73,7 +73,7 @@ def _require_known(module: nn.Module, name: str) -> None:
         raise UnsupportedModelError(
             f"'{name}' is of the class {type(module).__name__}, which is not of transformers, so where it reads and "
             "writes its residual stream is unknown. Describe it: `load_model(module, architecture=Architecture(...))`; "
-            "the README shows how."
+            "`circuits guide models` shows how."
         )
     classes = [kind.__name__ for kind in type(module).__mro__ if issubclass(kind, PreTrainedModel)]
     require_measurable(module.config, classes, name)

@@ -296,7 +296,7 @@ def architecture_of(module: nn.Module) -> Architecture:
         has = _settings({key: getattr(config, key, None) for key in keys})
         raise UnsupportedModelError(
             f"this model of type '{model_type}' has {has}, for which there is no adapter; expected {settings}. "
-            "Use another model of the family, or describe this one: see 'Models of your own' in the README."
+            "Use another model of the family, or describe this one: `circuits guide models` shows how."
         )
     for architecture in ARCHITECTURES:
         if not architecture.when and _has_the_modules(module, architecture):
@@ -305,7 +305,7 @@ def architecture_of(module: nn.Module) -> Architecture:
     raise UnsupportedModelError(
         f"models of type '{model_type}' have no adapter and do not have the modules of any known family, so their "
         f"edges would be measured at the wrong places. Known types: {known}. Describe this one with an "
-        "Architecture: see 'Models of your own' in the README; the guards will check it."
+        "Architecture: `circuits guide models` shows how, and the guards will check it."
     )
 
 

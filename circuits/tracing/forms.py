@@ -31,7 +31,7 @@ def first_of(output: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise GuardError(
             f"a module hands on a {type(value).__name__} where the adapter expects a tensor, alone or first in a "
-            "tuple. The architecture names the wrong module; see 'Models of your own' in the README."
+            "tuple. The architecture names the wrong module; see: circuits guide models"
         )
     return value
 

@@ -37,7 +37,7 @@ class GuardResult:
     error: float
     tolerance: float
     meaning: str
-    advice: str = "Describe it with an Architecture that fits: see 'Models of your own' in the README."
+    advice: str = "Describe it with an Architecture that fits; see: circuits guide models"
 
     @property
     def passed(self) -> bool:

@@ -129,7 +129,7 @@ def plan_memory(
         raise DeviceError(
             f"one prompt pair needs {human(per_pair)} of memory beside the model, and {human(budget.limit)} may be "
             f"used. Allow at least that with --memory {_argument(per_pair)}, use shorter prompts or a smaller dtype "
-            "(--dtype bfloat16), or a device with more memory."
+            "(--dtype bfloat16), or a device with more memory. See: circuits guide costs"
         )
     alone = max(working.values(), default=0)
     if budget.modest is not None:
@@ -141,7 +141,7 @@ def plan_memory(
         raise DeviceError(
             f"the recorded runs of {len(prompts)} prompt pairs need {human(kept)} of memory, and measuring them "
             f"{human(alone)} more; {human(budget.limit)} may be used. Use at most {fitting} pairs (--pairs), or allow "
-            f"more with --memory {_argument(kept + alone)}."
+            f"more with --memory {_argument(kept + alone)}. See: circuits guide costs"
         )
     longest = max((prompt.positions for prompt in prompts), default=1)
     most = min(len(prompts), batch_size or max(1, budget.pair_tokens // longest))

@@ -120,7 +120,7 @@ class Tracer:
                 f"{type(self.anatomy.module).__name__} does not reach its modules in the order that the adapter "
                 f"'{self.anatomy.architecture.name}' declares: query, key and value projections, the output "
                 f"projection, then the norm of the MLP and the MLP ({error}). Correct the paths; a model that computes "
-                "them in another order cannot be measured. See 'Models of your own' in the README."
+                "them in another order cannot be measured. See: circuits guide models"
             ) from error
         finally:
             if plan.stop is not None:

@@ -138,7 +138,7 @@ def test_wrong_columns_fire_head_isolation_alone(name: str) -> None:
     results = results_of(make(), architecture)
     assert failed(results) == ["head isolation"]
     with pytest.raises(
-        GuardError, match=r"tiny fails the guard 'head isolation'.*sliced wrongly.*'Models of your own'"
+        GuardError, match=r"tiny fails the guard 'head isolation'.*sliced wrongly.*circuits guide models"
     ):
         require(results, "tiny")
 

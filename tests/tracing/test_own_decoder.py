@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -381,11 +380,11 @@ def test_a_projection_that_runs_twice_is_refused() -> None:
         circuits.load_model(module, architecture=DESCRIPTION)
 
 
-# ----------------------------------------------------------------------------------------------------------- the README
+# ----------------------------------------------------------------------------------------------------------- the guide
 
 
 class Plain(nn.Module):
-    """The attention that the README's example describes."""
+    """The attention that the guide's example describes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -407,9 +406,8 @@ class PlainBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def test_the_example_of_the_readme_runs_as_it_stands_in_ten_lines() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"### Models of your own.*?```python\n(.*?)```", readme, re.DOTALL)
+def test_the_example_of_the_guide_runs_as_it_stands_in_ten_lines() -> None:
+    found = re.search(r"## Models of your own.*?```python\n(.*?)```", circuits.guide("models"), re.DOTALL)
     assert found is not None
     description = found[1].partition("Architecture(\n")[2].partition("\n)")[0]
     assert len(description.splitlines()) == 10
