@@ -43,8 +43,8 @@ def _field(
     if needed:
         fields = ", ".join(record) or "none"
         raise FormatError(
-            f"{source}: there is no '{names[0]}'; the fields are {fields}. Write it as {_or(names)}. See: circuits guide "
-            "prompts"
+            f"{source}: there is no '{names[0]}'; the fields are {fields}. Write it as {_or(names)}. "
+            "See: circuits guide prompts"
         )
     return "", None
 
