@@ -4,9 +4,11 @@ import inspect
 import re
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+_WRAPPED = (property, cached_property, classmethod, staticmethod)
 _LONGEST = 30
 """Default values of more characters are left out."""
 
@@ -32,34 +34,38 @@ def _of_class(name: str, kind: type) -> str:
     return "\n".join([_entry(name, kind), *members])
 
 
-def _is_told(kind: type, member: str, value: Any) -> bool:
+def _is_told(kind: type, member: str, value: object) -> bool:
     """Return whether a member of a class needs an entry: its methods and properties, but not its fields."""
     field = is_dataclass(kind) and member in {each.name for each in fields(kind)}
-    wrapped = isinstance(value, property | classmethod | staticmethod) or hasattr(value, "func")
-    return not field and (wrapped or inspect.isfunction(value)) and bool(inspect.getdoc(value))
+    return not field and (inspect.isfunction(value) or type(value) in _WRAPPED)
 
 
 def _signature(value: Any) -> str:
     """Return the parameters by name, with short defaults; nothing for what is not called."""
-    value = getattr(value, "__func__", value)
-    made = isinstance(value, type) and not issubclass(value, Enum | Exception)
-    if not made and not inspect.isfunction(value):
+    called: Any = getattr(value, "__func__", value)
+    made = inspect.isclass(called) and not issubclass(called, Enum | Exception)
+    if not made and not inspect.isfunction(called):
         return ""
-    parameters = inspect.signature(value).parameters.values()
-    shown = [_parameter(each) for each in parameters if each.name not in ("self", "cls")]
-    keyword = next((i for i, each in enumerate(parameters) if each.kind is each.KEYWORD_ONLY), None)
-    if keyword is not None and not any(each.kind is each.VAR_POSITIONAL for each in parameters):
-        shown.insert(keyword - (len(parameters) - len(shown)), "*")
-    return f"({', '.join(shown)})"
+    signature = inspect.signature(called)
+    shown = [
+        each.replace(
+            annotation=each.empty, default=each.empty if each.default is each.empty else _Default(each.default)
+        )
+        for each in signature.parameters.values()
+        if each.name not in ("self", "cls")
+    ]
+    return str(signature.replace(parameters=shown, return_annotation=inspect.Signature.empty))
 
 
-def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-    if parameter.default is parameter.empty:
-        return stars + parameter.name
-    default = parameter.default.value if isinstance(parameter.default, Enum) else parameter.default
-    text = repr(default)
-    return f"{parameter.name}={text if len(text) <= _LONGEST and '<' not in text else '…'}"
+class _Default:
+    """A default value, shown only where that is short."""
+
+    def __init__(self, value: Any) -> None:
+        self._value: object = value.value if isinstance(value, Enum) else value
+
+    def __repr__(self) -> str:
+        text = repr(self._value)
+        return text if len(text) <= _LONGEST and "<" not in text else "…"
 
 
 def _first_sentence(value: Any) -> str:
