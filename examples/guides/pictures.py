@@ -2,8 +2,8 @@
 
     python -m examples.guides.pictures
 
-From the circuits that `ioi.py` and `comparing.py` leave in outputs/guides/. About two minutes on one processor core; the
-browser is that of the tests (`pip install -e ".[test]"`).
+From the circuits that `ioi.py` and `comparing.py` leave in outputs/guides/. About two minutes on one processor
+core; the browser is that of the tests (`pip install -e ".[test]"`).
 """
 
 import subprocess
