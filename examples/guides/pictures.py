@@ -26,7 +26,7 @@ def circuits(*words: object) -> None:
 
 def picture(window: Browser, page: Path, node: str, pointed: str, to: Path) -> None:
     """Open a report, click a node, point at something else, and take a picture."""
-    window.open(page, width=1420, height=960)
+    window.open(page.resolve(), width=1420, height=960)
     window.click(*window.centre(f'[id="node:{node}"]'))
     x, y = window.centre(f'[id="{pointed}"]')
     window.run("scrollTo(0, 0)")
