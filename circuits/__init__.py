@@ -16,38 +16,39 @@ if TYPE_CHECKING:
     from circuits.ablation.generation import AblatedModel, ablated
     from circuits.ablation.intervention import Intervention
     from circuits.ablation.measuring import AblationReport, measure_ablation
+    from circuits.adapters.architecture import Architecture, each_slot
     from circuits.behaviours import load_behaviour
     from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
     from circuits.builder import build_graph
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
+    from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
     from circuits.discovery import Discovery, DiscoverySettings, discover
     from circuits.errors import CircuitsError
-    from circuits.evaluation import Crossing, compare_models, evaluate, measure_comparison
+    from circuits.evaluation import evaluate
     from circuits.experiments import experiment_on
-    from circuits.export.foreign import read_circuit
+    from circuits.files.journal import Journal
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
     from circuits.guides import guide
     from circuits.heads import HeadRoles, head_roles
-    from circuits.journal import Journal
+    from circuits.interchange.foreign import read_circuit
     from circuits.model import Model, load_model
     from circuits.openings import choose_openings
+    from circuits.patching.experiment import Options
+    from circuits.patching.paths import Path, path_effects
+    from circuits.patching.sites import patch_sites
     from circuits.scores import EdgeScores
     from circuits.scoring import score
-    from circuits.tracing.architecture import Architecture, each_slot
-    from circuits.tracing.experiment import Options
-    from circuits.tracing.paths import Path, path_effects
-    from circuits.tracing.sites import patch_sites
 
 _HOMES = {
     "AblatedModel": "circuits.ablation.generation",
     "AblationReport": "circuits.ablation.measuring",
-    "Architecture": "circuits.tracing.architecture",
+    "Architecture": "circuits.adapters.architecture",
     "Behaviour": "circuits.behaviours.behaviour",
     "Circuit": "circuits.circuit",
     "CircuitDiff": "circuits.comparison",
     "Comparison": "circuits.comparison",
-    "Crossing": "circuits.evaluation",
+    "Crossing": "circuits.comparison.comparing",
     "CircuitsError": "circuits.errors",
     "ComputationalGraph": "circuits.graph",
     "Discovery": "circuits.discovery",
@@ -56,21 +57,21 @@ _HOMES = {
     "EdgeScores": "circuits.scores",
     "HeadRoles": "circuits.heads",
     "Intervention": "circuits.ablation.intervention",
-    "Journal": "circuits.journal",
+    "Journal": "circuits.files.journal",
     "Model": "circuits.model",
     "ModelShape": "circuits.graph",
     "Node": "circuits.graph",
-    "Options": "circuits.tracing.experiment",
-    "Path": "circuits.tracing.paths",
+    "Options": "circuits.patching.experiment",
+    "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
     "TokenPair": "circuits.behaviours.behaviour",
     "ablated": "circuits.ablation.generation",
     "build_graph": "circuits.builder",
     "choose_openings": "circuits.openings",
     "compare": "circuits.comparison",
-    "compare_models": "circuits.evaluation",
+    "compare_models": "circuits.comparison.comparing",
     "discover": "circuits.discovery",
-    "each_slot": "circuits.tracing.architecture",
+    "each_slot": "circuits.adapters.architecture",
     "evaluate": "circuits.evaluation",
     "experiment_on": "circuits.experiments",
     "guide": "circuits.guides",
@@ -78,10 +79,10 @@ _HOMES = {
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
     "measure_ablation": "circuits.ablation.measuring",
-    "measure_comparison": "circuits.evaluation",
-    "patch_sites": "circuits.tracing.sites",
-    "path_effects": "circuits.tracing.paths",
-    "read_circuit": "circuits.export.foreign",
+    "measure_comparison": "circuits.comparison.comparing",
+    "patch_sites": "circuits.patching.sites",
+    "path_effects": "circuits.patching.paths",
+    "read_circuit": "circuits.interchange.foreign",
     "score": "circuits.scoring",
 }
 

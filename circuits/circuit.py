@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.builder import build_graph
-from circuits.documents import first_change, json_text, plain
 from circuits.equality import by_content, frozen
 from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
+from circuits.files.documents import first_change, json_text, plain
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
 from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Provenance
 from circuits.scores import Floats
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from circuits.ablation.generation import AblatedModel
     from circuits.ablation.intervention import Intervention
-    from circuits.export.beside import Example
+    from circuits.interchange.sidecars import Example
     from circuits.model import Model
 
 FORMAT = "circuits/circuit"
@@ -132,7 +132,7 @@ class Circuit:
 
     def save(self, path: str | Path) -> None:
         """Write ``circuit.json``; saving, loading and saving again gives the same bytes."""
-        from circuits.export.files import write
+        from circuits.files.atomic import write
 
         write(path, self.to_json())
 
@@ -146,9 +146,9 @@ class Circuit:
     ) -> None:
         """Draw the circuit into a file; the suffix (.svg .pdf .png .dot .mmd .html) says as what.
 
-        ``evidence`` is shown on nodes (``head_roles(...).texts()``). See :func:`circuits.export.draw.draw`.
+        ``evidence`` is shown on nodes (``head_roles(...).texts()``). See :func:`circuits.drawing.pictures.draw`.
         """
-        from circuits.export.draw import draw
+        from circuits.drawing.pictures import draw
 
         draw(self, path, title=title, evidence=evidence, prompts=prompts)
 
@@ -163,8 +163,8 @@ class Circuit:
 
     def _repr_svg_(self) -> str | None:
         """Show the diagram in a notebook; without Graphviz the notebook falls back to text."""
-        from circuits.export.dot import circuit_dot
-        from circuits.export.render import ImageFormat, image
+        from circuits.drawing.dot import circuit_dot
+        from circuits.drawing.render import ImageFormat, image
 
         try:
             return image(circuit_dot(self), ImageFormat.SVG).decode("utf-8")
@@ -208,7 +208,7 @@ class Circuit:
         What a file of another tool does not say is ``unknown``; :func:`circuits.read_circuit` also returns what was
         lost, and all scores. Raises :class:`FormatError` that says what is wrong with the file.
         """
-        from circuits.export.foreign import read_circuit
+        from circuits.interchange.foreign import read_circuit
 
         return cast("Self", read_circuit(path).circuit)
 

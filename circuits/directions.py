@@ -16,7 +16,7 @@ from circuits.behaviours.tokens import Tokens
 from circuits.errors import UsageError
 from circuits.model import Model
 from circuits.tracing.plan import Plan
-from circuits.tracing.prompts import require_pairs
+from circuits.tracing.requirements import require_pairs
 from circuits.tracing.runs import Recorder
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer

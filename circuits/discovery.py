@@ -17,11 +17,12 @@ from circuits.circuit import Circuit
 from circuits.errors import UsageError
 from circuits.evaluation import evaluate
 from circuits.experiments import AnyExperiment, experiment_on
-from circuits.export.files import write
-from circuits.export.scores import scores_of, write_scores
-from circuits.journal import Journal
+from circuits.files.atomic import write
+from circuits.files.journal import Journal
+from circuits.interchange.score_files import scores_of, write_scores
 from circuits.model import Model
 from circuits.openings import finds_openings, suited
+from circuits.patching.experiment import Options
 from circuits.pruning import Selection, closest, minimal, top
 from circuits.records import BehaviourInfo, Method, Provenance
 from circuits.scores import EdgeScores
@@ -30,7 +31,6 @@ from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings as ScorerSettings
 from circuits.scoring.verified import TopK
 from circuits.settings import settle
-from circuits.tracing.experiment import Options
 from circuits.vocabulary import PrunerName, ScorerName
 
 CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from circuits.behaviours.behaviour import digest_of
 from circuits.behaviours.pairs import TokenPair
 from circuits.directions import direction_of
-from circuits.journal import Journal, Shelf
+from circuits.files.journal import Journal, Shelf
 from circuits.model import Model
-from circuits.sequences import SequenceExperiment, rows_of
-from circuits.tracing.experiment import Options, PatchingExperiment
-from circuits.tracing.keeping import shelf_of_pairs
+from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.keeping import shelf_of_pairs
+from circuits.patching.sequences import SequenceExperiment, rows_of
 from circuits.vocabulary import Metric
 
 AnyExperiment = PatchingExperiment | SequenceExperiment

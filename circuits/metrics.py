@@ -7,7 +7,8 @@ Notation: ``A`` the answers and ``W`` the wrong answers of a prompt, ``l`` its l
 - log-odds: ``log p(A) - log(1 - p(A))``, in float64 with 1e-8 added to both
 - probability difference: ``p(A) - p(W)``
 - log probability: ``log p(A)``
-- sequence: ``w log p(A)`` with the weight ``w`` of a row, of which a pair has several (:mod:`circuits.sequences`)
+- sequence: ``w log p(A)`` with the weight ``w`` of a row, of which a pair has several
+  (:mod:`circuits.patching.sequences`)
 - projection: the length along a direction of the final stream, which takes the place of the logits
 - KL: ``KL(p_clean || p)`` in float64, lower is better
 """

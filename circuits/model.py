@@ -8,20 +8,20 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from circuits.adapters.anatomy import Anatomy
+from circuits.adapters.architecture import Architecture
 from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
+from circuits.files.journal import NOWHERE, Journal, Shelf
 from circuits.graph import ComputationalGraph
-from circuits.journal import NOWHERE, Journal, Shelf
-from circuits.models.builtin import FetchProgress, no_fetch_progress
+from circuits.guards.checks import GuardResult, check, require
+from circuits.models.fetching.builtin import FetchProgress, no_fetch_progress
+from circuits.models.in_memory import weights_in_memory
 from circuits.models.loading import load_weights
-from circuits.models.memory import weights_in_memory
 from circuits.models.weights import LoadedWeights, attention_of
+from circuits.patching.experiment import Options, PatchingExperiment
 from circuits.records import ModelInfo
 from circuits.settings import require_kind
-from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.architecture import Architecture
-from circuits.tracing.experiment import Options, PatchingExperiment
-from circuits.tracing.guards import GuardResult, check, require
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer
 

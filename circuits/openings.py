@@ -23,7 +23,7 @@ from circuits.behaviours.tokens import Tokenizer, Tokens, answer_tokens, prompt_
 from circuits.errors import BehaviourNotShownError, PromptError
 from circuits.model import Model
 from circuits.tracing.plan import Plan
-from circuits.tracing.prompts import require_pairs
+from circuits.tracing.requirements import require_pairs
 from circuits.tracing.runs import Recorder
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric

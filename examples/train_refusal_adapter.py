@@ -26,10 +26,10 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save_file
 from transformers import DynamicCache
 
+from circuits.behaviours.built_in.refusal import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, refusal_pairs
 from circuits.behaviours.pairs import Pair
-from circuits.behaviours.refusal import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS, refusal_pairs
 from circuits.behaviours.tokens import prompt_text, prompt_tokens
-from circuits.models.builtin import fetch
+from circuits.models.fetching.builtin import fetch
 from circuits.models.loading import load_weights
 from circuits.tracing.prefix import cache_keyword
 

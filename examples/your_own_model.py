@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import circuits
+from circuits.adapters.architecture import by_group
 from circuits.pruning import minimal
-from circuits.tracing.architecture import by_group
 from circuits.vocabulary import ScorerName
 
 

@@ -12,7 +12,10 @@ import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["circuits.metrics", "circuits.tracing", "circuits.heads", "circuits.ablation"],
+    [
+        f"circuits.{part}"
+        for part in ("metrics", "adapters", "memory", "tracing", "passes", "guards", "patching", "heads", "ablation")
+    ],
     f"{checked.__module__}.{checked.__name__}",
 )
 
@@ -27,7 +30,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def smol() -> Path:
     """The folder of the built-in model, fetched once and kept in the cache."""
-    from circuits.models.builtin import fetch
+    from circuits.models.fetching.builtin import fetch
 
     return fetch("smollm2-135m")
 

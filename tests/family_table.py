@@ -15,15 +15,15 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from circuits.adapters.anatomy import Anatomy
+from circuits.adapters.architecture import Architecture, by_group, concatenated
 from circuits.graph import ModelShape, Slot
-from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.architecture import Architecture, by_group, concatenated
-from circuits.tracing.guards import check
+from circuits.guards.checks import check
 from circuits.vocabulary import Metric
 from examples.guides.figures import placed
 from tests.reference import gradients, hooks
 from tests.reference.precision import in_float64
-from tests.tracing.subjects import TOKENIZER, Subject, all_but_one, clean_ids, corrupted_ids, metric_of, relative
+from tests.subjects import TOKENIZER, Subject, all_but_one, clean_ids, corrupted_ids, metric_of, relative
 from tests.zoo import FAMILIES, ZOO
 
 NAME = "families"

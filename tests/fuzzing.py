@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from circuits.behaviours.datasets import read_file
 from circuits.behaviours.pairs import Pair
+from circuits.behaviours.reading.datasets import read_file
 from circuits.builder import build_graph
 from circuits.circuit import Circuit
 from circuits.errors import CircuitsError, UsageError
-from circuits.export.scores import read_edges, read_scores, write_scores
 from circuits.graph import ModelShape
+from circuits.interchange.score_files import read_edges, read_scores, write_scores
 from circuits.scores import EdgeScores
 
 SECONDS = 30
@@ -316,7 +316,7 @@ def keeps_edges(path: Path) -> bool:
 
 
 def circuit_text() -> str:
-    from tests.export.example_circuits import random_circuit
+    from tests.example_circuits import random_circuit
 
     return random_circuit(8).to_json()
 

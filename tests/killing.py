@@ -5,8 +5,8 @@ and SIGINT in turn, at moments drawn uniformly over the passes that the command 
 the machine is), and prints a table. It fails unless every resumed command ends in the same bytes (the time taken and
 the command line aside).
 
-Each run is a fork of this process, which has loaded the packages once. ``circuits.journal.SECONDS`` is ``--seconds``
-there, so that a run of a few seconds writes as often as one of minutes does.
+Each run is a fork of this process, which has loaded the packages once. ``circuits.files.journal.SECONDS`` is
+``--seconds`` there, so that a run of a few seconds writes as often as one of minutes does.
 """
 
 import argparse
@@ -105,7 +105,8 @@ def run(arguments: Sequence[str], said: Path, *, seconds: float, kill: tuple[flo
 
 def _become(arguments: Sequence[str], said: Path, shared: mmap.mmap, seconds: float) -> None:
     """Be the command line: never returns."""
-    from circuits import cli, journal
+    from circuits import cli
+    from circuits.files import journal
     from circuits.tracing.tracer import Tracer
 
     with said.open("w") as file:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import circuits
-from circuits.tracing.exact import _groups
+from circuits.passes.exact import _groups
 from tests.tiny import tiny_llama
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"

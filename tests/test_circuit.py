@@ -14,7 +14,7 @@ from circuits.circuit import Circuit
 from circuits.errors import FormatError, OutputError, UsageError
 from circuits.graph import ModelShape
 from circuits.records import ModelInfo
-from tests.export.example_circuits import EVALUATION, GROUPED, PLAIN, circuit_of, random_circuit
+from tests.example_circuits import EVALUATION, GROUPED, PLAIN, circuit_of, random_circuit
 
 Document = dict[str, Any]
 

@@ -14,12 +14,12 @@ from circuits.discovery import DiscoverySettings, discover
 from circuits.errors import UsageError
 from circuits.experiments import experiment_on
 from circuits.model import Model, load_model
-from circuits.tracing.experiment import Options, PatchingExperiment
-from circuits.tracing.sites import patch_sites
+from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.sites import patch_sites
 from circuits.vocabulary import Metric, PrunerName, Site
 from tests.reference.hooks import exact_edge_effects, last_logits, masked_run
+from tests.subjects import random_masks, random_pairs, relative
 from tests.tiny import FAMILIES, tiny_tokenizer
-from tests.tracing.subjects import random_masks, random_pairs, relative
 from tests.zoo import ZOO
 
 THREE = ("llama", "qwen2", "gpt2")

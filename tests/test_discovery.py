@@ -17,7 +17,7 @@ from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.evaluation import evaluate
 from circuits.model import Model, verified
 from circuits.models.loading import LoadedWeights
-from circuits.tracing.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import Options, PatchingExperiment
 from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -191,15 +191,15 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *methods: str) -> None:
         raise AssertionError("measured again")
 
     for method in methods:
-        monkeypatch.setattr(f"circuits.tracing.{method}", measuring)
+        monkeypatch.setattr(f"circuits.{method}", measuring)
 
 
-ATTRIBUTION = "experiment.PatchingExperiment._attribution"
+ATTRIBUTION = "patching.experiment.PatchingExperiment._attribution"
 EVERYTHING = (
     ATTRIBUTION,
-    "experiment.PatchingExperiment._circuit_values",
-    "experiment.PatchingExperiment._mask_gradient",
-    "exact._Patcher.logits",
+    "patching.experiment.PatchingExperiment._circuit_values",
+    "patching.experiment.PatchingExperiment._mask_gradient",
+    "passes.exact._Patcher.logits",
 )
 
 
@@ -348,7 +348,7 @@ def test_the_closest_circuit_is_fitted_to_some_pairs_chosen_by_others_and_judged
     assert found.circuit.evaluation.likeness.remark
     assert any(stage.startswith("pruning ") and "error" in stage for stage in stages)
     stopped(model, behaviour, tmp_path, "comparing", CLOSEST)
-    forbid(monkeypatch, ATTRIBUTION, "experiment.PatchingExperiment._mask_gradient")
+    forbid(monkeypatch, ATTRIBUTION, "patching.experiment.PatchingExperiment._mask_gradient")
     same(found, discover(model, behaviour, CLOSEST, folder=tmp_path, resume=True))
 
 

@@ -17,10 +17,10 @@ from circuits import EdgeScores, load_behaviour
 from circuits.behaviours import BUILT_IN
 from circuits.circuit import Circuit
 from circuits.pruning.selection import Selection
-from tests.export.example_circuits import random_circuit
+from tests.adapters.test_own_decoder import DESCRIPTION, MODULE
+from tests.example_circuits import random_circuit
+from tests.subjects import PAIRS
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
-from tests.tracing.subjects import PAIRS
-from tests.tracing.test_own_decoder import DESCRIPTION, MODULE
 
 COPIES = {"copied": copy.copy, "deeply": copy.deepcopy, "pickled": lambda value: pickle.loads(pickle.dumps(value))}  # noqa: S301
 copies = pytest.mark.parametrize("how", COPIES)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from circuits.tracing.architectures import ARCHITECTURES, architecture_of
+from circuits.adapters.families import ARCHITECTURES, architecture_of
 from examples.guides.figures import markers
 from tests import family_table
 from tests.family_table import HEADINGS, NAME, Row, bound, line, row_of

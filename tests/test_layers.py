@@ -19,36 +19,53 @@ PACKAGE = Path(circuits.__file__).parent
 ROWS = (
     ("errors", "reference"),
     ("guides",),
-    ("documents",),
-    ("journal",),
+    ("files",),
     ("vocabulary",),
     ("settings", "equality"),
     ("graph",),
     ("builder",),
     ("scores",),
     ("statistics",),
-    (
-        "records",
-        "circuit",
-    ),
+    ("records", "circuit"),
     ("comparison",),
-    ("export",),
+    ("interchange", "diagrams"),
+    ("drawing",),
+    ("report",),
+    ("drawing.pictures",),
     ("behaviours",),
     ("metrics",),
     ("models",),
+    ("tracing.plan",),
+    ("adapters",),
+    ("memory",),
     ("tracing",),
+    ("passes",),
+    ("guards",),
+    ("patching",),
     ("model",),
-    ("openings", "sequences", "directions"),
+    ("openings", "directions"),
     ("experiments",),
     ("scoring", "pruning", "evaluation", "heads"),
+    ("comparison.crossed_runs", "comparison.comparing"),
     ("ablation",),
     ("discovery",),
     ("cli",),
     ("__init__", "__main__"),
 )
-"""A module imports its own unit and units of earlier rows (and neighbours in its row, but never in a circle)."""
+"""A module imports its own unit and units of earlier rows (and neighbours in its row, but never in a circle).
 
-SHORTCUTS = (("circuit", "export"), ("comparison", "export"), ("circuit", "ablation"), ("circuit", "model"))
+A unit is a part of the package, or a module of it that has a row of its own.
+"""
+
+SHORTCUTS = (
+    ("circuit", "drawing"),
+    ("circuit", "interchange"),
+    ("comparison", "drawing"),
+    ("circuit", "ablation"),
+    ("circuit", "model"),
+    ("circuit", "drawing.pictures"),
+    ("comparison", "drawing.pictures"),
+)
 """Values that draw themselves (``circuit.draw("x.svg")``) or act on a model (``circuit.ablated(model)``): their
 methods, and only they, may import what does it."""
 
@@ -56,8 +73,7 @@ LIGHT = (
     "errors",
     "reference",
     "guides",
-    "documents",
-    "journal",
+    "files",
     "vocabulary",
     "settings",
     "equality",
@@ -68,7 +84,11 @@ LIGHT = (
     "records",
     "circuit",
     "comparison",
-    "export",
+    "interchange",
+    "diagrams",
+    "drawing",
+    "report",
+    "drawing.pictures",
     "behaviours",
 )
 """Units that must work without torch."""
@@ -78,10 +98,10 @@ HEAVY = ("torch", "transformers", "nnsight", "pandas", "matplotlib", "peft", "gg
 
 FENCED = {
     "nnsight": "circuits.tracing.tracer",
-    "graphviz": "circuits.export.render",
-    "pygraphviz": "circuits.export.render",
+    "graphviz": "circuits.drawing.render",
+    "pygraphviz": "circuits.drawing.render",
 }
-TENSORS = "circuits.export.tensors"
+TENSORS = "circuits.interchange.tensors"
 """The one module that reads and makes files of tensors as torch saves them, with ``weights_only=True``."""
 PICKLING = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 
@@ -96,9 +116,10 @@ SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorte
 
 
 def unit(module: str) -> str:
-    """The part of the package a module belongs to: its first name below ``circuits``."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+    """The part of the package a module belongs to: the longest name in :data:`ROWS`, or its first name."""
+    parts = module.split(".")[1:]
+    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((name for name in names if row(name) is not None), parts[0] if parts else "__init__")
 
 
 def row(name: str) -> int | None:
@@ -256,7 +277,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_the_sources_that_are_checked_are_those_of_the_package() -> None:
-    assert {"circuits.__init__", "circuits.graph", "circuits.tracing.protocol"} <= set(SOURCES)
+    assert {"circuits.__init__", "circuits.graph", "circuits.patching.protocol"} <= set(SOURCES)
 
 
 LIGHT_MODULES = [
@@ -294,12 +315,17 @@ def loaded_by(statement: str, watched: tuple[str, ...]) -> list[str]:
         (imports_point_upwards, "circuits.graph", "from circuits import builder", "circuits.builder"),
         (imports_point_upwards, "circuits.graph", "import circuits", "not above"),
         (imports_point_upwards, "circuits.scoring.exact", "from circuits.discovery import discover", "discovery"),
-        (imports_point_upwards, "circuits.export.dot", "from circuits.tracing.runs import Run", "circuits.tracing"),
+        (imports_point_upwards, "circuits.drawing.dot", "from circuits.tracing.runs import Run", "circuits.tracing"),
         (imports_point_upwards, "circuits.graph", "from circuits.nowhere import x", "circuits.nowhere"),
         (imports_point_upwards, "circuits.graph", "from . import errors", "relatively"),
         (imports_point_upwards, "circuits.utils", "", "belongs to no row"),
-        (imports_point_upwards, "circuits.circuit", "from circuits.export.draw import draw", "not above"),
-        (imports_point_upwards, "circuits.scores", "def f():\n    from circuits.export.draw import draw", "not above"),
+        (imports_point_upwards, "circuits.circuit", "from circuits.drawing.pictures import draw", "not above"),
+        (
+            imports_point_upwards,
+            "circuits.scores",
+            "def f():\n    from circuits.drawing.pictures import draw",
+            "not above",
+        ),
         (
             fenced_packages_stay_in_their_module,
             "circuits.tracing.runs",
@@ -307,11 +333,16 @@ def loaded_by(statement: str, watched: tuple[str, ...]) -> list[str]:
             "only circuits.tracing.tracer",
         ),
         (fenced_packages_stay_in_their_module, "circuits.cli", "def f():\n    from graphviz import Source", "render"),
-        (fenced_packages_stay_in_their_module, "circuits.export.dot", "import pygraphviz.agraph", "render"),
-        (light_units_do_without_torch, "circuits.behaviours.ioi", "def f():\n    import torch", "imports torch"),
+        (fenced_packages_stay_in_their_module, "circuits.drawing.dot", "import pygraphviz.agraph", "render"),
+        (
+            light_units_do_without_torch,
+            "circuits.behaviours.built_in.ioi",
+            "def f():\n    import torch",
+            "imports torch",
+        ),
         (light_units_do_without_torch, "circuits.scores", "from torch.nn import Module", "torch.nn"),
         (heavy_packages_wait, "circuits.cli", "import pandas as pd", "pandas"),
-        (heavy_packages_wait, "circuits.export.files", "try:\n    import scipy\nfinally:\n    pass", "scipy"),
+        (heavy_packages_wait, "circuits.files.atomic", "try:\n    import scipy\nfinally:\n    pass", "scipy"),
         (heavy_packages_wait, "circuits.cli", "class A:\n    from torch import nn", "torch.nn"),
         (errors_are_caught_by_name, "circuits.cli", "try:\n    f()\nexcept:\n    pass", "catches BaseException"),
         (errors_are_caught_by_name, "circuits.cli", "try:\n    f()\nexcept Exception as e:\n    pass", "cli:3"),
@@ -323,17 +354,17 @@ def loaded_by(statement: str, watched: tuple[str, ...]) -> list[str]:
         ),
         (nothing_is_pickled, "circuits.circuit", "import pickle", "imports pickle"),
         (nothing_is_pickled, "circuits.circuit", "from joblib import dump", "joblib"),
-        (nothing_is_pickled, "circuits.models.hub", "x = torch.load(path)", "torch.load"),
-        (nothing_is_pickled, "circuits.export.tensors", "x = torch.load(path)", "without weights_only=True"),
+        (nothing_is_pickled, "circuits.models.fetching.hub", "x = torch.load(path)", "torch.load"),
+        (nothing_is_pickled, "circuits.interchange.tensors", "x = torch.load(path)", "without weights_only=True"),
         (
             nothing_is_pickled,
-            "circuits.export.tensors",
+            "circuits.interchange.tensors",
             "x = torch.load(path, weights_only=False)",
             "without weights_only",
         ),
-        (nothing_is_pickled, "circuits.export.tensors", "import pickle", "imports pickle"),
-        (nothing_is_pickled, "circuits.models.hub", "np.load(path, allow_pickle=True)", "allow_pickle"),
-        (nothing_is_pickled, "circuits.models.hub", "load(path, trust_remote_code=flag)", "trust_remote_code"),
+        (nothing_is_pickled, "circuits.interchange.tensors", "import pickle", "imports pickle"),
+        (nothing_is_pickled, "circuits.models.fetching.hub", "np.load(path, allow_pickle=True)", "allow_pickle"),
+        (nothing_is_pickled, "circuits.models.fetching.hub", "load(path, trust_remote_code=flag)", "trust_remote_code"),
         (nothing_is_pickled, "circuits.scores", "frame.to_pickle(path)", "to_pickle"),
     ],
 )
@@ -345,11 +376,11 @@ def test_a_bad_source_is_complained_about(rule: Rule, module: str, source: str, 
     ("rule", "module", "source"),
     [
         (imports_point_upwards, "circuits.builder", "from circuits.graph import Node\nfrom circuits import errors"),
-        (imports_point_upwards, "circuits.pruning.minimal", "from circuits.evaluation.evaluate import ratio"),
-        (imports_point_upwards, "circuits.circuit", "def f():\n    from circuits.export.draw import draw"),
+        (imports_point_upwards, "circuits.pruning.minimal", "from circuits.evaluation.evaluating import ratio"),
+        (imports_point_upwards, "circuits.circuit", "def f():\n    from circuits.drawing.pictures import draw"),
         (imports_point_upwards, "circuits.tracing.runs", "from circuits.tracing.plan import Plan\nimport numpy"),
         (fenced_packages_stay_in_their_module, "circuits.tracing.tracer", "import nnsight"),
-        (fenced_packages_stay_in_their_module, "circuits.export.render", "import graphviz, pygraphviz"),
+        (fenced_packages_stay_in_their_module, "circuits.drawing.render", "import graphviz, pygraphviz"),
         (light_units_do_without_torch, "circuits.metrics", "import torch"),
         (heavy_packages_wait, "circuits.cli", "def f():\n    import torch"),
         (heavy_packages_wait, "circuits.cli", "if TYPE_CHECKING:\n    import torch"),

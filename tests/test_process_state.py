@@ -13,20 +13,20 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import circuits
 from circuits.ablation.intervention import Intervention
+from circuits.adapters.anatomy import Anatomy
 from circuits.errors import GuardError, UsageError
 from circuits.graph import Node
 from circuits.metrics import AnswerTokens, measure
 from circuits.model import Model
+from circuits.patching.paths import Path
+from circuits.patching.sites import patch_sites
 from circuits.scoring import score
-from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.paths import Path
 from circuits.tracing.plan import Plan
-from circuits.tracing.sites import patch_sites
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Metric, NodeAblation, ScorerName
 from circuits.vocabulary import Site as PatchSite
+from tests.subjects import clean_ids, random_masks, random_pairs
 from tests.tiny import tiny_llama
-from tests.tracing.subjects import clean_ids, random_masks, random_pairs
 
 PAIRS = random_pairs(3, 8, shared=3)
 

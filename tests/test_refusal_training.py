@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from circuits.behaviours.pairs import Pair
-from tests.models.test_memory import quiet_peft
+from tests.models.test_in_memory import quiet_peft
 from tests.tiny import tiny_llama
 
 SCRIPT = Path(__file__).parent.parent / "examples/train_refusal_adapter.py"

@@ -25,7 +25,7 @@ from circuits.vocabulary import (
     PrunerName,
     ScorerName,
 )
-from tests.export.example_circuits import random_circuit
+from tests.example_circuits import random_circuit
 from tests.toy import ToyExperiment
 
 NAMES: list[tuple[type, str, Choice]] = [

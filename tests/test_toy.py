@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from circuits.builder import build_graph
 from circuits.circuit import Circuit
 from circuits.graph import Edge, ModelShape
+from circuits.patching.protocol import Experiment
 from circuits.records import BehaviourInfo, Method, ModelInfo
-from circuits.tracing.protocol import Experiment
 from circuits.vocabulary import Direction
 from tests.toy import PENCIL_EFFECTS, PENCIL_SHAPE, LinearToy, ToyExperiment, pencil_toy, planted_edges, planted_toy
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.builder import build_graph
+from circuits.files.journal import NOWHERE
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape, Node, NodeKind, Receiver, Slot
-from circuits.journal import NOWHERE
-from circuits.tracing.protocol import Progress, no_progress
+from circuits.patching.protocol import Progress, no_progress
 from circuits.vocabulary import Direction, Metric
 
 Floats = NDArray[np.float64]

@@ -16,10 +16,10 @@ from circuits.ablation.estimates import Quantity, mean_quantity, share_quantity
 from circuits.behaviours.pairs import TokenPair
 from circuits.equality import by_content
 from circuits.evaluation.random_circuits import random_circuits
+from circuits.files.journal import Journal
 from circuits.graph import EdgeIndices, Edges
-from circuits.journal import Journal
 from circuits.model import Model
-from circuits.tracing.experiment import Options
+from circuits.patching.experiment import Options
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
 

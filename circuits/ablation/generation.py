@@ -22,7 +22,7 @@ from circuits.errors import PromptError, UsageError
 from circuits.graph import Node
 from circuits.model import Model
 from circuits.tracing.plan import Plan, Visit
-from circuits.tracing.prompts import require_prompts
+from circuits.tracing.requirements import require_prompts
 from circuits.tracing.runs import Recorder, unembed
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import NodeChoice

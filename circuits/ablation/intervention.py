@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits.adapters.anatomy import Anatomy
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import UsageError
 from circuits.graph import Node, NodeKind
 from circuits.settings import settle
-from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site, Visit
-from circuits.tracing.prompts import require_pairs
+from circuits.tracing.requirements import require_pairs
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import NodeAblation
 

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from circuits.ablation.answers import Opening, Openings
 from circuits.ablation.estimates import Quantity, mean_quantity, perplexity_quantity, share_quantity
 from circuits.ablation.generation import AblatedModel, ablated
 from circuits.ablation.intervention import Intervention, Reference, portions, reference_of
 from circuits.ablation.nodes import control_nodes
-from circuits.ablation.openings import Opening, Openings
 from circuits.behaviours.behaviour import digest_of
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens, prompt_tokens
 from circuits.errors import UsageError
+from circuits.files.journal import Journal, Shelf
 from circuits.graph import Node
-from circuits.journal import Journal, Shelf
 from circuits.metrics import AnswerTokens, measure
 from circuits.model import Model
 from circuits.models.digests import tensors_digest

@@ -9,22 +9,22 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from circuits.behaviours.agreement import AGREEMENT
-from circuits.behaviours.batches import pairs_of_batches
 from circuits.behaviours.behaviour import Behaviour, PromptSet
-from circuits.behaviours.capital import CAPITAL
-from circuits.behaviours.datasets import read_file
-from circuits.behaviours.greater_than import GREATER_THAN
-from circuits.behaviours.harm import HARM
-from circuits.behaviours.induction import INDUCTION
-from circuits.behaviours.ioi import IOI
+from circuits.behaviours.built_in.agreement import AGREEMENT
+from circuits.behaviours.built_in.capital import CAPITAL
+from circuits.behaviours.built_in.greater_than import GREATER_THAN
+from circuits.behaviours.built_in.harm import HARM
+from circuits.behaviours.built_in.induction import INDUCTION
+from circuits.behaviours.built_in.ioi import IOI
+from circuits.behaviours.built_in.pronoun import PRONOUN
+from circuits.behaviours.built_in.refusal import REFUSAL, REFUSAL_OF
 from circuits.behaviours.pairs import Pair, TokenPair, clusters_of
-from circuits.behaviours.pronoun import PRONOUN
-from circuits.behaviours.refusal import REFUSAL, REFUSAL_OF
-from circuits.behaviours.rows import SUFFIXES
+from circuits.behaviours.reading.batches import pairs_of_batches
+from circuits.behaviours.reading.datasets import read_file
+from circuits.behaviours.reading.rows import SUFFIXES
 from circuits.behaviours.tokens import Message, Tokenizer
-from circuits.documents import exists
 from circuits.errors import UnknownNameError
+from circuits.files.documents import exists
 from circuits.records import BehaviourInfo
 
 __all__ = [

@@ -9,9 +9,9 @@ from typing import Self
 
 from circuits.behaviours.lint import inspect_pairs
 from circuits.behaviours.pairs import Pair, TokenPair
+from circuits.behaviours.reading.unusable import Unusable, refusal
 from circuits.behaviours.split import MINIMUM, draw, misplaced, split_pairs
 from circuits.behaviours.tokens import Message, Tokenizer
-from circuits.behaviours.unusable import Unusable, refusal
 from circuits.behaviours.variants import varied
 from circuits.errors import PromptError, UsageError
 from circuits.records import UNCHANGED, Variant

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.behaviours.pairs import Pair, TokenPair
+from circuits.behaviours.reading.unusable import Unusable
 from circuits.behaviours.tokens import (
     Tokenizer,
     Tokens,
@@ -19,7 +20,6 @@ from circuits.behaviours.tokens import (
     token_texts,
     unknown_place,
 )
-from circuits.behaviours.unusable import Unusable
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.vocabulary import Metric
 

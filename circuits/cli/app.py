@@ -10,22 +10,22 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from circuits.cli.ablate import ablate
-from circuits.cli.check import check
-from circuits.cli.compare import compare
-from circuits.cli.discover import discover
-from circuits.cli.draw import draw, export
-from circuits.cli.evaluate import evaluate
-from circuits.cli.guide import guide
-from circuits.cli.heads import heads
-from circuits.cli.listings import behaviours, models
-from circuits.cli.options import DEBUG
+from circuits.cli.arguments import DEBUG
+from circuits.cli.commands.ablate import ablate
+from circuits.cli.commands.check import check
+from circuits.cli.commands.compare import compare
+from circuits.cli.commands.discover import discover
+from circuits.cli.commands.draw import draw, export
+from circuits.cli.commands.evaluate import evaluate
+from circuits.cli.commands.guide import guide
+from circuits.cli.commands.heads import heads
+from circuits.cli.commands.listings import behaviours, models
+from circuits.cli.commands.patch import patch
+from circuits.cli.commands.path import path
+from circuits.cli.commands.score import score
 from circuits.cli.output import error
-from circuits.cli.patch import patch
-from circuits.cli.path import path
-from circuits.cli.score import score
-from circuits.documents import json_text
 from circuits.errors import CircuitsError, MissingFileError, MissingModelError, UnknownNameError, UsageError
+from circuits.files.documents import json_text
 
 FAILED, WRONG_USAGE, STOPPED = 1, 2, 130
 """Exit codes: the work failed; what the caller can mend (an option, a name, a missing file); Ctrl-C (128 + SIGINT)."""

@@ -4,18 +4,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from circuits.circuit import Circuit
-from circuits.cli.comparison_tables import tables_of
 from circuits.comparison import CircuitDiff, Column, Comparison, Part, TransferMatrix
 from circuits.comparison.parts import only
-from circuits.documents import json_text
+from circuits.drawing.difference import difference_dot
+from circuits.drawing.node_map import draw_several
+from circuits.drawing.pictures import draw_difference
+from circuits.drawing.render import ImageFormat, image
 from circuits.errors import RenderError
-from circuits.export.difference import difference_dot
-from circuits.export.draw import draw_difference
-from circuits.export.files import file_names, write
-from circuits.export.render import ImageFormat, image
-from circuits.export.report import Table, comparison_html
-from circuits.export.several import draw_several
+from circuits.files.atomic import file_names, write
+from circuits.files.documents import json_text
 from circuits.records import Evaluation
+from circuits.report.comparison_tables import tables_of
+from circuits.report.report import Table, comparison_html
 
 NUMBERS, DIFFERENCE, REPORT = "comparison.json", "difference", "report"
 MAP, SHARED = "nodes.svg", "shared.svg"

@@ -10,12 +10,12 @@ from circuits.circuit import Circuit
 from circuits.cli.output import Told
 from circuits.cli.session import scores_beside
 from circuits.errors import CircuitsError
-from circuits.export.beside import HEADS, PROMPTS, Example, prompts_json
-from circuits.export.files import write
+from circuits.files.atomic import write
+from circuits.interchange.sidecars import HEADS, PROMPTS, Example, prompts_json
 
 if TYPE_CHECKING:
     from circuits.discovery import Discovery, DiscoverySettings
-    from circuits.journal import Journal
+    from circuits.files.journal import Journal
     from circuits.model import Model
     from circuits.scores import Floats
 

@@ -22,7 +22,7 @@ from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
 
-from circuits.documents import json_text
+from circuits.files.documents import json_text
 
 Told = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""

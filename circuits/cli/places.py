@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from circuits.documents import exists, local_path
 from circuits.errors import OutputError, UnknownNameError
-from circuits.export.files import file_name, require_room
+from circuits.files.atomic import file_name, require_room
+from circuits.files.documents import exists, local_path
 
 ROOM = 50_000_000
 """Bytes that must be free: scores of 800,000 edges take 30 MB, everything else little."""

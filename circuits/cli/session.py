@@ -10,19 +10,19 @@ import numpy as np
 
 from circuits.behaviours.behaviour import Behaviour, TokenPair
 from circuits.circuit import Circuit
-from circuits.cli.options import DEFAULT_MODEL, PAIRS, Machine, Measurement
+from circuits.cli.arguments import DEFAULT_MODEL, PAIRS, Machine, Measurement
 from circuits.cli.output import Output, Told, printable
 from circuits.errors import UsageError
-from circuits.export.foreign import UNKNOWN, Imported, read_circuit
-from circuits.export.scores import read_scores_of, scores_of
+from circuits.interchange.foreign import UNKNOWN, Imported, read_circuit
+from circuits.interchange.score_files import read_scores_of, scores_of
 from circuits.records import ModelInfo
 from circuits.scores import EdgeScores
 
 if TYPE_CHECKING:
     from circuits.experiments import AnyExperiment
-    from circuits.journal import Journal
+    from circuits.files.journal import Journal
     from circuits.model import Model
-    from circuits.tracing.experiment import Options, PatchingExperiment
+    from circuits.patching.experiment import Options, PatchingExperiment
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Recorded:
     @property
     def of_one_token(self) -> "PatchingExperiment":
         """The experiment, where it measures one token of an answer; raises :class:`UsageError`."""
-        from circuits.tracing.experiment import PatchingExperiment
+        from circuits.patching.experiment import PatchingExperiment
 
         if isinstance(self.experiment, PatchingExperiment):
             return self.experiment

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from circuits.circuit import Circuit
-from circuits.export.layout import count_nodes
-from circuits.export.words import verdict
+from circuits.diagrams.layout import count_nodes
 from circuits.graph import EdgeIndices
 from circuits.records import Evaluation
+from circuits.report.sentences import verdict
 from circuits.statistics import Likeness
 from circuits.vocabulary import Universe
 

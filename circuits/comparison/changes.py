@@ -10,11 +10,11 @@ from typing import Any, cast
 import numpy as np
 
 from circuits.circuit import Circuit
+from circuits.comparison.chance import UNKNOWN, Estimate, spearman
 from circuits.comparison.names import names_of
 from circuits.comparison.pair import CircuitDiff, difference
-from circuits.comparison.statistics import UNKNOWN, Estimate, spearman
-from circuits.documents import plain
 from circuits.equality import by_content
+from circuits.files.documents import plain
 from circuits.graph import Node
 from circuits.records import ModelInfo
 from circuits.scores import Flags, Floats

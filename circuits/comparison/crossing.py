@@ -1,7 +1,7 @@
 """What circuits do on each other's prompts: transfer, and knocking out.
 
 Everything here is computed from values per prompt pair that were measured before (see
-:mod:`circuits.evaluation.crossing`), so that intervals of differences resample the same prompts.
+:mod:`circuits.comparison.crossed_runs`), so that intervals of differences resample the same prompts.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.comparison.statistics import Estimate
+from circuits.comparison.chance import Estimate
 from circuits.equality import by_content
 from circuits.scores import Floats
 from circuits.statistics import central, faithfulness, picks

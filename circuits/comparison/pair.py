@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from circuits.circuit import Circuit
+from circuits.comparison.chance import PairScores, compared_scores
 from circuits.comparison.names import names_of
 from circuits.comparison.overlap import (
     MATCHED,
@@ -22,10 +23,9 @@ from circuits.comparison.overlap import (
     sampled_chance,
 )
 from circuits.comparison.rewiring import rewired, shuffled_within, weighted_jaccard
-from circuits.comparison.statistics import PairScores, compared_scores
-from circuits.documents import plain
 from circuits.equality import by_content
 from circuits.errors import UsageError
+from circuits.files.documents import plain
 from circuits.graph import ComputationalGraph, EdgeIndices, Node, NodeKind
 from circuits.scores import EdgeScores
 
@@ -130,7 +130,7 @@ class CircuitDiff:
 
     def draw(self, path: str | Path, *, title: str | None = None) -> None:
         """Draw both circuits into one diagram; the suffix (.svg .pdf .png .dot) says as what."""
-        from circuits.export.draw import draw_difference
+        from circuits.drawing.pictures import draw_difference
 
         draw_difference(self, path, title=title)
 

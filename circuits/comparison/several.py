@@ -23,8 +23,8 @@ from circuits.comparison.names import names_of
 from circuits.comparison.pair import CircuitDiff, difference, require_one_shape
 from circuits.comparison.parts import CORE, MembershipCount, Part, membership_counts, parts_of
 from circuits.comparison.words import column_sentences, dissociation_sentences, in_short, transfer_sentences
-from circuits.documents import plain
 from circuits.errors import UnknownNameError, UsageError
+from circuits.files.documents import plain
 from circuits.scores import EdgeScores
 
 FORMAT, VERSION = "circuits/comparison", 1
@@ -101,13 +101,13 @@ class Comparison:
         if len(self.pairs) == 1:
             self.pairs[0].draw(path, title=title)
             return
-        from circuits.export.several import draw_several
+        from circuits.drawing.node_map import draw_several
 
         draw_several(self, path, shared=True)
 
     def draw_nodes(self, path: str | Path) -> None:
         """Draw a map of the model's heads and MLPs that shows which circuits have them; the suffix says as what."""
-        from circuits.export.several import draw_several
+        from circuits.drawing.node_map import draw_several
 
         draw_several(self, path)
 

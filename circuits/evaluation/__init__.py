@@ -1,11 +1,5 @@
-"""How good a circuit is, and how sure we are; what circuits do on each other's prompts and in each other's models."""
+"""How good a circuit is, and how sure we are."""
 
-from circuits.evaluation.comparing import Crossing, compare_models, measure_comparison
-from circuits.evaluation.evaluate import evaluate
+from circuits.evaluation.evaluating import evaluate
 
-__all__ = [
-    "Crossing",
-    "compare_models",
-    "evaluate",
-    "measure_comparison",
-]
+__all__ = ["evaluate"]

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.graph import EdgeIndices
+from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.records import Areas, CurvePoint
 from circuits.scores import EdgeScores
 from circuits.statistics import error, faithfulness
-from circuits.tracing.protocol import Experiment, Progress, no_progress
 from circuits.vocabulary import Universe
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

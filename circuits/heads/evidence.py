@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from circuits.documents import json_text, plain
-from circuits.export.beside import HEADS_FORMAT, VERSION
+from circuits.files.documents import json_text, plain
 from circuits.graph import Node
+from circuits.interchange.sidecars import HEADS_FORMAT, VERSION
 
 METHOD = {
     "attention": "measured: the value at position j is replaced by the unit vector e_j, queries and keys stay; then a "

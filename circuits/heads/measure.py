@@ -12,6 +12,7 @@ from torch import Tensor
 from circuits.behaviours.pairs import TokenPair
 from circuits.circuit import Circuit
 from circuits.errors import PromptError, UsageError
+from circuits.files.journal import Journal
 from circuits.graph import Edge, Node, NodeKind, Receiver
 from circuits.heads.evidence import (
     Copying,
@@ -24,12 +25,11 @@ from circuits.heads.evidence import (
 )
 from circuits.heads.labels import Thresholds, labels_of
 from circuits.heads.prompted import Prompted, weights_of
-from circuits.heads.sequences import repeated_sequences, sequence_scores
-from circuits.heads.writing import Copier
-from circuits.journal import Journal
+from circuits.heads.random_sequences import repeated_sequences, sequence_scores
+from circuits.heads.written_logits import Copier
 from circuits.model import Model
-from circuits.tracing.experiment import Options, PatchingExperiment
-from circuits.tracing.protocol import Progress, no_progress
+from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.protocol import Progress, no_progress
 from circuits.tracing.runs import record
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Ablation, Direction, Metric

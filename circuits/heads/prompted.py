@@ -15,7 +15,7 @@ from circuits.graph import Node
 from circuits.heads.attention import attention_weights, require_weighted_sum
 from circuits.heads.averages import Averages
 from circuits.heads.evidence import Written
-from circuits.heads.writing import TOP, among_top, head_logits
+from circuits.heads.written_logits import TOP, among_top, head_logits
 from circuits.metrics import PADDING, AnswerTokens
 from circuits.model import Model
 from circuits.tracing.runs import Run, record

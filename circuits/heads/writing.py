@@ -8,9 +8,9 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.adapters.anatomy import Anatomy
 from circuits.graph import Node, Slot
 from circuits.metrics import PADDING
-from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site
 from circuits.tracing.runs import Recorder, Run, sender_changes, unembed
 from circuits.tracing.tracer import Tracer

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from circuits.documents import read_json
 from circuits.errors import FormatError, ModelUnavailableError, UnsupportedModelError, border
+from circuits.files.documents import read_json
 from circuits.models.folders import WeightFiles, tensor_sizes
 from circuits.models.quiet import quiet_transformers
 from circuits.models.refusals import require_measurable

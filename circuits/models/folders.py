@@ -9,8 +9,8 @@ from gguf import GGUFReader
 from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 
-from circuits.documents import read_json
 from circuits.errors import FormatError, ModelUnavailableError, border
+from circuits.files.documents import read_json
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 

@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from circuits.documents import exists, local_path
 from circuits.errors import DeviceError, MissingModelError, ModelUnavailableError, UnknownNameError, UsageError, border
-from circuits.models import builtin, hub
-from circuits.models.builtin import BUILT_IN, FetchProgress, no_fetch_progress
+from circuits.files.documents import exists, local_path
 from circuits.models.configuration import attention_that_fits, read_configuration
 from circuits.models.devices import resolve_attention, resolve_device, resolve_dtype
 from circuits.models.digests import tokenizer_digest, weights_digest
+from circuits.models.fetching import builtin, hub
+from circuits.models.fetching.builtin import BUILT_IN, FetchProgress, no_fetch_progress
 from circuits.models.folders import WeightFiles, find_weights, unreadable_weights
 from circuits.models.lora import Adapter, find_adapter, with_adapter
 from circuits.models.quiet import quiet_transformers

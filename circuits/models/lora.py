@@ -10,8 +10,8 @@ from typing import Any, cast
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from circuits.documents import read_json
 from circuits.errors import FormatError, ModelUnavailableError, UnsupportedModelError, border
+from circuits.files.documents import read_json
 from circuits.models.patterns import PATTERN_SECONDS, slow_pattern
 
 CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -21,13 +21,13 @@ import numpy as np
 
 from circuits.errors import UsageError
 from circuits.graph import EdgeIndices
+from circuits.patching.protocol import INTERIM, Experiment, Progress, no_progress
 from circuits.pruning.connected import connected
 from circuits.pruning.residuals import Residuals, greedily
 from circuits.pruning.selection import Selection
 from circuits.pruning.stopping import Candidate, candidate, chosen
 from circuits.scores import EdgeScores, Floats
 from circuits.statistics import error
-from circuits.tracing.protocol import INTERIM, Experiment, Progress, no_progress
 
 Report = Callable[[str, Selection], None]
 """Called after each round with what was done and what is left."""

@@ -1,7 +1,7 @@
 """Attribution inside the circuit: from far more edges than are needed down to those that matter to each other.
 
 What an edge is worth depends on which others are there: scores of the whole model rank it among all of them. So the
-slopes of the metric along the weight of every edge (:mod:`circuits.tracing.mask_gradients`) are taken again inside each
+slopes of the metric along the weight of every edge (:mod:`circuits.passes.mask_gradients`) are taken again inside each
 circuit on the way, and the edges with the smallest go first. Edges with a negative slope, without which the circuit
 would do better, count as a quarter of their size: they go earlier than others, but not all at once, because slopes hold
 for small changes only (dropping the most harmful sixth together can destroy a circuit).

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.graph import EdgeIndices
+from circuits.patching.protocol import INTERIM, Experiment, Progress, no_progress
 from circuits.pruning.connected import connected
 from circuits.scores import Floats
 from circuits.statistics import faithfulness
-from circuits.tracing.protocol import INTERIM, Experiment, Progress, no_progress
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ import numpy as np
 
 from circuits.errors import BehaviourNotShownError, UsageError
 from circuits.graph import EdgeIndices
+from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.pruning.concentrate import concentrated, dispensable_first, regrown
 from circuits.pruning.judge import Judge
 from circuits.pruning.selection import Selection
 from circuits.scores import EdgeScores, Floats
-from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 Report = Callable[[str, Selection], None]
 """Called after each step with what was done and what is left."""

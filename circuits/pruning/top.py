@@ -3,11 +3,11 @@
 import numpy as np
 
 from circuits.errors import UsageError
+from circuits.patching.protocol import Experiment
 from circuits.pruning.connected import connected
 from circuits.pruning.selection import Selection
 from circuits.scores import EdgeScores
 from circuits.statistics import faithfulness
-from circuits.tracing.protocol import Experiment
 
 
 def top(experiment: Experiment, scores: EdgeScores, size: int, *, by_magnitude: bool = False) -> Selection:

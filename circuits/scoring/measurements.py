@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.graph import EdgeIndices
+from circuits.patching.protocol import Experiment, Progress
 from circuits.scores import Floats
 from circuits.scoring.budget import Meter
-from circuits.tracing.protocol import Experiment, Progress
 
 _EDGES_AT_ONCE = 4096
 

@@ -7,10 +7,10 @@ import numpy as np
 
 from circuits.errors import UsageError
 from circuits.graph import Edges
+from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.scores import EdgeScores
 from circuits.scoring.verified import TopK, verify
 from circuits.settings import settle
-from circuits.tracing.protocol import Experiment, Progress, no_progress
 from circuits.vocabulary import Metric, ScorerName
 
 

@@ -30,13 +30,13 @@ import numpy as np
 
 from circuits.errors import UsageError
 from circuits.graph import EdgeIndices
+from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.scores import EdgeScores, Verification
 from circuits.scoring.bounds import missed_at_most
 from circuits.scoring.budget import Budget, Meter
 from circuits.scoring.measurements import Measurements
 from circuits.scoring.race import Race
 from circuits.settings import settle
-from circuits.tracing.protocol import Experiment, Progress, no_progress
 
 _FIRST_SAMPLE = 64
 _SAMPLE_SHARE = 0.1

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.tracing.anatomy import Anatomy
+from circuits.adapters.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.prefix import Prefix
 from circuits.tracing.taps import Taps

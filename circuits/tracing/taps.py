@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.tracing.anatomy import Anatomy
+from circuits.adapters.anatomy import Anatomy
 from circuits.tracing.plan import Plan, Site, Visit
 
 Key = TypeVar("Key")

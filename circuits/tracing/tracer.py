@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
 
+from circuits.adapters.anatomy import Anatomy
+from circuits.adapters.architecture import Architecture
+from circuits.adapters.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
 from circuits.errors import GuardError, UsageError
-from circuits.models.memory import second_view
-from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.architecture import Architecture
-from circuits.tracing.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
+from circuits.models.in_memory import second_view
 from circuits.tracing.plan import Plan, Site, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
 from circuits.tracing.state import PositionState, foreign_hooks, require_ordinary_weights, require_own_state

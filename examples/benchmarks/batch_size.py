@@ -22,7 +22,7 @@ from measuring import Figures, number, peak_megabytes, plain_forward, report, st
 
 import circuits
 from circuits import Options
-from circuits.tracing.experiment import PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
 
 EDGES, REMOVALS, EXACT = 300, 12, 24
 """Edges of the circuit that is measured, how many of its edges are removed one by one, and how many are exact."""

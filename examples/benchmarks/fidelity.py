@@ -22,11 +22,11 @@ from circuits.errors import BehaviourNotShownError
 from circuits.experiments import experiment_on
 from circuits.graph import EdgeIndices
 from circuits.model import Model
+from circuits.patching.experiment import PatchingExperiment
 from circuits.pruning import Selection, closest, minimal
 from circuits.scores import EdgeScores
 from circuits.scoring import score
 from circuits.statistics import Estimate, faithfulness, faithfulness_interval, likeness
-from circuits.tracing.experiment import PatchingExperiment
 
 SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
 

@@ -24,14 +24,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from circuits import Options
+from circuits.adapters.anatomy import Anatomy
 from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
 from circuits.graph import ModelShape
+from circuits.memory.memory_plan import Budget, human, plan_memory
+from circuits.memory.needs import ModelSizes, Needs, PromptSize
 from circuits.models.devices import resolve_device
-from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.experiment import PatchingExperiment
-from circuits.tracing.memory import Budget, human, plan_memory
-from circuits.tracing.needs import ModelSizes, Needs, PromptSize
+from circuits.patching.experiment import PatchingExperiment
 from circuits.tracing.plan import Plan
 from circuits.tracing.runs import Recorder
 from circuits.tracing.tracer import Tracer

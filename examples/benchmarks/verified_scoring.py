@@ -19,12 +19,12 @@ from measuring import Cost, Figures, Meter, number, plain_forward, report, stopw
 
 import circuits
 from circuits.graph import ComputationalGraph, EdgeIndices, NodeKind
+from circuits.patching.experiment import PatchingExperiment
 from circuits.scores import EdgeScores
 from circuits.scoring import score
 from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings
 from circuits.scoring.verified import TopK
-from circuits.tracing.experiment import PatchingExperiment
 from circuits.vocabulary import ScorerName
 
 

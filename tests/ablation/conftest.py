@@ -12,8 +12,8 @@ from circuits.circuit import Circuit
 from circuits.graph import Node, NodeKind
 from circuits.model import Model, load_model
 from circuits.records import BehaviourInfo, Method
+from tests.subjects import random_pairs
 from tests.tiny import FAMILIES, tiny_qwen2, tiny_tokenizer
-from tests.tracing.subjects import random_pairs
 
 TOKENIZER = tiny_tokenizer()
 ANSWER, WRONG = 7, 8

@@ -6,9 +6,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from circuits.behaviours import agreement, capital, greater_than, induction, ioi, pronoun, refusal
-from circuits.behaviours.datasets import read_file
+from circuits.behaviours.built_in import agreement, capital, greater_than, induction, ioi, pronoun, refusal
 from circuits.behaviours.pairs import Pair
+from circuits.behaviours.reading.datasets import read_file
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"

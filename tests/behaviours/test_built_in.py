@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from circuits.behaviours import BUILT_IN, harm, load_behaviour
-from circuits.behaviours.refusal import CATEGORIES, Phrases, parse_phrases, read_phrases
+from circuits.behaviours import BUILT_IN, load_behaviour
+from circuits.behaviours.built_in import harm
+from circuits.behaviours.built_in.refusal import CATEGORIES, Phrases, parse_phrases, read_phrases
 from circuits.behaviours.tokens import prompt_text, single_tokens
 from circuits.errors import FormatError, PromptError, UnknownNameError, UsageError
 from circuits.vocabulary import Metric

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from circuits.behaviours import load_behaviour
-from circuits.behaviours.datasets import read_file
+from circuits.behaviours.reading.datasets import read_file
 from circuits.errors import CircuitsError, FormatError, MissingFileError, UnknownNameError
 
 A = {"clean": "When Mary went", "corrupted": "When John went", "answer": " Mary", "wrong_answer": " John"}
@@ -232,7 +232,7 @@ def test_a_packed_file_is_named_without_its_packing(write):
 
 
 def test_a_file_that_unpacks_without_end_is_refused(write, monkeypatch):
-    monkeypatch.setattr("circuits.behaviours.rows.MOST_BYTES", 1000)
+    monkeypatch.setattr("circuits.behaviours.reading.rows.MOST_BYTES", 1000)
     with pytest.raises(FormatError, match="MB are expected"):
         read_file(write("x.jsonl.gz", gzip.compress(b" " * 2000)))
 

@@ -6,7 +6,7 @@ import pytest
 from circuits.behaviours import Message, Pair
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.lint import check_gap, check_pair
-from circuits.behaviours.unusable import ADVICE
+from circuits.behaviours.reading.unusable import ADVICE
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.vocabulary import Metric
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from circuits.circuit import Circuit
-from circuits.export.beside import Example
-from circuits.export.draw import draw
-from circuits.export.markup import number
+from circuits.diagrams.markup import number
+from circuits.drawing.pictures import draw
 from circuits.graph import Node, NodeKind
+from circuits.interchange.sidecars import Example
 from tests.browser.driver import Browser
 from tests.browser.looking import SMALL, at_node, card, drawn, focused, on_edge, rows, set_slider
-from tests.export.example_circuits import GROUPED, circuit_of, random_circuit
+from tests.example_circuits import GROUPED, circuit_of, random_circuit
 
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1> '\"--> &lt;b&gt;"
 PROMPTS = [

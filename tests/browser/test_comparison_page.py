@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from circuits.comparison import CircuitDiff, Membership, difference
-from circuits.export.difference import difference_dot
-from circuits.export.markup import number
-from circuits.export.render import ImageFormat, image
-from circuits.export.report import Table, comparison_html, relative_sizes
+from circuits.diagrams.markup import number
+from circuits.drawing.difference import difference_dot
+from circuits.drawing.render import ImageFormat, image
+from circuits.report.report import Table, comparison_html, relative_sizes
 from tests.browser.driver import Browser
 from tests.browser.looking import SMALL, card, drawn, on_edge, rows, set_slider
-from tests.export.example_circuits import random_circuit
+from tests.example_circuits import random_circuit
 
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1> '\"--> &lt;b&gt;"
 

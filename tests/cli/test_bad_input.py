@@ -38,7 +38,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from circuits.models import hub
+    from circuits.models.fetching import hub
 
     def absent(hub_id: str, *_: object) -> Path:
         raise hub.NotOnHubError(f"the hub has no '{hub_id}'")
@@ -294,7 +294,7 @@ def test_a_full_disk_is_found_before_the_model_is_loaded(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     usage = namedtuple("usage", "total used free")(100, 99, 1_000_000)
-    monkeypatch.setattr("circuits.export.files.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("circuits.files.atomic.shutil.disk_usage", lambda _: usage)
     message = refused(FAILED, command, prompts, "--out", _out(command, tmp_path))
     assert "has 1 MB of free space, but 50 MB are needed. Choose another place with --out" in message
 
@@ -306,7 +306,7 @@ def test_a_disk_that_fills_up_later_leaves_what_was_computed(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("circuits.export.files.Path.write_bytes", full)
+        patched.setattr("circuits.files.atomic.Path.write_bytes", full)
         message = refused(FAILED, "discover", prompts, *discover_options(tiny_folder, tmp_path))
     assert f"cannot write {tmp_path / 'scores.parquet'}: No space left on device" in message
     result = invoke("discover", prompts, *discover_options(tiny_folder, tmp_path), "--resume")
@@ -320,7 +320,7 @@ def test_without_graphviz_the_circuit_is_kept_and_shown(
     def broken(*_: object) -> bytes:
         raise RenderError("no Graphviz was found: pygraphviz cannot be imported.")
 
-    monkeypatch.setattr("circuits.export.draw.image", broken)
+    monkeypatch.setattr("circuits.drawing.pictures.image", broken)
     result = invoke("discover", prompts, *discover_options(tiny_folder, tmp_path), "--pruner", "top", "--size", 30)
     assert result.exit_code == FAILED
     assert "no Graphviz was found" in result.stderr

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.gptj.modeling_gptj import GPTJBlock
 
-from circuits.tracing.forms import first_of
+from circuits.adapters.forms import first_of
 from tests.cli.conftest import as_json, done, invoke
 from tests.tiny import tiny_tokenizer
 from tests.zoo import ZOO, randomised

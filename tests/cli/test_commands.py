@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from circuits.circuit import Circuit
-from circuits.export.scores import read_scores
+from circuits.interchange.score_files import read_scores
 from tests.cli.conftest import as_json, discover_options, done, invoke
 
 COMMANDS = (
@@ -386,7 +386,7 @@ def test_check_lists_the_guards(tiny_folder: Path) -> None:
 
 
 def test_check_fails_when_a_guard_does(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from circuits.tracing.guards import GuardResult
+    from circuits.guards.checks import GuardResult
 
     failed = GuardResult("wiring", 0.5, 0.001, "A receiver does not read what the graph says.")
     monkeypatch.setattr("circuits.model.check", lambda *_: (failed,))

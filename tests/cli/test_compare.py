@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from circuits.report.comparison_tables import tables_of
 
 from circuits.circuit import Circuit
-from circuits.cli.comparison_tables import tables_of
 from circuits.comparison import compare
 from tests.cli.conftest import as_json, discover_options, done, invoke
 from tests.cli.test_bad_input import FAILED, USAGE, refused
-from tests.export.example_circuits import circuit_of
+from tests.example_circuits import circuit_of
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 FEW = ("--pairs", 6, "--random", 2)

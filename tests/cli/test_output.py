@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from circuits.cli.options import command
+from circuits.cli.arguments import command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder
 from circuits.cli.tables import table
-from circuits.documents import plain
+from circuits.files.documents import plain
 from tests.cli.conftest import done
 
 
@@ -133,10 +133,10 @@ def test_the_version_is_shown() -> None:
 
 
 def test_the_defaults_are_those_of_the_library() -> None:
-    from circuits.cli.discover import discover
-    from circuits.cli.options import DISCOVERY_PAIRS
+    from circuits.cli.arguments import DISCOVERY_PAIRS
+    from circuits.cli.commands.discover import discover
     from circuits.discovery import DiscoverySettings
-    from circuits.tracing.experiment import Options
+    from circuits.patching.experiment import Options
 
     library, parameters = DiscoverySettings(), inspect.signature(discover).parameters
     for name in ("scorer", "pruner", "target", "size", "prune_limit", "steps", "heldout"):

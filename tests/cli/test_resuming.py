@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from circuits.journal import Journal
+from circuits.files.journal import Journal
 from circuits.tracing.tracer import Tracer
 from tests.cli.conftest import done, invoke
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from circuits.circuit import Circuit
-from circuits.export.scores import read_scores
+from circuits.interchange.score_files import read_scores
 from circuits.scores import EdgeScores
 from tests.cli.conftest import as_json, discover_options, done, invoke
 from tests.cli.test_interruption import stopped, without_provenance

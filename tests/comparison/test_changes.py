@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from circuits.comparison import EdgeChanges, ModelEffects
-from circuits.export.difference import difference_dot
-from tests.export.example_circuits import GROUPED, circuit_of
+from circuits.drawing.difference import difference_dot
+from tests.example_circuits import GROUPED, circuit_of
 
 EDGES = ("input->m0", "input->m1", "m0->m1", "m0->logits", "m1->logits")
 CIRCUIT = circuit_of(dict.fromkeys(EDGES, 1.0), name="refusal")

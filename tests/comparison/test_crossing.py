@@ -9,7 +9,7 @@ import pytest
 from circuits.comparison import Column, Dissociation, compare
 from circuits.comparison.crossing import dissociation, shared_by, transfer_matrix, without
 from circuits.comparison.words import dissociation_sentences, transfer_sentences
-from tests.export.example_circuits import circuit_of
+from tests.example_circuits import circuit_of
 
 N = 40
 WHOLE, ONLY = ("a", "b"), (without("a", "b"), without("b", "a"))

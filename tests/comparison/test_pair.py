@@ -14,7 +14,7 @@ from circuits.comparison.pair import edge_strata
 from circuits.comparison.rewiring import rewired, shuffled_within
 from circuits.errors import UsageError
 from circuits.scores import EdgeScores
-from tests.export.example_circuits import GROUPED, ONE_LAYER, circuit_of, random_circuit
+from tests.example_circuits import GROUPED, ONE_LAYER, circuit_of, random_circuit
 
 # One layer, two heads: 13 edges (6 into q, k, v of the heads, 3 into the MLP, 4 into the logits).
 A = circuit_of({"input->a0.h0<q>": 2.0, "a0.h0->m0": 1.0, "m0->logits": -1.0}, ONE_LAYER, name="first")

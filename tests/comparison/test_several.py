@@ -14,7 +14,7 @@ from circuits.circuit import Circuit
 from circuits.comparison import compare
 from circuits.comparison.parts import live_edges, pruned_to_live_paths
 from circuits.errors import UnknownNameError, UsageError
-from tests.export.example_circuits import GROUPED, ONE_LAYER, circuit_of, random_circuit
+from tests.example_circuits import GROUPED, ONE_LAYER, circuit_of, random_circuit
 
 A = circuit_of({"input->m0": 4.0, "m0->m1": 2.0, "m1->logits": 1.0, "input->m1": 1.0}, name="first")
 B = circuit_of({"input->m0": 2.0, "m0->m1": -1.0, "m2->logits": 1.0}, name="second")
@@ -150,8 +150,8 @@ def test_the_same_circuits_give_the_same_comparison() -> None:
 
 HASHED = """
 from circuits.comparison import compare
-from circuits.export.several import node_map_dot, shared_dot
-from tests.export.example_circuits import random_circuit
+from circuits.drawing.node_map import node_map_dot, shared_dot
+from tests.example_circuits import random_circuit
 found = compare(*(random_circuit(120, seed=i // 2, name=name) for i, name in enumerate("xyz")))
 print(found.to_dict(), node_map_dot(found), shared_dot(found), *(part.circuit.to_json() for part in found.parts))
 """

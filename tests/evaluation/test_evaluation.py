@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from circuits.builder import build_graph
 from circuits.evaluation import evaluate
 from circuits.evaluation.curve import SHARES, best_edges, count_edges, curve
-from circuits.evaluation.evaluate import accuracy
+from circuits.evaluation.evaluating import accuracy
 from circuits.evaluation.random_circuits import heads_swapped, random_circuits
-from circuits.export.words import verdict
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape, NodeKind
 from circuits.pruning import connected
+from circuits.report.sentences import verdict
 from circuits.scores import EdgeScores
 from circuits.scoring import score
 from circuits.statistics import faithfulness, faithfulness_interval

@@ -16,14 +16,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from circuits.circuit import Circuit
+from circuits.drawing.pictures import export
 from circuits.evaluation.curve import curve
-from circuits.export.draw import export
 from circuits.graph import Edge
 from circuits.records import BehaviourInfo, Method, ModelInfo
 from circuits.scores import EdgeScores
 from circuits.vocabulary import Metric, Universe
 from tests.reference.hooks import masked_run
-from tests.tracing.subjects import Subject, clean_ids, corrupted_ids, metric_of, subject_of
+from tests.subjects import Subject, clean_ids, corrupted_ids, metric_of, subject_of
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from circuits.adapters.anatomy import Anatomy
 from circuits.errors import GuardError
 from circuits.heads.attention import attention_weights, require_weighted_sum
-from circuits.tracing.anatomy import Anatomy
 from circuits.tracing.runs import record
 from circuits.tracing.tracer import Tracer
 from tests.tiny import tiny_llama

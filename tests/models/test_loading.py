@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from safetensors.torch import load_file, save_file
 
 from circuits.errors import DeviceError, ModelUnavailableError, UnknownNameError, UnsupportedModelError
-from circuits.models import builtin, hub
+from circuits.models.fetching import builtin, hub
 from circuits.models.loading import load_weights
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 

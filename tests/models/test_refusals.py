@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from circuits.errors import UnsupportedModelError
+from circuits.models.in_memory import weights_in_memory
 from circuits.models.loading import load_weights
-from circuits.models.memory import weights_in_memory
 from circuits.models.refusals import require_measurable
 from tests.tiny import tiny_gpt2, tiny_llama
 from tests.zoo import ZOO

@@ -7,14 +7,14 @@ import pytest
 
 from circuits.builder import build_graph
 from circuits.errors import UsageError
+from circuits.files.journal import NOWHERE
 from circuits.graph import Edge, EdgeIndices, ModelShape
-from circuits.journal import NOWHERE
+from circuits.patching.protocol import Progress, no_progress
 from circuits.pruning import Selection, closest
 from circuits.pruning.residuals import Residuals, greedily
 from circuits.pruning.stopping import Candidate, candidate, chosen
 from circuits.scoring import score
 from circuits.statistics import error, faithfulness, fidelity
-from circuits.tracing.protocol import Progress, no_progress
 from circuits.vocabulary import Metric, ScorerName
 from tests.toy import LinearToy, mean_and_sd, planted_toy
 

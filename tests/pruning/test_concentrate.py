@@ -5,12 +5,12 @@ import pytest
 
 from circuits.builder import build_graph
 from circuits.graph import Edge, EdgeIndices, ModelShape
+from circuits.patching.protocol import no_progress
 from circuits.pruning import Selection, minimal
 from circuits.pruning.concentrate import concentrated, dispensable_first, regrown
 from circuits.pruning.judge import Judge
 from circuits.scoring import score
 from circuits.statistics import faithfulness
-from circuits.tracing.protocol import no_progress
 from circuits.vocabulary import ScorerName
 from tests.toy import LinearToy, ToyExperiment, pencil_toy, planted_toy
 

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from circuits.adapters.anatomy import Anatomy
 from circuits.behaviours.pairs import TokenPair
-from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import Options, PatchingExperiment
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction
 from tests.reference.anatomy import anatomy_of

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.builder import build_graph
+from circuits.files.journal import NOWHERE
 from circuits.graph import ComputationalGraph, EdgeIndices, ModelShape
-from circuits.journal import NOWHERE
-from circuits.tracing.protocol import Progress, no_progress
+from circuits.patching.protocol import Progress, no_progress
 from circuits.vocabulary import Metric
 
 Floats = NDArray[np.float64]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from circuits.errors import UsageError
+from circuits.patching.protocol import no_progress
 from circuits.scoring import budget as budget_module
 from circuits.scoring.budget import Budget, Meter
 from circuits.scoring.measurements import Measurements
-from circuits.tracing.protocol import no_progress
 from tests.scoring.tables import TableExperiment, table
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from circuits.errors import UsageError
-from circuits.export.scores import read_scores, write_scores
 from circuits.graph import ModelShape
+from circuits.interchange.score_files import read_scores, write_scores
 from circuits.scores import EdgeScores
 from circuits.scoring import agreement, score
 from circuits.scoring.budget import Budget

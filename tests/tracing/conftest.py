@@ -1,16 +1,5 @@
-"""Every supported family, in float32 and in float64."""
+"""Tests of this folder run on every family."""
 
-import pytest
+from tests.every_family import double, subject
 
-from tests.tiny import FAMILIES
-from tests.tracing.subjects import Subject, double_of, subject_of
-
-
-@pytest.fixture(scope="session", params=list(FAMILIES))
-def subject(request: pytest.FixtureRequest) -> Subject:
-    return subject_of(request.param)
-
-
-@pytest.fixture(scope="session", params=list(FAMILIES))
-def double(request: pytest.FixtureRequest) -> Subject:
-    return double_of(request.param)
+__all__ = ["double", "subject"]

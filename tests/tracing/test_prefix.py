@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from circuits.behaviours.pairs import TokenPair
 from circuits.tracing.prefix import cache_keyword
+from tests.subjects import Subject, clean_ids, random_pairs, subject_of
 from tests.tiny import tiny_llama
-from tests.tracing.subjects import Subject, clean_ids, random_pairs, subject_of
 
 
 def alike(pairs: Sequence[TokenPair], shared: int) -> list[TokenPair]:

@@ -1,0 +1,1 @@
+"""What is known of families of decoders: where each reads and writes its residual stream."""

@@ -1,0 +1,1 @@
+"""The built-in behaviours, one file each."""

@@ -1,0 +1,1 @@
+"""Reading prompts: files of several layouts, and batches of token ids."""

@@ -1,0 +1,326 @@
+"""Options that several commands share, in groups; a command takes a whole group as one parameter."""
+
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+
+import typer
+
+from circuits.behaviours import load_behaviour
+from circuits.behaviours.behaviour import Behaviour
+from circuits.behaviours.tokens import Tokenizer
+from circuits.cli.output import Output, Told
+from circuits.cli.prompting import Prompting
+from circuits.errors import UsageError
+from circuits.records import BehaviourInfo
+from circuits.vocabulary import Ablation, Choice, Direction, Metric, ScorerName
+
+if TYPE_CHECKING:
+    from circuits.model import Model
+    from circuits.patching.experiment import Options
+
+DEFAULT_MODEL = "smollm2-135m"
+PAIRS, DISCOVERY_PAIRS, PATCHING_PAIRS = 32, 64, 16
+"""How many prompt pairs are used unless said otherwise; activation patching runs the model hundreds of times."""
+LOADING = "loading the model"
+DEBUG = "circuits.debug"
+"""The key under which a run remembers ``--debug``."""
+
+
+_MAY_BE_EMPTY = ("system", "prefill", "title", "behaviour")
+"""Options whose empty text means something, or has a message of its own."""
+_PROMPTING = ("system", "prefill", "refuse", "comply")
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def then_loading(progress: Told) -> Told:
+    """Follow the fetching of a model; when a part of it is done, loading may come next, which tells nothing itself."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+        if done == total:
+            progress(LOADING, 0, 0)
+
+    return told
+
+
+def _choices(names: type[Choice]) -> str:
+    return "|".join(names)
+
+
+def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
+    ctx.meta[DEBUG] = asked
+    return asked
+
+
+BehaviourArgument = Annotated[
+    str, typer.Argument(metavar="BEHAVIOUR", help="A built-in name (see: circuits behaviours) or a prompt file.")
+]
+CircuitArgument = Annotated[Path, typer.Argument(metavar="CIRCUIT.json", help="A circuit that discover wrote.")]
+DirectionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar=_choices(Direction),
+        help="Corrupt in the clean run, or restore in the corrupted one.",
+        rich_help_panel="Measurement",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Which model, where and how it runs."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"A built-in model, a folder or a Hugging Face id. Default: {DEFAULT_MODEL}, or the circuit's own.",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(help="auto, cpu, CUDA or mps.", rich_help_panel="Model")] = "auto"
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = "auto"
+    attention: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|sdpa|eager",
+            help="Attention kernel; auto is sdpa where the model has it.",
+            rich_help_panel="Model",
+        ),
+    ] = "auto"
+    batch_size: Annotated[
+        str, typer.Option(metavar="auto|N", help="Rows in one forward pass.", rich_help_panel="Model")
+    ] = "auto"
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|SIZE|SHARE",
+            help="Memory to use beside the model: 8GB, or 50% of what is free.",
+            rich_help_panel="Model",
+        ),
+    ] = "auto"
+
+    checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--checkpointing/--no-checkpointing",
+            help="Gradients layer by layer: less memory, a forward pass more. Default: where memory is too small.",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    matmul_precision: Annotated[
+        str,
+        typer.Option(
+            metavar="highest|high|medium",
+            help="Of float32 products, where the device has it: high allows TF32, medium bfloat16.",
+            rich_help_panel="Model",
+        ),
+    ] = "highest"
+
+    def load(self, progress: Told, *, default: str = DEFAULT_MODEL) -> "Model":
+        """Load the model that was asked for; the guards see it at full precision."""
+        from circuits.model import load_model
+        from circuits.models.devices import MatmulPrecision
+
+        precision = MatmulPrecision.parse(self.matmul_precision)
+        progress(LOADING, 0, 0)
+        model = load_model(
+            self.model or default,
+            device=self.device,
+            dtype=self.dtype,
+            attention=self.attention,
+            progress=then_loading(progress),
+        )
+        precision.use()
+        return model
+
+    def tokenizer(self, progress: Told) -> Tokenizer:
+        """Load the tokenizer of the model that was asked for."""
+        from circuits.models.loading import load_weights
+
+        progress("loading the tokenizer", 0, 0)
+        told = then_loading(progress)
+        return load_weights(self.model or DEFAULT_MODEL, device=self.device, dtype=self.dtype, progress=told).tokenizer
+
+    @property
+    def rows(self) -> int | None:
+        """The batch size; None: from the free memory."""
+        if self.batch_size == "auto":
+            return None
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", self.batch_size):
+            raise UsageError(f"--batch-size is auto or a number from 1 up, got '{self.batch_size}'.")
+        return int(self.batch_size)
+
+    @property
+    def limit(self) -> str:
+        """How much memory may be used, checked."""
+        from circuits.memory.memory_plan import parse_budget
+
+        parse_budget(self.memory, 0, default=1.0)
+        return self.memory
+
+
+@dataclass(frozen=True)
+class Measurement(Prompting):
+    """What is measured, on which prompts."""
+
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            help=f"How many prompt pairs (default: discover {DISCOVERY_PAIRS}, patch {PATCHING_PAIRS}, evaluate as "
+            f"many as the circuit was judged on, else {PAIRS}).",
+            min=1,
+            rich_help_panel="Measurement",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the prompt pairs (default: 0).", min=0, rich_help_panel="Measurement")
+    ] = None
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar=_choices(Metric), help="Default: the behaviour's own.", rich_help_panel="Measurement"),
+    ] = None
+    ablation: Annotated[
+        str | None,
+        typer.Option(metavar=_choices(Ablation), help="What replaces a corrupted edge.", rich_help_panel="Measurement"),
+    ] = None
+
+    def behaviour(self, name: str | Path, *, recorded: BehaviourInfo | None = None) -> Behaviour:
+        """Load a behaviour as it was asked for; what was not asked for is as a circuit has recorded it."""
+        behaviour = self.varied(load_behaviour(name, recorded=recorded))
+        chosen = self.metric or (recorded.metric if recorded else None)
+        return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
+
+    def options(
+        self,
+        behaviour: Behaviour,
+        machine: Machine,
+        *,
+        direction: str = Direction.NOISING,
+        ablation: str | None = None,
+        scorer: ScorerName | None = None,
+    ) -> "Options":
+        """Say what is measured; names and numbers are checked before anything long begins."""
+        chosen = Ablation.parse(self.ablation or ablation or Ablation.CORRUPTED)
+        towards, rows, memory = Direction.parse(direction), machine.rows, machine.limit
+
+        from circuits.patching.experiment import Options
+
+        return Options(
+            metric=behaviour.metric,
+            ablation=chosen,
+            direction=towards,
+            batch_size=rows,
+            memory=memory,
+            keep_gradients=scorer in (ScorerName.EAP, ScorerName.CLEAN_CORRUPTED),
+            checkpointing=machine.checkpointing,
+        )
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a command talks."""
+
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")] = (
+        False
+    )
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No messages, no progress bars.", rich_help_panel="Output")
+    ] = False
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Show tracebacks, and warnings of other packages.",
+            callback=_remember_debug,
+            rich_help_panel="Output",
+        ),
+    ] = False
+
+    def output(self) -> Output:
+        """Open the output."""
+        return Output(as_json=self.json, quiet=self.quiet)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups of options: a parameter whose type is a dataclass stands for one option per field."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        group: Any = parameter.annotation
+        if is_dataclass(group) and isinstance(group, type):
+            hints = get_type_hints(group, include_extras=True)
+            groups[parameter.name] = (group, [field.name for field in fields(group)])
+            parameters += [
+                inspect.Parameter(
+                    field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                )
+                for field in fields(group)
+            ]
+        else:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+
+    @wraps(function)
+    def run(**given: Any) -> None:
+        debug = bool(given.get("debug"))
+        _require_text(given)
+        for name, (group, members) in groups.items():
+            given[name] = group(**{member: given.pop(member) for member in members})
+        with _silent_packages(debug=debug), _library_warnings():
+            function(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _require_text(given: Mapping[str, Any]) -> None:
+    """Raise :class:`UsageError` for an empty text: a shell variable that is not set is no wish for the default."""
+    for name, value in given.items():
+        texts: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
+        broken = next((text for text in texts if isinstance(text, str) and _HALF.search(text)), None)
+        if broken is not None and name in _PROMPTING:
+            raise UsageError(f"--{name} {broken!r} holds what is no UTF-8 text; expected text that the model can read.")
+        if "" in texts and name not in _MAY_BE_EMPTY:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is empty; expected a value, or leave the option out for its default."
+            )
+
+
+@contextmanager
+def _silent_packages(*, debug: bool) -> Generator[None]:
+    """Hide warnings of other packages: users of the command line cannot act on them."""
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        yield
+
+
+class _Warnings(logging.Handler):
+    """Shows what the library warns of, which is said once for the command that it concerns."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the warning; those of the command line itself are shown by their command."""
+        if not record.name.startswith("circuits.cli"):
+            Output().warn(record.getMessage())
+
+
+@contextmanager
+def _library_warnings() -> Generator[None]:
+    """Show the library's warnings as those of commands are shown."""
+    library, handler = logging.getLogger("circuits"), _Warnings(logging.WARNING)
+    library.addHandler(handler)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)

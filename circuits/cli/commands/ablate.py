@@ -1,0 +1,214 @@
+"""``circuits ablate``: act on a circuit while the model generates, and measure what that changes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+
+from circuits.ablation.nodes import acting_nodes
+from circuits.behaviours import load_behaviour
+from circuits.behaviours.behaviour import Behaviour, PromptSet
+from circuits.circuit import Circuit
+from circuits.cli.acting import Acting
+from circuits.cli.arguments import CircuitArgument, Machine, Voice, command
+from circuits.cli.output import Told
+from circuits.cli.places import prepared_file
+from circuits.cli.resuming import ResumeOption, kept_beside
+from circuits.cli.session import circuit_behaviour_name, require_same_model
+from circuits.cli.tables import facts, table
+from circuits.files.documents import json_text
+from circuits.graph import NodeKind
+from circuits.vocabulary import ActedOn, Metric
+
+if TYPE_CHECKING:
+    from circuits.ablation.edges import EdgeAblationReport
+    from circuits.ablation.estimates import Quantity
+    from circuits.ablation.measuring import AblationReport
+    from circuits.model import Model
+
+HELDOUT, REFERENCE = 32, 32
+SHOWN = 6
+"""How many answers whose beginning changed the table shows."""
+FORMAT, VERSION = "circuits/ablation", 1
+
+
+@command
+def ablate(
+    circuit: CircuitArgument,
+    *,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts", "-p", help="A behaviour or prompt file to measure on (default: the circuit's own behaviour)."
+        ),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=4, help="How many held-out prompt pairs.", rich_help_panel="Measurement")
+    ] = HELDOUT,
+    random: Annotated[
+        int,
+        typer.Option(min=0, help="How many random ablations of the same size.", rich_help_panel="Measurement"),
+    ] = 5,
+    tokens: Annotated[
+        int,
+        typer.Option(min=1, max=8, help="How many tokens of an answer to generate.", rich_help_panel="Measurement"),
+    ] = 5,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Draws prompts (default: the circuit's) and nodes.", rich_help_panel="Measurement"),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(Metric), help="Default: the metric of the circuit.", rich_help_panel="Measurement"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write all of it as JSON.", rich_help_panel="Output")
+    ] = None,
+    resume: ResumeOption = False,
+    acting: Acting,
+    machine: Machine,
+    voice: Voice,
+) -> None:
+    """Generate with a circuit's heads and MLPs ablated, scaled or steered: what changes, against random ablations?
+
+    A node that puts out v (a head before the output projection; what an MLP adds) puts out r + scale * (v - r) +
+    steer * d instead, at every token that is read or generated but the first: r is its mean over reference prompts, or
+    zero; d the difference of means of clean (harmful) and corrupted (harmless) prompts. Everything after it is
+    recomputed.
+
+    Edges (--what edges) carry corrupted values instead. Such values exist for pairs of prompts and not for what is
+    generated, so edges are ablated at the first token of the answer only.
+
+    Measured on held-out pairs: how answers begin (the refusal rate on harmful and over-refusal on harmless requests),
+    the metric, log-odds, and perplexity on neutral sentences. At most 8 tokens are generated. Intervals are 95 %.
+    """
+    output = voice.output()
+    acting.check()
+    found = Circuit.load(circuit)
+    chosen = _behaviour(found, prompts, metric)
+    part = acting.part(found)
+    acted_on = acting_nodes(part, acting.which) if acting.target is ActedOn.NODES else ()
+    file = prepared_file(out, (".json",)) if out else None
+
+    from circuits.ablation.edges import measure_edge_ablation
+    from circuits.ablation.measuring import measure_ablation
+    from circuits.files.atomic import write
+
+    intervention = acting.intervention if acting.target is ActedOn.NODES else None
+    with kept_beside(circuit, "ablate", file, output, resume=resume) as journal, output.progress() as progress:
+        model, drawn = _prepared(found, chosen, machine, progress, pairs=pairs, seed=seed)
+        require_same_model(found, model, output)
+        common: dict[str, Any] = {
+            "metric": drawn.metric,
+            "draws": random,
+            "seed": found.method.seed if seed is None else seed,
+            "progress": progress,
+            "journal": journal,
+        }
+        if intervention is None:
+            report = measure_edge_ablation(model, part.edges, drawn.heldout, **common)
+        else:
+            report = measure_ablation(
+                model,
+                acted_on,
+                drawn.heldout,
+                intervention,
+                reference=drawn.discovery,
+                new_tokens=tokens,
+                **common,
+            )
+        document = _document(report, circuit, model.info.id, acting.target, drawn) | {"seed": common["seed"]}
+        if file is not None:
+            write(file, _text(document), make_folder=True)
+    title = f"{found.behaviour.name} circuit in {model.info.id}, on {chosen.name}"
+    rows = [("written to", str(file))] if file else []
+    output.show(facts(title, [*_done(report), *rows]), *_tables(report), report.describe())
+    output.finish(document | {"file": str(file) if file else None})
+
+
+def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:
+    behaviour = load_behaviour(circuit_behaviour_name(found, prompts, "--prompts"), recorded=found.behaviour)
+    chosen = metric or (found.behaviour.metric if behaviour.name == found.behaviour.name else None)
+    return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
+
+
+def _prepared(
+    found: Circuit, chosen: Behaviour, machine: Machine, progress: Told, *, pairs: int, seed: int | None
+) -> tuple["Model", PromptSet]:
+    model = machine.load(progress, default=found.model.id)
+    seed = found.method.seed if seed is None else seed
+    drawn = chosen.prompts(model.tokenizer, discovery=REFERENCE, heldout=pairs, seed=seed)
+    progress("recording the reference prompts", 0, 0)
+    return model, drawn
+
+
+def _document(
+    report: "AblationReport | EdgeAblationReport", circuit: Path, model: str, target: ActedOn, drawn: PromptSet
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model,
+        "circuit": str(circuit),
+        "what": target,
+        "behaviour": drawn.behaviour,
+        "metric": drawn.metric,
+        "pairs": drawn.n_heldout,
+        "reference_pairs": drawn.n_discovery,
+        "prompts_digest": drawn.digest,
+        "summary": report.describe(),
+        **report.to_dict(),
+    }
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json_text(document, sort_keys=True)
+
+
+def _done(report: "AblationReport | EdgeAblationReport") -> list[tuple[str, str]]:
+    from circuits.ablation.edges import EdgeAblationReport
+
+    if isinstance(report, EdgeAblationReport):
+        return [
+            ("acted on", f"{len(report.edges)} edges, which carry corrupted values; first token of the answer only"),
+            ("random", f"{report.draws} circuits with as many edges and the same wiring on other nodes"),
+        ]
+    heads = sum(node.kind is NodeKind.HEAD for node in report.nodes)
+    return [
+        ("acted on", f"{heads} heads and {len(report.nodes) - heads} MLPs of the circuit"),
+        ("done", report.intervention.describe()),
+        ("random", f"{report.draws} ablations of as many heads and MLPs of the same depth"),
+    ]
+
+
+def _tables(report: "AblationReport | EdgeAblationReport") -> list[RenderableType]:
+    from circuits.ablation.measuring import AblationReport
+
+    quantities = _quantities(report.quantities)
+    return [quantities, _openings(report)] if isinstance(report, AblationReport) else [quantities]
+
+
+def _quantities(quantities: "Sequence[Quantity]") -> Group:
+    rows = [
+        [each.name, str(each.n), each.before.describe(), each.after.describe(), each.describe_random()]
+        for each in quantities
+    ]
+    title = "before and after, with 95 % intervals; random: median [smallest, largest]"
+    return table(title, ["", "n", "before", "after", "random"], rows, numbers=(1, 2, 3, 4))
+
+
+def _openings(report: "AblationReport") -> Group:
+    changed = [asdict(each) for each in report.openings if each.before_class != each.after_class]
+    rows = [
+        [each["side"], repr(each["before"]), f"{each['before_class']} → {each['after_class']}", repr(each["after"])]
+        for each in changed[:SHOWN]
+    ]
+    title = f"{len(changed)} of {len(report.openings)} answers begin otherwise" + (
+        f"; the first {SHOWN}" if len(changed) > SHOWN else ""
+    )
+    return table(title, ["side", "before", "class", "after"], rows)

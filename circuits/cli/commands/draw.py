@@ -1,0 +1,64 @@
+"""``circuits draw`` and ``circuits export``: a circuit into a picture, a page or another tool's format."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuits.cli.arguments import CircuitArgument, Voice, command
+from circuits.cli.evidence import known_intervals
+from circuits.cli.places import prepared_file, prepared_folder
+from circuits.cli.session import imported, scores_beside
+from circuits.drawing.pictures import DRAWINGS, EXPORT_SUFFIXES, FOLDER
+from circuits.drawing.pictures import draw as draw_circuit
+from circuits.drawing.pictures import export as export_circuit
+from circuits.interchange.sidecars import beside
+
+
+@command
+def draw(
+    circuit: CircuitArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help=f"The suffix says as what: {' '.join(DRAWINGS)}.")
+    ],
+    title: Annotated[str | None, typer.Option(help="Instead of the behaviour and the model.")] = None,
+    *,
+    voice: Voice,
+) -> None:
+    """Draw a circuit: diagram, report page or Mermaid text.
+
+    Tooltips and report tell what is in the heads.json and prompts.json beside the circuit, where they are there.
+    """
+    output = voice.output()
+    found = imported(circuit, output).circuit
+    file, known = prepared_file(out, DRAWINGS), beside(circuit, found)
+    for remark in known.remarks:
+        output.warn(remark)
+    intervals = known_intervals(found, circuit) if file.suffix.lower() == ".html" else None
+    draw_circuit(found, file, title=title, evidence=known.evidence, prompts=known.prompts, intervals=intervals)
+    output.show(f"circuit of {len(found)} edges drawn into {out}")
+    output.finish({"edges": len(found), "file": str(out)})
+
+
+@command
+def export(
+    circuit: CircuitArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help=f"The suffix says as what: {' '.join(EXPORT_SUFFIXES)}.")
+    ],
+    *,
+    voice: Voice,
+) -> None:
+    """Write a circuit for other tools: GraphML, CSV, and the formats of EAP-IG and MIB.
+
+    .mib.json and .mib.pt hold the scores of all edges where discover left them beside the circuit; .mib is a folder
+    that MIB evaluates.
+    """
+    output = voice.output()
+    read = imported(circuit, output)
+    found, scores = read.circuit, read.scores or scores_beside(read.circuit, circuit)
+    place = prepared_folder(out) if out.name.lower().endswith(FOLDER) else prepared_file(out, EXPORT_SUFFIXES)
+    file = export_circuit(found, place, scores=scores)
+    scored = 0 if scores is None or ".mib" not in out.name.lower() else len(scores.scored)
+    output.show(f"{len(found)} edges{f', and the scores of {scored:,},' * bool(scored)} written to {file}")
+    output.finish({"edges": len(found), "scored": scored, "file": str(file)})

@@ -1,0 +1,98 @@
+"""``circuits path``: what named paths carry."""
+
+from typing import Annotated
+
+import typer
+
+from circuits.cli.arguments import BehaviourArgument, Machine, Measurement, Voice, command
+from circuits.cli.output import Output
+from circuits.cli.session import Recorded, Session, recorded
+from circuits.cli.tables import facts, table
+from circuits.errors import UsageError
+from circuits.scores import Floats
+
+
+@command
+def path(
+    behaviour: BehaviourArgument,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help='Such as "a9.h8->a11.h2<q>->logits" (quote it: > redirects).')
+    ],
+    *,
+    measurement: Measurement,
+    machine: Machine,
+    voice: Voice,
+) -> None:
+    """Measure paths of several hops: corrupt the first node, freeze what is not on the path."""
+    output = voice.output()
+    for text in paths:
+        if "->" not in text:
+            raise UsageError(
+                f"'{text}' is not a path; expected nodes joined by ->, in quotes, such as \"a9.h8->a11.h2<q>->logits\"."
+            )
+    chosen = measurement.behaviour(behaviour)
+    options = measurement.options(chosen, machine)
+
+    from circuits.patching.paths import Path, path_effects
+
+    with output.progress() as progress:
+        begun = recorded(Session(machine, measurement, output), chosen, options, progress)
+        parsed = [Path.parse(text, begun.model.graph) for text in paths]
+        progress("measuring paths", 0, 0)
+        effects = path_effects(begun.of_one_token, parsed)
+    _report(begun, [str(one) for one in parsed], effects, output)
+
+
+def _report(begun: Recorded, paths: list[str], effects: Floats, output: Output) -> None:
+    experiment, options = begun.experiment, begun.experiment.options
+    gap = float(experiment.clean.mean() - experiment.corrupted.mean())
+    gap = -gap if options.metric.lower_is_better else gap
+    found = [
+        {
+            "path": one,
+            "effect": float(row.mean()),
+            "sd": float(row.std(ddof=1)) if len(row) > 1 else None,
+            "share": float(row.mean()) / gap,
+        }
+        for one, row in zip(paths, effects, strict=True)
+    ]
+    for warning in begun.warnings:
+        output.warn(warning)
+    output.show(
+        facts(
+            f"{begun.behaviour} in {begun.model.info.id}",
+            [
+                (
+                    str(options.metric),
+                    f"clean {experiment.clean.mean():.3f}, corrupted {experiment.corrupted.mean():.3f}",
+                ),
+                ("prompt pairs", str(experiment.n_pairs)),
+                ("effect", "what corrupting the path costs; positive hurts the behaviour"),
+            ],
+        ),
+        table(
+            f"paths (effect in {options.metric.unit}, share of the gap between clean and corrupted)",
+            ["path", "effect", "sd", "share"],
+            [
+                [
+                    str(row["path"]),
+                    f"{row['effect']:.4f}",
+                    "" if row["sd"] is None else f"{row['sd']:.4f}",
+                    f"{row['share']:.1%}",
+                ]
+                for row in found
+            ],
+            numbers=(1, 2, 3),
+        ),
+    )
+    output.finish(
+        {
+            "metric": options.metric,
+            "n": experiment.n_pairs,
+            "metric_clean": float(experiment.clean.mean()),
+            "metric_corrupted": float(experiment.corrupted.mean()),
+            "prefix_cache": str(experiment.prefix_cache),
+            "paths": found,
+            "warnings": list(begun.warnings),
+        }
+    )

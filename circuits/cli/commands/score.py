@@ -1,0 +1,145 @@
+"""``circuits score``: a number for every edge, or for those asked for."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuits.cli.arguments import BehaviourArgument, DirectionOption, Machine, Measurement, Voice, command
+from circuits.cli.output import Output, Told
+from circuits.cli.places import default_folder, prepared_file
+from circuits.cli.resuming import ResumeOption, kept_until_done
+from circuits.cli.session import Recorded, Session, model_name, recorded
+from circuits.cli.tables import STRONGEST, facts, table
+from circuits.cli.verifying import Verifying
+from circuits.errors import MissingFileError, UsageError
+from circuits.files.documents import exists
+from circuits.graph import EdgeIndices
+from circuits.interchange.score_files import SUFFIXES, read_edges, write_scores
+from circuits.scores import EdgeScores
+from circuits.vocabulary import Direction, ScorerName
+
+if TYPE_CHECKING:
+    from circuits.experiments import AnyExperiment
+
+
+@command
+def score(
+    behaviour: BehaviourArgument,
+    *,
+    scorer: Annotated[
+        str, typer.Option(metavar="|".join(ScorerName), help="How edges are scored.")
+    ] = ScorerName.EAP_IG,
+    edges: Annotated[
+        str,
+        typer.Option(metavar="FILE|all|top:N", help="Which edges; top:N are the N best by eap-ig."),
+    ] = "all",
+    steps: Annotated[int, typer.Option(help="Steps of eap-ig.", min=1)] = 5,
+    direction: DirectionOption = Direction.NOISING,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .csv or .parquet file.", rich_help_panel="Output")
+    ] = None,
+    resume: ResumeOption = False,
+    verifying: Verifying,
+    measurement: Measurement,
+    machine: Machine,
+    voice: Voice,
+) -> None:
+    """Score edges: positive means that corrupting the edge hurts the behaviour."""
+    output = voice.output()
+    name, wanted = ScorerName.parse(scorer), _Wanted(edges)
+    searched = verifying.top_k(name)
+    chosen = measurement.behaviour(behaviour)
+    options = measurement.options(chosen, machine, direction=direction or Direction.NOISING, scorer=name)
+    file = prepared_file(out or default_folder(model_name(machine), chosen.name) / f"scores-{name}.csv", SUFFIXES)
+
+    from circuits.scoring import score as score_edges
+    from circuits.scoring.scorers import Settings
+
+    seed = measurement.seed or 0
+    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
+        begun = recorded(Session(machine, measurement, output), chosen, options, progress, journal=journal)
+        if machine.memory != "auto":
+            output.say(f"memory: {begun.experiment.plan}")
+        indices = wanted.indices(begun.experiment, steps, progress)
+        told = Settings(indices, steps, seed, searched, lambda done, total: progress(f"scoring ({name})", done, total))
+        scores = score_edges(begun.experiment, name, told)
+        write_scores(scores, file, make_folder=True)
+    _report(begun, scores, file, output)
+
+
+def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> None:
+    experiment, options, name = begun.experiment, begun.experiment.options, scores.scorer
+    for warning in begun.warnings:
+        output.warn(warning)
+    rows = list(scores.rows(scores.ranked(by_magnitude=True)[:STRONGEST]))
+    rows.sort(key=lambda row: -abs(float(row["score"])))
+    output.show(
+        facts(
+            f"{begun.behaviour} in {begun.model.info.id}",
+            [
+                ("edges scored", f"{len(scores.scored):,} of {scores.graph.n_edges:,} by {name}"),
+                *([("verified", scores.verification.describe())] if scores.verification else []),
+                (
+                    str(options.metric),
+                    f"clean {experiment.clean.mean():.3f}, corrupted {experiment.corrupted.mean():.3f}",
+                ),
+                ("prompt pairs", str(experiment.n_pairs)),
+                ("written to", str(file)),
+            ],
+        ),
+        table(
+            "strongest edges",
+            ["edge", f"score ({options.metric.unit})"],
+            [[str(row["edge"]), f"{row['score']:.4g}"] for row in rows],
+            numbers=(1,),
+        ),
+    )
+    output.finish(
+        {
+            "scorer": name,
+            "measured": scores.measured,
+            "verification": asdict(scores.verification) if scores.verification else None,
+            "metric": options.metric,
+            "n": experiment.n_pairs,
+            "metric_clean": float(experiment.clean.mean()),
+            "metric_corrupted": float(experiment.corrupted.mean()),
+            "prefix_cache": str(experiment.prefix_cache),
+            "edges": len(scores.scored),
+            "strongest": rows,
+            "warnings": list(begun.warnings),
+            "file": str(file),
+        }
+    )
+
+
+class _Wanted:
+    """The edges that ``--edges`` names."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        head, _, number = text.partition(":")
+        self._top: int | None = None
+        if head == "top" and not exists(Path(text)):
+            if not re.fullmatch("0*[1-9][0-9]{0,8}", number):
+                raise UsageError(f"--edges top:N needs a number from 1 up, got '{text}'; such as top:200.")
+            self._top = int(number)
+        elif text != "all" and not exists(Path(text), file=True):
+            raise MissingFileError(
+                f"there is no file '{text}'; --edges takes all, top:N, or a file with one edge per line, such as "
+                "a3.h5->m7."
+            )
+
+    def indices(self, experiment: "AnyExperiment", steps: int, progress: Told) -> EdgeIndices | None:
+        """Give the edges' positions; None: all edges."""
+        from circuits.scoring import score as score_edges
+        from circuits.scoring.scorers import Settings
+
+        if self._text == "all":
+            return None
+        if self._top is None:
+            return read_edges(self._text, experiment.graph)
+        told = Settings(steps=steps, progress=lambda done, total: progress("ranking (eap-ig)", done, total))
+        return score_edges(experiment, ScorerName.EAP_IG, told).ranked()[: self._top]

@@ -1,0 +1,1 @@
+"""What diagrams are made of: layout, colours, legends and safe text."""

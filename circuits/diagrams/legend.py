@@ -1,0 +1,77 @@
+"""The legend below a diagram: one HTML-like table, drawn by Graphviz as the label of the whole graph."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from circuits.diagrams.markup import html_text, one_line
+from circuits.diagrams.palette import INK
+
+WRAP = 92
+"""Longest line of the legend in characters; longer text is wrapped so that it never sets the figure's width."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One sample and what it means; ``shape`` is ``line``, ``dashes``, ``dots``, ``box``, ``round``."""
+
+    shape: str
+    colour: str
+    text: str
+    border: str = INK
+
+
+def legend(title: str, lines: Sequence[str], keys: Sequence[Sequence[Key]], notes: Sequence[str]) -> str:
+    """Give the table: a bold title, lines of facts, rows of keys, notes in small type."""
+    rows = [_text_row(f"<B>{part}</B>", 11) for part in _wrapped(title, WRAP - 20)]
+    rows += [_text_row(part, 9) for line in lines for part in _wrapped(line, WRAP)]
+    rows.append(_key_grid(keys))
+    rows += [_text_row(part, 8) for line in notes for part in _wrapped(line, WRAP + 10)]
+    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="2" CELLPADDING="1">{"".join(rows)}</TABLE>>'
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [html_text(part) for part in textwrap.wrap(one_line(text), width) or [""]]
+
+
+def _text_row(markup: str, size: int) -> str:
+    return f'<TR><TD ALIGN="LEFT"><FONT POINT-SIZE="{size}">{markup}</FONT></TD></TR>'
+
+
+def _key_grid(rows: Sequence[Sequence[Key]]) -> str:
+    """Lay the keys out in columns: Graphviz stretches inner tables, a grid stays tidy when it does."""
+    cells = "".join(
+        "<TR>" + "".join(f"<TD>{_sample(key)}</TD>{_caption(key)}" for key in row) + "</TR>" for row in rows
+    )
+    table = f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{cells}</TABLE>'
+    return f'<TR><TD ALIGN="LEFT">{table}</TD></TR>'
+
+
+def _caption(key: Key) -> str:
+    return f'<TD ALIGN="LEFT"><FONT POINT-SIZE="9">{html_text(key.text)}&#160;&#160;</FONT></TD>'
+
+
+def _sample(key: Key) -> str:
+    match key.shape:
+        case "line":
+            cells = _block(22, 3, key.colour)
+        case "dashes":
+            gap = _block(3, 3, None)
+            cells = gap.join([_block(6, 3, key.colour)] * 3)
+        case "dots":
+            gap = _block(3, 3, None)
+            cells = gap.join([_block(3, 3, key.colour)] * 4)
+        case "box" | "round":
+            style = ' STYLE="ROUNDED"' if key.shape == "round" else ""
+            cells = (
+                f'<TD BORDER="1"{style} COLOR="{key.border}" BGCOLOR="{key.colour}" WIDTH="20" HEIGHT="11" '
+                'FIXEDSIZE="TRUE"></TD>'
+            )
+        case unknown:
+            raise ValueError(f"no sample is drawn as '{unknown}'.")
+    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"><TR>{cells}</TR></TABLE>'
+
+
+def _block(width: int, height: int, colour: str | None) -> str:
+    background = f' BGCOLOR="{colour}"' if colour else ""
+    return f'<TD WIDTH="{width}" HEIGHT="{height}" FIXEDSIZE="TRUE"{background}></TD>'

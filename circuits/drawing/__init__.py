@@ -1,0 +1,1 @@
+"""A circuit, or several, as a picture."""

@@ -1,0 +1,120 @@
+"""Write a circuit to a file; the suffix says as what."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from circuits.circuit import Circuit
+from circuits.comparison import CircuitDiff
+from circuits.drawing.difference import difference_dot
+from circuits.drawing.dot import circuit_dot
+from circuits.drawing.mermaid import circuit_mermaid
+from circuits.drawing.render import ImageFormat, image
+from circuits.errors import UnknownNameError
+from circuits.files.atomic import write
+from circuits.graph import Node
+from circuits.interchange.formats import circuit_csv, circuit_graphml, circuit_mib_json, circuit_pt, mib_folder
+from circuits.interchange.sidecars import Example
+from circuits.scores import EdgeScores, Floats
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn: a circuit, and what is written beside it."""
+
+    circuit: Circuit
+    title: str | None = None
+    evidence: Mapping[Node, str] = field(default_factory=dict[Node, str])
+    prompts: Sequence[Example] = ()
+    intervals: Floats | None = None
+
+
+Writer = Callable[[Drawing], bytes | str]
+"""Give a file's contents."""
+
+
+def draw(
+    circuit: Circuit,
+    path: str | Path,
+    *,
+    title: str | None = None,
+    evidence: Mapping[Node, str] | None = None,
+    prompts: Sequence[Example] = (),
+    intervals: Floats | None = None,
+) -> None:
+    """Draw a circuit into a ``.svg``, ``.pdf``, ``.png``, ``.dot``, ``.mmd`` (Mermaid) or ``.html`` (report) file.
+
+    ``evidence`` on heads goes into tooltips and the report; ``prompts`` and the ``intervals`` of the edges' scores into
+    the report. Raises :class:`UnknownNameError` for another suffix, :class:`RenderError` when Graphviz is missing, and
+    :class:`OutputError` when the place cannot be written to.
+    """
+    write(path, DRAWINGS[_suffix(path, DRAWINGS)](Drawing(circuit, title, evidence or {}, prompts, intervals)))
+
+
+def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = None) -> None:
+    """Draw two circuits into one diagram, as ``.svg``, ``.pdf``, ``.png`` or ``.dot``; errors as :func:`draw`."""
+    suffix = _suffix(path, DIFFERENCE_SUFFIXES)
+    dot = difference_dot(diff, title=title)
+    write(path, dot if suffix == ".dot" else image(dot, ImageFormat(suffix[1:])))
+
+
+def export(circuit: Circuit, path: str | Path, *, scores: EdgeScores | None = None) -> Path:
+    """Write a circuit for other tools, as ``.graphml``, ``.csv``, ``.mib.json`` or ``.mib.pt``; return the file.
+
+    The last two, which EAP-IG and MIB read, hold all ``scores`` where they are given. A path that ends in ``.mib`` is
+    made the folder that MIB evaluates. Errors as :func:`draw`, and :class:`UsageError` for scores that are missing.
+    """
+    suffix = _suffix(path, EXPORT_SUFFIXES)
+    if suffix == FOLDER:
+        return mib_folder(circuit, scores, Path(path))
+    write(path, EXPORTS[suffix](circuit, scores))
+    return Path(path)
+
+
+def _picture(kind: ImageFormat) -> Writer:
+    return lambda drawing: image(_dot(drawing), kind)
+
+
+def _dot(drawing: Drawing) -> str:
+    return circuit_dot(drawing.circuit, title=drawing.title, notes=drawing.evidence)
+
+
+def _report(drawing: Drawing) -> str:
+    from circuits.report.report import report_html
+
+    svg = image(circuit_dot(drawing.circuit, page=True), ImageFormat.SVG).decode("utf-8")
+    return report_html(
+        drawing.circuit,
+        svg,
+        title=drawing.title,
+        evidence=drawing.evidence,
+        prompts=drawing.prompts,
+        intervals=drawing.intervals,
+    )
+
+
+def _suffix(path: str | Path, known: Iterable[str]) -> str:
+    name = Path(path).name.lower()
+    for suffix in known:
+        if name.endswith(suffix):
+            return suffix
+    raise UnknownNameError("file format", Path(name).suffix or name, known, hint=f"The file was to be {path}.")
+
+
+DRAWINGS: dict[str, Writer] = {
+    ".svg": _picture(ImageFormat.SVG),
+    ".pdf": _picture(ImageFormat.PDF),
+    ".png": _picture(ImageFormat.PNG),
+    ".dot": _dot,
+    ".mmd": lambda drawing: circuit_mermaid(drawing.circuit, title=drawing.title),
+    ".html": _report,
+}
+DIFFERENCE_SUFFIXES = (".svg", ".pdf", ".png", ".dot")
+EXPORTS: dict[str, Callable[[Circuit, EdgeScores | None], bytes | str]] = {
+    ".graphml": lambda circuit, _: circuit_graphml(circuit),
+    ".csv": lambda circuit, _: circuit_csv(circuit),
+    ".mib.json": circuit_mib_json,
+    ".mib.pt": circuit_pt,
+}
+FOLDER = ".mib"
+EXPORT_SUFFIXES = (*EXPORTS, FOLDER)

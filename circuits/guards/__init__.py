@@ -1,0 +1,1 @@
+"""Guards: is a model measured at the right places?"""

@@ -1,0 +1,1 @@
+"""Fetching the built-in models."""

@@ -1,0 +1,141 @@
+r"""Attribution of all edges to first order: ``sum over positions of <change of sender u, gradient at receiver v>``.
+
+Edge attribution patching (Syed et al. 2023, arXiv:2310.10348) and its integrated form (Hanna et al. 2024,
+arXiv:2403.17806), computed leanly: gradients are taken at the outputs of the query, key and value projections, pulled
+back through the projection's rows and once through the norm for all units of a layer together; the gradient at the
+input of an MLP or of the logits comes from autograd directly. One batched matrix product per layer and block gives all
+its edges. No parameter gradients, no split copies of the stream, sums over at least float32.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from circuits.adapters.anatomy import Anatomy
+from circuits.graph import ComputationalGraph, Slot
+from circuits.tracing.runs import Run, sender_values
+from circuits.tracing.taps import Gradients
+from circuits.tracing.tracer import Tracer
+
+
+def attribute(
+    tracer: Tracer,
+    graph: ComputationalGraph,
+    change: Run,
+    gradients: Gradients,
+    *,
+    tile: int | None = None,
+) -> Float[Tensor, "pair edge"]:
+    """Give every edge's attribution for each pair, from gradients at one run.
+
+    ``change`` holds the senders' clean minus corrupted values, of which ``tile`` senders (None: all) are expanded to
+    ``pos * d_model`` numbers per pair at a time. Cost: for every tile a product of the size of a third of a forward
+    pass.
+    """
+    scores = torch.empty(len(change.ids), graph.n_edges, device=gradients.final.device)
+    receivers = graph.shape.n_heads + 2 * graph.shape.n_kv_heads
+    size = tile or len(graph.senders)
+    for begin in range(0, len(graph.senders), size):
+        senders = range(begin, min(begin + size, len(graph.senders)))
+        changes = _changes(tracer.anatomy, change, gradients, senders).flatten(2).float()
+        for layer in range(graph.shape.n_layers):
+            first = layer * graph.shape.receivers_per_layer
+            if graph.fan_in[first] > begin:
+                pulled = _pull_back(tracer, layer, gradients)
+                _fill(scores, graph, first, _products(changes, pulled, graph.fan_in[first] - begin), begin)
+            mlp = first + receivers
+            if graph.shape.mlps and graph.fan_in[mlp] > begin:
+                read = gradients.mlp[layer].unsqueeze(1)
+                _fill(scores, graph, mlp, _products(changes, read, graph.fan_in[mlp] - begin), begin)
+        _fill(scores, graph, len(graph.receivers) - 1, _products(changes, gradients.final.unsqueeze(1), size), begin)
+    return scores
+
+
+def _fill(
+    scores: Float[Tensor, "pair edge"],
+    graph: ComputationalGraph,
+    first: int,
+    products: Float[Tensor, "pair receiver sender"],
+    begin: int,
+) -> None:
+    """Write the scores of a tile of senders, from ``begin`` on, into receivers of one fan-in, from ``first`` on."""
+    receivers, fan_in, offset = products.shape[1], graph.fan_in[first], int(graph.offsets[first])
+    block = scores[:, offset : offset + receivers * fan_in].view(-1, receivers, fan_in)
+    block[:, :, begin : begin + products.shape[2]] = products
+
+
+def _changes(
+    anatomy: Anatomy, change: Run, gradients: Gradients, senders: range
+) -> Float[Tensor, "pair sender pos d_model"]:
+    """Give what some senders' changes do to the stream, to first order where a norm follows the heads' sum."""
+    changes = sender_values(anatomy, change, senders)
+    for layer, attention in gradients.attention.items():
+        first = 1 + layer * anatomy.shape.senders_per_layer
+        own = [sender - senders.start for sender in range(first, first + anatomy.shape.n_heads) if sender in senders]
+        if own:
+            heads = changes[:, own[0] : own[-1] + 1]
+            made = _pushed_forward(partial(anatomy.written, layer), attention, heads.transpose(0, 1))
+            heads[:] = made.transpose(0, 1)
+    return changes
+
+
+def _pushed_forward(
+    function: Callable[[Tensor], Tensor], at: Float[Tensor, "*any"], changes: Float[Tensor, "change *any"]
+) -> Float[Tensor, "change *any"]:
+    """Give the product of a function's Jacobian with each change: the derivative of its transpose, which is linear."""
+    with torch.enable_grad():
+        point = at.detach().requires_grad_(True)
+        made = function(point)
+        cotangent = torch.zeros_like(made, requires_grad=True)
+        (transposed,) = torch.autograd.grad(made, point, cotangent, create_graph=True)
+    return torch.autograd.grad(transposed, cotangent, changes, is_grads_batched=True)[0]
+
+
+def _products(
+    changes: Float[Tensor, "pair _ pos_times_d_model"],
+    gradients: Float[Tensor, "pair receiver pos d_model"],
+    count: int,
+) -> Float[Tensor, "pair receiver sender"]:
+    """Multiply the changes of the first ``count`` senders, or of as many as there are, with gradients."""
+    return gradients.flatten(2).float() @ changes[:, :count].mT
+
+
+def _pull_back(tracer: Tracer, layer: int, gradients: Gradients) -> Float[Tensor, "pair receiver pos d_model"]:
+    """Give the gradient at what each query, key and value receiver of a layer reads, in graph order."""
+    anatomy, stream = tracer.anatomy, gradients.stream[layer]
+    parts: list[Tensor] = []
+    for slot in Slot:
+        gradient = gradients.projections[layer, anatomy.architecture.slot_modules[slot]]
+        if slot in anatomy.architecture.projection_norms:
+            parts.append(_pull_back_through_norm(anatomy, layer, slot, stream, gradient))
+            continue
+        columns = anatomy.columns[slot]
+        weight, _ = anatomy.slot_weights(layer, slot, list(range(len(columns))))
+        parts.append(torch.einsum("bpuk,ukd->ubpd", gradient[..., columns], weight))
+    if anatomy.architecture.attention_norm is None:
+        return torch.cat(parts).transpose(0, 1)
+    with torch.enable_grad():
+        read = stream.detach().requires_grad_(True)
+        normed = anatomy.attention_norm(layer, read)
+    (pulled,) = torch.autograd.grad(normed, read, torch.cat(parts), is_grads_batched=True)
+    return pulled.transpose(0, 1)
+
+
+def _pull_back_through_norm(
+    anatomy: Anatomy, layer: int, slot: Slot, stream: Float[Tensor, "pair pos d_model"], gradient: Tensor
+) -> Float[Tensor, "unit pair pos d_model"]:
+    """Give the gradient at the normed stream of each unit's outputs, behind a norm over all units of the slot."""
+    columns = anatomy.columns[slot]
+    own = torch.zeros(len(columns), *gradient.shape, dtype=gradient.dtype, device=gradient.device)
+    for unit, place in enumerate(columns):
+        own[unit][..., place] = gradient[..., place]
+    weight, bias = anatomy.layers[layer].projections[anatomy.architecture.projections[slot]]
+    with torch.enable_grad():
+        made = functional.linear(anatomy.attention_norm(layer, stream), weight, bias).detach().requires_grad_(True)
+        normed = anatomy.projection_norm(layer, slot, made)
+    (pulled,) = torch.autograd.grad(normed, made, own, is_grads_batched=True)
+    return pulled @ weight

@@ -1,0 +1,297 @@
+"""The one primitive: run prompts while some edges are live and all others carry recorded values.
+
+``input(v) = base_v + sum over live u of (current_u - base_u)`` for every receiver ``v``, where ``base_v`` is what
+``v`` read in the base run. Many circuits go through one forward pass along the batch axis: row ``(circuit, pair)``. A
+sender is computed only if a live path leads to it from where values differ and from it to the logits; layers without
+such a sender do not run, and layers before the first difference between circuits run once for all of them.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.graph import ComputationalGraph, Slot
+from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.runs import Columns, Run, unembed
+from circuits.tracing.tracer import Tracer
+
+Changes = Mapping[int, Float[Tensor, "pair pos d_model"]]
+"""Where values differ from the base: senders, by their place in the graph's order, with current minus base value."""
+
+
+def run_masked(
+    tracer: Tracer,
+    graph: ComputationalGraph,
+    base: Run,
+    changes: Changes,
+    masks: NDArray[np.bool_],
+    columns: Columns | None = None,
+) -> Float[Tensor, "circuit pair d_vocab"]:
+    """Give the logits of circuits: base values but along live edges, beginning where ``changes`` says.
+
+    ``masks`` has one row of booleans per circuit over the graph's edges; ``columns`` are the tokens of interest.
+    """
+    needed = needed_senders(graph, np.any(masks, axis=0), tuple(changes), recorded=base.recorded)
+    shared = first_difference(graph, masks)
+    prefix = None
+    if shared > 0 and len(masks) > 1:
+        prefix = MaskedPass(tracer, graph, base, changes, masks[:1], needed)
+        prefix.run(0, shared)
+    whole = MaskedPass(tracer, graph, base, changes, masks, needed)
+    if prefix is not None:
+        whole.continue_from(prefix, shared)
+    whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
+    return whole.logits(columns)
+
+
+def needed_senders(
+    graph: ComputationalGraph, live: NDArray[np.bool_], origins: tuple[int, ...], *, recorded: bool = True
+) -> list[int]:
+    """Give the senders on a live path from an origin to the logits, in graph order; all others keep base values.
+
+    Where the base was not recorded from a run, every sender differs from it even with base inputs, so all are origins.
+    """
+    reads = _reads_of_senders(graph)
+    reached = np.full(len(graph.senders), not recorded)
+    reached[list(origins)] = True
+    rows = [live[graph.offsets[r] : graph.offsets[r + 1]] for r in range(len(graph.receivers))]
+    for sender in range(1, len(graph.senders)):
+        if not reached[sender]:
+            reached[sender] = any(np.any(rows[r] & reached[: len(rows[r])]) for r in reads[sender])
+    useful = np.zeros(len(graph.senders), dtype=np.bool_)
+    useful[: len(rows[-1])] |= rows[-1]
+    for sender in range(len(graph.senders) - 1, 0, -1):
+        if useful[sender] and reached[sender] and sender not in origins:
+            for r in reads[sender]:
+                useful[: len(rows[r])] |= rows[r]
+    return [int(sender) for sender in np.flatnonzero(reached & useful)]
+
+
+def first_difference(graph: ComputationalGraph, masks: NDArray[np.bool_]) -> int:
+    """Give the first layer at which some receiver has different live edges in different circuits."""
+    differing = np.flatnonzero((masks != masks[:1]).any(axis=0))
+    if not len(differing):
+        return 0
+    receiver = graph.receivers[int(graph.edge_receivers[differing[0]])].node
+    return receiver.layer if receiver.layer >= 0 else graph.shape.n_layers
+
+
+def _reads_of_senders(graph: ComputationalGraph) -> list[list[int]]:
+    """Give, for every sender, the receivers through which it reads."""
+    shape = graph.shape
+    per_layer = shape.receivers_per_layer
+    reads: list[list[int]] = [[]]
+    for layer in range(shape.n_layers):
+        first = layer * per_layer
+        for head in range(shape.n_heads):
+            keys = first + shape.n_heads + head // shape.heads_per_group
+            reads.append([first + head, keys, keys + shape.n_kv_heads])
+        if shape.mlps:
+            reads.append([first + per_layer - 1])
+    return reads
+
+
+@runtime_checkable
+class Tape(Protocol):
+    """What a pass reads and writes through instead where gradients are wanted (``circuits.passes.mask_gradients``)."""
+
+    def read(
+        self, masked: "MaskedPass", receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice
+    ) -> Float[Tensor, "1 receiver pair pos d_model"]:
+        """Give what some receivers of equal fan-in read."""
+        ...
+
+    def write(self, masked: "MaskedPass", places: list[int], made: Float[Tensor, "1 sender pair pos d_model"]) -> None:
+        """Put the changes of some senders in their places."""
+        ...
+
+
+class MaskedPass:
+    """One forward pass of ``circuit x pair`` rows; ``changes[:, i]`` is ``current - base`` of the i-th needed sender.
+
+    Senders come before pairs in ``changes``, so that what receivers read is one batched matrix product without a copy;
+    it is kept and summed in at least float32. Where a norm stands between the heads of a layer and the stream, their
+    changes are those of the sum before the norm, and a reader sees the norm of the sum that is live for it.
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        graph: ComputationalGraph,
+        base: Run,
+        changes: Changes,
+        masks: NDArray[np.bool_],
+        needed: list[int],
+        *,
+        tape: Tape | None = None,
+    ) -> None:
+        self.tape = tape
+        self.tracer, self.graph, self.base, self.masks = tracer, graph, base, masks
+        self.given, self.needed = changes, needed
+        self.place = {sender: i for i, sender in enumerate(needed)}
+        pairs, positions, width = base.stream[0].shape
+        self.circuits, self.pairs = len(masks), pairs
+        like = base.stream[0]
+        self.wide = torch.promote_types(like.dtype, torch.float32)
+        self.changes = torch.zeros(
+            len(masks), len(needed), pairs, positions, width, dtype=self.wide, device=like.device
+        )
+        for sender, change in changes.items():
+            if sender in self.place:
+                self.changes[:, self.place[sender]] = change
+
+    def continue_from(self, prefix: "MaskedPass", layer: int) -> None:
+        """Take over the changes of senders before a layer from a pass with one circuit."""
+        count = self._count_before(layer)
+        self.changes[:, :count] = prefix.changes[:, :count]
+
+    def _count_before(self, layer: int) -> int:
+        limit = 1 + layer * self.graph.shape.senders_per_layer
+        return int(np.searchsorted(self.needed, limit))
+
+    def run(self, first: int, last: int) -> None:
+        """Run the layers ``first .. last - 1``, as far as a sender there is needed."""
+        visits: dict[tuple[int, Site], Visit] = {}
+        attention: dict[int, Tensor] = {}
+        mlp: dict[int, Tensor] = {}
+        idle: dict[int, Tensor] = {}
+        blank = torch.zeros_like(self.base.stream[0]).repeat(self.circuits, 1, 1)
+        for layer in range(first, last):
+            heads, has_mlp = self._computed(layer)
+            if not heads and not has_mlp:
+                idle[layer] = blank
+                continue
+            if heads:
+                visits |= self._attention_visits(layer, heads)
+            else:
+                attention[layer] = blank
+            if has_mlp:
+                visits[layer, Site.MLP_IN] = partial(self._mlp_input, layer)
+                visits[layer, Site.MLP_OUT] = partial(self._mlp_output, layer)
+            else:
+                mlp[layer] = blank
+        busy = [layer for layer in range(first, last) if layer not in idle]
+        if busy:
+            end = (busy[-1], Site.MLP_OUT if busy[-1] not in mlp else Site.Z)
+            plan = Plan(start=busy[0], stop=end, stream=blank, attention=attention, mlp=mlp, idle=idle, visits=visits)
+            ids, gradients = self.base.ids.repeat(self.circuits, 1), self.tape is not None
+            self.tracer.run(ids, plan, prefix=self.base.prefix, gradients=gradients)
+
+    def logits(self, columns: Columns | None) -> Float[Tensor, "circuit pair d_vocab"]:
+        """Give the logits that follow from all changes."""
+        final = self.final()
+        logits = unembed(self.tracer, self.base.ids.repeat(self.circuits, 1), final.flatten(0, 2), columns)
+        return rearrange(logits, "(c b) v -> c b v", c=self.circuits)
+
+    def final(self) -> Float[Tensor, "circuit 1 pair 1 d_model"]:
+        """Give what the logits read at the last position."""
+        return self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))
+
+    def _computed(self, layer: int) -> tuple[list[int], bool]:
+        """Say which heads of a layer, and whether its MLP, must be computed."""
+        shape = self.graph.shape
+        first = 1 + layer * shape.senders_per_layer
+        own = [sender - first for sender in self._computable() if 0 <= sender - first < shape.senders_per_layer]
+        return [unit for unit in own if unit < shape.n_heads], shape.n_heads in own
+
+    def _computable(self) -> list[int]:
+        return [sender for sender in self.needed if sender not in self.given]
+
+    def _input(
+        self, receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice = slice(None)
+    ) -> Float[Tensor, "circuit receiver pair pos d_model"]:
+        """Give what some receivers of equal fan-in read."""
+        if self.tape is not None:
+            return self.tape.read(self, receivers, base, positions)
+        block = np.stack([self._live(receiver) for receiver in receivers], axis=1)
+        used = np.flatnonzero(block.any(axis=(0, 1)))
+        total = base.to(self.wide).expand(self.circuits, len(receivers), *base.shape)
+        summed, normed = self.how_read(used)
+        if len(summed):
+            live, changes = self._chosen(block, summed, positions)
+            total = torch.baddbmm(total.flatten(2), live, changes.flatten(2)).reshape(total.shape)
+        for layer, heads in normed.items():
+            live, changes = self._chosen(block, heads, positions)
+            before = self.base.attention[layer][:, positions]
+            after = before.to(self.wide) + torch.einsum("crs,csbpd->crbpd", live, changes)
+            written = self.tracer.anatomy.written
+            total = total + (written(layer, after.to(before.dtype)) - written(layer, before))
+        return total.to(base.dtype)
+
+    def how_read(self, used: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
+        """Part needed senders into those that add to the stream, and heads of layers with a norm behind their sum."""
+        if self.tracer.anatomy.additive:
+            return used, {}
+        layer, unit = np.divmod(np.asarray(self.needed)[used] - 1, self.graph.shape.senders_per_layer)
+        heads = (layer >= 0) & (unit < self.graph.shape.n_heads)
+        return used[~heads], {int(each): used[heads & (layer == each)] for each in np.unique(layer[heads])}
+
+    def _chosen(
+        self, block: Bool[np.ndarray, "circuit receiver sender"], senders: NDArray[np.int64], positions: slice
+    ) -> tuple[Float[Tensor, "circuit receiver chosen"], Float[Tensor, "circuit chosen pair pos d_model"]]:
+        """Give which of some senders each receiver sees, and their changes."""
+        changes = self.changes[:, : senders[-1] + 1, :, positions]
+        if len(senders) < changes.shape[1]:
+            changes = changes[:, torch.as_tensor(senders, device=changes.device)]
+        return torch.as_tensor(block[:, :, senders], dtype=changes.dtype, device=changes.device), changes
+
+    def _live(self, receiver: int) -> Bool[np.ndarray, "circuit sender"]:
+        """Say which needed senders a receiver can see, in each circuit."""
+        begin, fan_in = int(self.graph.offsets[receiver]), self.graph.fan_in[receiver]
+        return self.masks[:, begin : begin + fan_in][:, self.needed[: np.searchsorted(self.needed, fan_in)]]
+
+    def _attention_visits(self, layer: int, heads: list[int]) -> dict[tuple[int, Site], Visit]:
+        """Plan the projections (queries of computed heads, keys and values of their groups) and the reading of z."""
+        shape = self.graph.shape
+        groups = sorted({head // shape.heads_per_group for head in heads})
+        slots = {Slot.Q: heads, Slot.K: groups, Slot.V: groups}
+        paths = self.tracer.anatomy.architecture.slot_modules
+        visits: dict[tuple[int, Site], Visit] = {(layer, Site.Z): partial(self._heads_output, layer, heads)}
+        for path, site in self.tracer.anatomy.architecture.slot_sites.items():
+            served = {slot: slots[slot] for slot in Slot if paths[slot] == path}
+            visits[layer, site] = partial(self._projection, layer, path, served)
+        return visits
+
+    def _projection(self, layer: int, path: str, served: dict[Slot, list[int]], _: Tensor) -> Tensor:
+        anatomy, shape = self.tracer.anatomy, self.graph.shape
+        output = self.base.projections[layer][path].repeat(self.circuits, 1, 1)
+        first = layer * shape.receivers_per_layer
+        offsets = {Slot.Q: 0, Slot.K: shape.n_heads, Slot.V: shape.n_heads + shape.n_kv_heads}
+        for slot, units in served.items():
+            live = [unit for unit in units if self._live(first + offsets[slot] + unit).any()]
+            if not live:
+                continue
+            read = self._input([first + offsets[slot] + unit for unit in live], self.base.stream[layer])
+            made = anatomy.unit_outputs(layer, slot, live, read)
+            output[..., anatomy.columns[slot][live].flatten()] = rearrange(made, "c b p u k -> (c b) p (u k)")
+        return output
+
+    def _heads_output(self, layer: int, heads: list[int], z: Tensor) -> None:
+        rows = rearrange(z, "(c b) p w -> c b p w", c=self.circuits) - self.base.z[layer]
+        first = 1 + layer * self.graph.shape.senders_per_layer
+        places = [self.place[first + head] for head in heads]
+        anatomy = self.tracer.anatomy
+        made = anatomy.head_outputs(layer, rows, heads) * (anatomy.residual_scale if anatomy.additive else 1.0)
+        self._write(places, rearrange(made, "c b p h d -> c h b p d"))
+
+    def _mlp_input(self, layer: int, _: Tensor) -> Tensor:
+        receiver = (layer + 1) * self.graph.shape.receivers_per_layer - 1
+        return self._input([receiver], self.base.middle[layer]).flatten(0, 2)
+
+    def _mlp_output(self, layer: int, value: Tensor) -> None:
+        sender = (layer + 1) * self.graph.shape.senders_per_layer
+        made = rearrange(value, "(c b) p d -> c 1 b p d", c=self.circuits).to(self.wide) - self.base.mlp[layer]
+        self._write([self.place[sender]], made)
+
+    def _write(self, places: list[int], made: Float[Tensor, "circuit sender pair pos d_model"]) -> None:
+        if self.tape is not None:
+            self.tape.write(self, places, made.to(self.wide))
+        else:
+            self.changes[:, places] = made.to(self.wide)

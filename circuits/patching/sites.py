@@ -1,0 +1,173 @@
+"""Activation patching: clean activations put into the corrupted run, or the reverse, site by site.
+
+The classic first look (Meng et al. 2022, arXiv:2202.05262; Zhang and Nanda 2024, arXiv:2309.16042): one activation, at
+one layer and token position, takes its value from the other run; the rest is recomputed. Rows of one pass are
+``(place, pair)``, and a pass starts at the layer it patches.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.equality import by_content
+from circuits.errors import PromptError, UsageError
+from circuits.memory.batching import in_batches
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.protocol import Progress, no_progress
+from circuits.patching.recorded_pairs import PairBatch
+from circuits.tracing.plan import Plan, Site, Visit, put
+from circuits.tracing.runs import Recorder, Run
+from circuits.tracing.state import in_own_state
+from circuits.vocabulary import Ablation, Direction
+from circuits.vocabulary import Site as PatchSite
+
+
+@by_content
+@dataclass(frozen=True, eq=False)
+class SitePatching:
+    """The metric after patching each place, mean over pairs: ``values[layer, column]``; columns are positions or heads.
+
+    ``direction`` denoising puts clean values into the corrupted run, noising corrupted ones into the clean run. With
+    site ``resid`` a layer's row is the stream that enters it. ``restored`` is 0 at the unpatched run and 1 at the run
+    that the values come from.
+    """
+
+    site: PatchSite
+    direction: Direction
+    columns: tuple[str, ...]
+    values: NDArray[np.float64]
+    clean: float
+    corrupted: float
+
+    @property
+    def restored(self) -> NDArray[np.float64]:
+        """The values as the share of the gap between the two runs that patching closes."""
+        start, end = self.clean, self.corrupted
+        if self.direction is Direction.DENOISING:
+            start, end = end, start
+        return (self.values - start) / (end - start)
+
+
+@in_own_state
+def patch_sites(
+    experiment: PatchingExperiment,
+    site: PatchSite | str,
+    tokens: list[str],
+    *,
+    by_position: bool = True,
+    progress: Progress = no_progress,
+) -> SitePatching:
+    """Patch every layer's activation at every position (or at all positions at once); heads one by one.
+
+    ``tokens`` are labels of the positions. Cost: about half a forward pass per layer and column.
+    """
+    site = PatchSite.parse(site)
+    if experiment.options.ablation is not Ablation.CORRUPTED:
+        raise UsageError(
+            "activation patching exchanges values between the clean and the corrupted run; leave --ablation corrupted."
+        )
+    if site is PatchSite.MLP and not experiment.graph.shape.mlps:
+        raise UsageError("this model has no MLPs to patch; choose the site resid, attn or head.")
+    heads = site is PatchSite.HEAD
+    length = len(tokens)
+    if by_position and not heads and any(batch.clean.length != length for batch in experiment.batches):
+        raise PromptError(
+            "patching by position needs prompts of one token length; use --by layer, or prompts of equal length."
+        )
+    shape = experiment.graph.shape
+    columns = [f"h{head}" for head in range(shape.n_heads)] if heads else tokens if by_position else ["all positions"]
+    values = np.zeros((shape.n_layers, len(columns)))
+    kind = f"patching of {site}, {experiment.options.direction}"
+    for layer in range(shape.n_layers):
+        what, make = [layer, by_position, len(columns)], partial(_of_layer, experiment, site, layer, by_position)
+        values[layer] = experiment.kept.arrays(kind, what, lambda make=make: {"values": make(len(columns))})["values"]
+        progress(layer + 1, shape.n_layers)
+    values /= experiment.n_pairs
+    return SitePatching(
+        site,
+        experiment.options.direction,
+        tuple(columns),
+        values,
+        float(experiment.clean.mean()),
+        float(experiment.corrupted.mean()),
+    )
+
+
+def _of_layer(
+    experiment: PatchingExperiment, site: PatchSite, layer: int, by_position: bool, columns: int
+) -> NDArray[np.float64]:
+    """Return the metric's sum over pairs after patching each column of a layer."""
+    values = np.zeros(columns)
+    for batch in experiment.batches:
+        runs = (batch.clean, batch.corrupted)
+        noising = experiment.options.direction is Direction.NOISING
+        current, other = runs if noising else (runs[1], runs[0])
+        patcher = _Patcher(experiment, batch, current, other, site, layer, by_position)
+        shared = patcher.shared
+        values[:shared] += experiment.measured(batch, current.logits).sum()
+        items, budget = np.arange(shared, columns), experiment.budget(batch)
+        for members, found in in_batches(items, patcher.values, budget, rows_per_item=len(batch.index)):
+            values[members] += found
+    return values
+
+
+@dataclass(frozen=True)
+class _Patcher:
+    """Patches one layer of one batch of pairs."""
+
+    experiment: PatchingExperiment
+    batch: PairBatch
+    current: Run
+    other: Run
+    site: PatchSite
+    layer: int
+    by_position: bool
+
+    @property
+    def shared(self) -> int:
+        """How many of the columns are positions that both runs share, where patching changes nothing."""
+        columns_are_positions = self.by_position and self.site is not PatchSite.HEAD
+        return self.current.length - self.current.ids.shape[1] if columns_are_positions else 0
+
+    def values(self, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Give the metric's sum over pairs for each column."""
+        count, layer, recorder = len(columns), self.layer, Recorder()
+        stream = self.current.stream[layer].repeat(count, 1, 1)
+        attention: dict[int, Tensor] = {}
+        visits: dict[tuple[int, Site], Visit] = {}
+        match self.site:
+            case PatchSite.RESID:
+                stream = self._mixed(self.current.stream[layer], self.other.stream[layer], columns)
+            case PatchSite.ATTN:
+                attention[layer] = self._mixed(self.current.attention[layer], self.other.attention[layer], columns)
+            case PatchSite.MLP:
+                patched = self._mixed(self.current.mlp[layer], self.other.mlp[layer], columns)
+                visits[layer, Site.MLP_OUT] = partial(put, patched)
+            case PatchSite.HEAD:
+                visits[layer, Site.Z] = partial(put, self._mixed_heads(columns))
+        plan = Plan(start=layer, stream=stream, attention=attention, visits=visits, logits=recorder.keep_logits)
+        self.experiment.tracer.run(self.current.ids.repeat(count, 1), plan, prefix=self.current.prefix)
+        return self.experiment.measured(self.batch, recorder.logits).sum(1)
+
+    def _mixed(self, current: Tensor, other: Tensor, columns: NDArray[np.int64]) -> Tensor:
+        """Give rows ``(column, pair)`` of the current value with each column's position taken from the other run."""
+        mixed = current.repeat(len(columns), 1, 1, 1)
+        for row, position in enumerate((columns - self.shared).tolist()):
+            place = slice(position, position + 1) if self.by_position else slice(None)
+            mixed[row, :, place] = other[:, place]
+        return mixed.flatten(0, 1)
+
+    def _mixed_heads(self, columns: NDArray[np.int64]) -> Tensor:
+        """Give rows ``(head, pair)`` of head outputs, each with one head (all positions) from the other run."""
+        heads = self.experiment.graph.shape.n_heads
+        current, other = (
+            rearrange(run.z[self.layer], "b p (h k) -> b p h k", h=heads) for run in (self.current, self.other)
+        )
+        mixed = current.repeat(len(columns), 1, 1, 1, 1)
+        for row, head in enumerate(columns.tolist()):
+            mixed[row, :, :, head] = other[:, :, head]
+        return rearrange(mixed, "c b p h k -> (c b) p (h k)")

@@ -1,1 +1,0 @@
-"""Tests of diagrams, reports and file formats."""
