@@ -13,6 +13,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuits.ablation.circuit_ablation import ablate_circuit
     from circuits.ablation.generation import AblatedModel, ablated
     from circuits.ablation.intervention import Intervention
     from circuits.ablation.measuring import AblationReport, measure_ablation
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from circuits.comparison import CircuitDiff, Comparison, compare
     from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
     from circuits.discovery import Discovery, DiscoverySettings, discover
+    from circuits.drawing.saved import draw_saved
     from circuits.errors import CircuitsError
     from circuits.evaluation import evaluate
+    from circuits.evaluation.circuit_evaluation import evaluate_circuit
     from circuits.experiments import experiment_on
     from circuits.files.journal import Journal
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from circuits.patching.experiment import Options
     from circuits.patching.paths import Path, path_effects
     from circuits.patching.sites import patch_sites
+    from circuits.report.comparison_files import save_comparison
+    from circuits.results import save_discovery
     from circuits.scores import EdgeScores
     from circuits.scoring import score
 
@@ -47,10 +52,10 @@ _HOMES = {
     "Behaviour": "circuits.behaviours.behaviour",
     "Circuit": "circuits.circuit",
     "CircuitDiff": "circuits.comparison",
-    "Comparison": "circuits.comparison",
-    "Crossing": "circuits.comparison.comparing",
     "CircuitsError": "circuits.errors",
+    "Comparison": "circuits.comparison",
     "ComputationalGraph": "circuits.graph",
+    "Crossing": "circuits.comparison.comparing",
     "Discovery": "circuits.discovery",
     "DiscoverySettings": "circuits.discovery",
     "Edge": "circuits.graph",
@@ -65,14 +70,17 @@ _HOMES = {
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
     "TokenPair": "circuits.behaviours.behaviour",
+    "ablate_circuit": "circuits.ablation.circuit_ablation",
     "ablated": "circuits.ablation.generation",
     "build_graph": "circuits.builder",
     "choose_openings": "circuits.openings",
     "compare": "circuits.comparison",
     "compare_models": "circuits.comparison.comparing",
     "discover": "circuits.discovery",
+    "draw_saved": "circuits.drawing.saved",
     "each_slot": "circuits.adapters.architecture",
     "evaluate": "circuits.evaluation",
+    "evaluate_circuit": "circuits.evaluation.circuit_evaluation",
     "experiment_on": "circuits.experiments",
     "guide": "circuits.guides",
     "head_roles": "circuits.heads",
@@ -83,6 +91,8 @@ _HOMES = {
     "patch_sites": "circuits.patching.sites",
     "path_effects": "circuits.patching.paths",
     "read_circuit": "circuits.interchange.foreign",
+    "save_comparison": "circuits.report.comparison_files",
+    "save_discovery": "circuits.results",
     "score": "circuits.scoring",
 }
 
@@ -111,14 +121,17 @@ __all__ = [
     "Path",
     "PromptSet",
     "TokenPair",
+    "ablate_circuit",
     "ablated",
     "build_graph",
     "choose_openings",
     "compare",
     "compare_models",
     "discover",
+    "draw_saved",
     "each_slot",
     "evaluate",
+    "evaluate_circuit",
     "experiment_on",
     "guide",
     "head_roles",
@@ -129,6 +142,8 @@ __all__ = [
     "patch_sites",
     "path_effects",
     "read_circuit",
+    "save_comparison",
+    "save_discovery",
     "score",
 ]
 

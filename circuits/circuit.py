@@ -14,21 +14,18 @@ from pydantic import TypeAdapter, ValidationError
 from circuits.builder import build_graph
 from circuits.equality import by_content, frozen
 from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
-from circuits.files.documents import first_change, json_text, plain
+from circuits.files.atomic import write
+from circuits.files.documents import first_change, json_text, plain, read_json
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
-from circuits.records import BehaviourInfo, Evaluation, Method, ModelInfo, Provenance
+from circuits.records import BehaviourInfo, Evaluation, Example, Method, ModelInfo, Provenance
 from circuits.scores import Floats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from circuits.ablation.generation import AblatedModel
-    from circuits.ablation.intervention import Intervention
-    from circuits.interchange.sidecars import Example
-    from circuits.model import Model
-
 FORMAT = "circuits/circuit"
 VERSION = 1
+ELSEWHERE = "Circuits of EAP-IG, MIB and auto-circuit are read by circuits.read_circuit."
 
 
 @by_content
@@ -93,9 +90,24 @@ class Circuit:
 
     def mask(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """One boolean per edge of the whole graph: is it in the circuit?"""
-        mask = np.zeros(self.graph.n_edges, dtype=np.bool_)
-        mask[self.edges] = True
-        return mask
+        return self.graph.mask(self.edges)
+
+    def remark_on(self, model: ModelInfo) -> str:
+        """Return a remark where this model is another than the circuit's; empty where it is its own.
+
+        Raises :class:`UsageError` for a model of another shape, on which the circuit cannot be run.
+        """
+        if model.shape != self.model.shape:
+            raise UsageError(
+                f"the circuit is of {self.model.id} with {self.model.shape.describe()}, but {model.id} has "
+                f"{model.shape.describe()}; give the circuit's own model with --model."
+            )
+        if model.digest == self.model.digest:
+            return ""
+        return (
+            f"the circuit was found on other weights ({self.model.id}, {self.model.digest[:12] or 'unknown'}) "
+            f"than those of {model.id} ({model.digest[:12]}); its numbers are not those of its evaluation."
+        )
 
     def strongest(self, count: int) -> Self:
         """Give the ``count`` edges with the largest |score| (all, if there are no more), for a diagram."""
@@ -132,8 +144,6 @@ class Circuit:
 
     def save(self, path: str | Path) -> None:
         """Write ``circuit.json``; saving, loading and saving again gives the same bytes."""
-        from circuits.files.atomic import write
-
         write(path, self.to_json())
 
     def draw(
@@ -152,22 +162,12 @@ class Circuit:
 
         draw(self, path, title=title, evidence=evidence, prompts=prompts)
 
-    def ablated(self, model: "Model", intervention: "Intervention | None" = None) -> "AblatedModel":
-        """Give a model whose heads and MLPs of this circuit are ablated (or scaled, or steered) while it generates.
-
-        Nothing is changed on ``model``. See :func:`circuits.ablated`, which offers more.
-        """
-        from circuits.ablation.generation import ablated
-
-        return ablated(model, self, intervention)
-
     def _repr_svg_(self) -> str | None:
         """Show the diagram in a notebook; without Graphviz the notebook falls back to text."""
-        from circuits.drawing.dot import circuit_dot
-        from circuits.drawing.render import ImageFormat, image
+        from circuits.drawing.pictures import svg
 
         try:
-            return image(circuit_dot(self), ImageFormat.SVG).decode("utf-8")
+            return svg(self)
         except RenderError:
             return None
 
@@ -203,14 +203,13 @@ class Circuit:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a ``circuit.json``, or a circuit of EAP-IG, MIB or auto-circuit (``.json``, ``.pt``).
+        """Read a ``circuit.json``. Raises :class:`FormatError` that says what is wrong with the file.
 
-        What a file of another tool does not say is ``unknown``; :func:`circuits.read_circuit` also returns what was
-        lost, and all scores. Raises :class:`FormatError` that says what is wrong with the file.
+        Circuits of EAP-IG, MIB and auto-circuit (``.json``, ``.pt``) are read by :func:`circuits.read_circuit`.
         """
-        from circuits.interchange.foreign import read_circuit
-
-        return cast("Self", read_circuit(path).circuit)
+        if Path(path).suffix in (".pt", ".pkl"):
+            raise FormatError(f"{path} is no circuit.json. {ELSEWHERE}")
+        return cls.from_document(read_json(path), str(path))
 
     @classmethod
     def from_document(cls, document: Any, name: str = "document") -> Self:
@@ -220,7 +219,7 @@ class Circuit:
         a sender that is not its edge's, an unknown field, a text where a number belongs.
         """
         if not isinstance(document, dict) or cast("dict[str, Any]", document).get("format") != FORMAT:
-            raise FormatError(f'{name} is not a circuit; expected a JSON object with "format": "{FORMAT}".')
+            raise FormatError(f'{name} is not a circuit; expected a JSON object with "format": "{FORMAT}". {ELSEWHERE}')
         data = cast("dict[str, Any]", document)
         version = data.get("version")
         if type(version) is not int or version < 1:

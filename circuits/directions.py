@@ -14,6 +14,7 @@ from torch import Tensor
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import UsageError
+from circuits.memory.batching import by_length
 from circuits.model import Model
 from circuits.tracing.plan import Plan
 from circuits.tracing.requirements import require_pairs
@@ -55,11 +56,9 @@ def direction_of(model: Model, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_
 def _mean(tracer: Tracer, prompts: Sequence[Tokens]) -> Float[Tensor, " d_model"]:
     """Give the mean of what the unembedding reads after prompts of any lengths, which are never padded."""
     found: list[Tensor] = []
-    for length in dict.fromkeys(map(len, prompts)):
-        members = [prompt for prompt in prompts if len(prompt) == length]
-        for first in range(0, len(members), ROWS):
-            recorder = Recorder()
-            ids = torch.tensor(members[first : first + ROWS], device=tracer.anatomy.device)
-            tracer.run(ids, Plan(logits=recorder.keep_logits))
-            found.append(recorder.logits)
+    for members in by_length(map(len, prompts), lambda _: ROWS):
+        recorder = Recorder()
+        ids = torch.tensor([prompts[place] for place in members], device=tracer.anatomy.device)
+        tracer.run(ids, Plan(logits=recorder.keep_logits))
+        found.append(recorder.logits)
     return torch.cat(found).mean(0)

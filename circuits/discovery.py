@@ -1,7 +1,7 @@
 """Discovery: from a model and a behaviour to a circuit that was judged on prompts it was not searched on."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,9 @@ from circuits.interchange.score_files import scores_of, write_scores
 from circuits.model import Model
 from circuits.openings import finds_openings, suited
 from circuits.patching.experiment import Options
-from circuits.pruning import Selection, closest, minimal, top
+from circuits.patching.protocol import StageProgress, no_stages, of_stage
+from circuits.pruning.pruners import PRUNERS, PrunerSettings, prune
+from circuits.pruning.selection import Selection
 from circuits.records import BehaviourInfo, Method, Provenance
 from circuits.scores import EdgeScores
 from circuits.scoring import Agreement, agreement, score
@@ -35,8 +37,8 @@ from circuits.vocabulary import PrunerName, ScorerName
 
 CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
 """The files that :func:`discover` writes."""
-StageProgress = Callable[[str, int, int], None]
-"""Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""
+CONFIRMED = 0.05
+"""Held-out faithfulness may be this much further from 1 than the target without a doubt."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,36 @@ class Discovery:
     prompts: PromptSet
     warnings: tuple[str, ...]
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Return why the circuit should be doubted: it was not pruned edge by edge, or missed its target."""
+        return (*self._unpruned(), *self._unconfirmed())
+
+    def _unpruned(self) -> Iterator[str]:
+        if not self.selection.locally_minimal and self.circuit.method.pruner == PrunerName.MINIMAL:
+            yield (
+                f"the circuit has {len(self.circuit)} edges, too many to prune edge by edge in reasonable time, so it "
+                "is not locally minimal. Raise --prune-limit and wait, or lower --target."
+            )
+
+    def _unconfirmed(self) -> Iterator[str]:
+        """Yield a remark where held-out prompts do not confirm the circuit."""
+        evaluation, target = self.circuit.evaluation, self.circuit.method.target
+        if not self.selection.reached:
+            yield (
+                f"no circuit reaches a fidelity of {target:g} with a faithfulness within 0.1 of 1 on the pairs that "
+                "circuits are chosen by; this is the smallest about as close as the closest. Use more --pairs, or a "
+                "lower --target."
+            )
+        elif evaluation is None or target is None or self.selection.error is not None:
+            return
+        elif abs(1 - evaluation.faithfulness) > abs(1 - target) + CONFIRMED:
+            searched, pairs = self.selection.faithfulness, self.circuit.behaviour.n_discovery
+            yield (
+                f"faithfulness is {searched:.2f} on the {pairs} pairs that the circuit was searched on, but "
+                f"{evaluation.faithfulness:.2f} on held-out pairs: it fits the former too closely. Use more --pairs."
+            )
+
 
 def discover(
     model: Model,
@@ -102,7 +134,7 @@ def discover(
     folder: str | Path | None = None,
     resume: bool = False,
     journal: Journal | None = None,
-    progress: StageProgress = lambda _stage, _done, _total: None,
+    progress: StageProgress = no_stages,
     command: str = "",
 ) -> Discovery:
     """Find a circuit: check the behaviour, score every edge, choose edges, judge them on held-out prompts.
@@ -137,11 +169,10 @@ def discover(
     if folder is not None:
         of = scores_of(model.info.digest, prompts.digest)
         write_scores(scores, Path(folder) / SCORES, of=of, make_folder=True)
-    if settings.pruner is PrunerName.CLOSEST:
+    choose = experiment
+    if choosing:
         choose = experiment_on(model, choosing, experiment.options, reference=prompts.reference, journal=journal)
-        selection = _closest(experiment, choose, scores, settings, progress)
-    else:
-        selection = _selected(experiment, scores, settings, progress)
+    selection = prune(experiment, choose, scores, settings.pruner, _pruning(settings, progress))
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
     heldout = experiment_on(model, prompts.heldout, experiment.options, reference=prompts.reference, journal=journal)
@@ -152,7 +183,7 @@ def discover(
         scores=scores,
         by_magnitude=selection.by_magnitude,
         seed=settings.seed,
-        progress=_stage(progress, "evaluating on held-out prompts"),
+        progress=of_stage(progress, "evaluating on held-out prompts"),
     )
     provenance = _provenance(model, experiment, command, time.monotonic() - begun)
     circuit = replace(circuit, evaluation=evaluation, provenance=provenance)
@@ -168,13 +199,13 @@ def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings)
     """
     if finds_openings(model, behaviour):
         behaviour = suited(model, behaviour)[0]
-    discovery = settings.pairs + (settings.choose if settings.pruner is PrunerName.CLOSEST else 0)
+    discovery = settings.pairs + (settings.choose if PRUNERS[settings.pruner].chooses else 0)
     return behaviour.prompts(model.tokenizer, discovery=discovery, heldout=settings.heldout, seed=settings.seed)
 
 
 def _parts(prompts: PromptSet, settings: DiscoverySettings) -> tuple[tuple[TokenPair, ...], tuple[TokenPair, ...]]:
     """Part discovery pairs into those that circuits are fitted to and those they are chosen by, as was asked for."""
-    if settings.pruner is not PrunerName.CLOSEST:
+    if not PRUNERS[settings.pruner].chooses:
         return prompts.discovery, ()
     return parted(prompts.discovery, settings.pairs / (settings.pairs + settings.choose))
 
@@ -183,7 +214,7 @@ def shown(
     model: Model,
     prompts: PromptSet,
     settings: DiscoverySettings,
-    progress: StageProgress = lambda _s, _d, _t: None,
+    progress: StageProgress = no_stages,
     *,
     journal: Journal | None = None,
 ) -> tuple[AnyExperiment, tuple[str, ...]]:
@@ -202,56 +233,13 @@ def _scored(experiment: AnyExperiment, settings: DiscoverySettings, progress: St
         steps=settings.steps,
         seed=settings.seed,
         top=settings.verify,
-        progress=_stage(progress, f"scoring ({settings.scorer})"),
+        progress=of_stage(progress, f"scoring ({settings.scorer})"),
     )
     return score(experiment, settings.scorer, told)
 
 
-def _closest(
-    fit: AnyExperiment,
-    choose: AnyExperiment,
-    scores: EdgeScores,
-    settings: DiscoverySettings,
-    progress: StageProgress,
-) -> Selection:
-    stage = "pruning"
-
-    def report(_: str, found: Selection) -> None:
-        nonlocal stage
-        stage = f"pruning {len(found.edges)} edges (error {found.error:.2f}, faithfulness {found.faithfulness:.2f})"
-
-    return closest(
-        fit,
-        choose,
-        scores,
-        target=settings.target,
-        seconds=settings.seconds,
-        report=report,
-        progress=lambda done, total: progress(stage, done, total),
-    )
-
-
-def _selected(
-    experiment: AnyExperiment, scores: EdgeScores, settings: DiscoverySettings, progress: StageProgress
-) -> Selection:
-    if settings.pruner is PrunerName.TOP:
-        return top(experiment, scores, min(settings.size, len(scores.scored)))
-
-    stage = "proposing edges"
-
-    def report(step: str, found: Selection) -> None:
-        nonlocal stage
-        del step
-        stage = f"pruning {len(found.edges)} edges (faithfulness {found.faithfulness:.2f})"
-
-    return minimal(
-        experiment,
-        scores,
-        target=settings.target,
-        limit=settings.prune_limit,
-        report=report,
-        progress=lambda done, total: progress(stage, done, total),
-    )
+def _pruning(settings: DiscoverySettings, progress: StageProgress) -> PrunerSettings:
+    return PrunerSettings(settings.target, settings.size, settings.prune_limit, settings.seconds, progress)
 
 
 def _agreement(
@@ -259,7 +247,7 @@ def _agreement(
 ) -> Agreement | None:
     if scores.measured or scores.verification is not None or not settings.sample:
         return None
-    told = _stage(progress, "comparing scores with exact ones")
+    told = of_stage(progress, "comparing scores with exact ones")
     return agreement(experiment, scores, sample=settings.sample, seed=settings.seed, progress=told)
 
 
@@ -283,7 +271,7 @@ def _circuit(
             pruner=settings.pruner.value,
             ablation=options.ablation.value,
             direction=options.direction.value,
-            target=None if settings.pruner is PrunerName.TOP else settings.target,
+            target=settings.target if PRUNERS[settings.pruner].targets else None,
             seed=settings.seed,
             dtype=model.dtype,
             attention=model.attention,
@@ -313,10 +301,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _stage(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
-    def step(done: int, total: int) -> None:
-        progress(stage, done, total)
-
-    return step

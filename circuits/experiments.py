@@ -10,7 +10,6 @@ from circuits.model import Model
 from circuits.patching.experiment import Options, PatchingExperiment
 from circuits.patching.keeping import shelf_of_pairs
 from circuits.patching.sequences import SequenceExperiment, rows_of
-from circuits.vocabulary import Metric
 
 AnyExperiment = PatchingExperiment | SequenceExperiment
 
@@ -37,9 +36,9 @@ def experiment_on(
     both sides of the reference pairs beside. Raises :class:`UsageError` for a projection without reference pairs.
     """
     options = options or Options()
-    if options.metric is Metric.SEQUENCE:
+    if options.metric.whole_answers:
         return SequenceExperiment(pairs, lambda rows: model.experiment(rows, options, journal=journal))
-    if options.metric is Metric.PROJECTION:
+    if options.metric.along_direction:
         tracer = model.tracer.reading(direction_of(model, reference)[None])
         return PatchingExperiment(tracer, model.graph, pairs, options, _shelf(model, options, reference, journal))
     return model.experiment(pairs, options, journal=journal)
@@ -49,11 +48,11 @@ def kept_of(
     model: Model, pairs: Sequence[TokenPair], options: Options, *, reference: Sequence[TokenPair], journal: Journal
 ) -> Shelf:
     """Return where the journal keeps what :func:`experiment_on` with the same arguments measures."""
-    if options.metric is Metric.SEQUENCE:
+    if options.metric.whole_answers:
         pairs = [row for pair in pairs for row in rows_of(pair)]
     return shelf_of_pairs(_shelf(model, options, reference, journal), pairs, options.metric, options.ablation)
 
 
 def _shelf(model: Model, options: Options, reference: Sequence[TokenPair], journal: Journal | None) -> Shelf:
     shelf = model.shelf(journal)
-    return shelf.under(reference=digest_of(reference)) if options.metric is Metric.PROJECTION else shelf
+    return shelf.under(reference=digest_of(reference)) if options.metric.along_direction else shelf

@@ -296,6 +296,12 @@ class ComputationalGraph:
         several = [given] if isinstance(given, str | bytes | Edge) or not hasattr(given, "__iter__") else given
         return np.array([self._index_of(edge) for edge in several], dtype=np.int64)
 
+    def mask(self, edges: "Edges") -> NDArray[np.bool_]:
+        """Return one boolean per edge of the graph: is it among these? Edges are given as to :meth:`indices`."""
+        mask = np.zeros(self.n_edges, dtype=np.bool_)
+        mask[self.indices(edges)] = True
+        return mask
+
     def _places(self, edges: NDArray[Any]) -> EdgeIndices:
         """Return the positions in an array: numbers, names, or a boolean for each edge."""
         if edges.dtype.kind == "b":

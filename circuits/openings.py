@@ -21,6 +21,7 @@ from circuits.behaviours.lint import single_token
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.tokens import Tokenizer, Tokens, answer_tokens, prompt_tokens
 from circuits.errors import BehaviourNotShownError, PromptError
+from circuits.memory.batching import by_length
 from circuits.model import Model
 from circuits.tracing.plan import Plan
 from circuits.tracing.requirements import require_pairs
@@ -224,14 +225,10 @@ def _kept(logits: Sequence[Float[Tensor, "pair d_vocab"]], sides: Sequence[Seque
 
 def _first_token_logits(model: Model, prompts: Sequence[Tokens]) -> Float[Tensor, "pair d_vocab"]:
     """Predict the first token after prompts of any lengths, which are never padded."""
-    by_length: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(place)
     found: dict[int, Tensor] = {}
-    for places in by_length.values():
-        for first in range(0, len(places), ROWS):
-            members, recorder = places[first : first + ROWS], Recorder()
-            ids = torch.tensor([prompts[place] for place in members], device=model.tracer.anatomy.device)
-            model.tracer.run(ids, Plan(logits=recorder.keep_logits))
-            found |= dict(zip(members, recorder.logits.float().cpu(), strict=True))
+    for members in by_length(map(len, prompts), lambda _: ROWS):
+        recorder = Recorder()
+        ids = torch.tensor([prompts[place] for place in members], device=model.tracer.anatomy.device)
+        model.tracer.run(ids, Plan(logits=recorder.keep_logits))
+        found |= dict(zip(members, recorder.logits.float().cpu(), strict=True))
     return torch.stack([found[place] for place in range(len(prompts))])

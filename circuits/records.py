@@ -181,3 +181,14 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict[str, str])
     made_of: str = ""
     prefix_cache: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt pair as text; ``split`` is ``discovery`` or ``heldout``."""
+
+    clean: str
+    corrupted: str
+    answers: tuple[str, ...]
+    wrong_answers: tuple[str, ...]
+    split: str

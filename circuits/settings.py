@@ -7,14 +7,35 @@ or of another kind altogether is refused before anything runs.
 import math
 import operator
 from collections.abc import Mapping
+from enum import StrEnum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Self, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from circuits.errors import UsageError
-from circuits.vocabulary import Choice
+from circuits.errors import UnknownNameError, UsageError
+
+
+class Choice(StrEnum):
+    """A closed set of names; :meth:`parse` offers the closest one on a typo."""
+
+    @classmethod
+    def parse(cls, text: object) -> Self:
+        """Read a member from its name (a member is itself); raises :class:`UnknownNameError`."""
+        if not isinstance(text, str):
+            named, got = next(iter(cls)).value, type(text).__name__
+            raise UsageError(f"a {cls.kind()} is given by its name, such as '{named}'; got {got}.")
+        try:
+            return cls(text)
+        except ValueError:
+            raise UnknownNameError(cls.kind(), text, [member.value for member in cls]) from None
+
+    @classmethod
+    def kind(cls) -> str:
+        """Say what the members are, for error messages."""
+        return cls.__name__.removesuffix("Name").lower()
+
 
 NO_LIMITS: Mapping[str, float] = {}
 

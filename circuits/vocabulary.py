@@ -1,29 +1,6 @@
 """The closed sets of names that the command line, the files and the library share."""
 
-from enum import StrEnum
-from typing import Self
-
-from circuits.errors import UnknownNameError, UsageError
-
-
-class Choice(StrEnum):
-    """A closed set of names; :meth:`parse` offers the closest one on a typo."""
-
-    @classmethod
-    def parse(cls, text: object) -> Self:
-        """Read a member from its name (a member is itself); raises :class:`UnknownNameError`."""
-        if not isinstance(text, str):
-            named, got = next(iter(cls)).value, type(text).__name__
-            raise UsageError(f"a {cls.kind()} is given by its name, such as '{named}'; got {got}.")
-        try:
-            return cls(text)
-        except ValueError:
-            raise UnknownNameError(cls.kind(), text, [member.value for member in cls]) from None
-
-    @classmethod
-    def kind(cls) -> str:
-        """Say what the members are, for error messages."""
-        return cls.__name__.removesuffix("Name").lower()
+from circuits.settings import Choice
 
 
 class Metric(Choice):
@@ -60,6 +37,31 @@ class Metric(Choice):
     def signed(self) -> bool:
         """Whether above 0 the answers are more likely than what they are compared with."""
         return self.compares or self is Metric.LOG_ODDS
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether pairs must have answers."""
+        return not (self.against_clean or self.along_direction)
+
+    @property
+    def against_clean(self) -> bool:
+        """Whether a run is compared with the clean one, at which the metric then is 0 and has no slope."""
+        return self is Metric.KL
+
+    @property
+    def along_direction(self) -> bool:
+        """Whether a direction is read, which reference pairs give, in place of logits."""
+        return self is Metric.PROJECTION
+
+    @property
+    def whole_answers(self) -> bool:
+        """Whether answers may be of several tokens."""
+        return self is Metric.SEQUENCE
+
+    @property
+    def of_answers_only(self) -> bool:
+        """Whether no logits are read but those of answers and wrong answers."""
+        return self is Metric.LOGIT_DIFFERENCE
 
     @property
     def unit(self) -> str:

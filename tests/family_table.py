@@ -118,7 +118,8 @@ def _attention(names: Architecture, shape: ModelShape) -> Iterator[str]:
         yield "grouped queries"
     if len(set(names.projections.values())) == 1:
         own = "group by group" if shape.grouped else "head by head"
-        order = {concatenated: "all q, all k, all v", by_group: own}[names.layout]
+        known = {concatenated: "all q, all k, all v", by_group: own}
+        order = known.get(names.layout, names.layout.__name__.replace("_", " "))
         yield f"fused qkv ({order})"
 
 

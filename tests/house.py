@@ -18,7 +18,13 @@ import networkx as nx
 
 ROOT = Path(__file__).parents[1]
 
-DOORS = frozenset[tuple[str, str]]()
+DOORS = frozenset(
+    {
+        ("circuits.circuit", "circuits.drawing.pictures"),
+        ("circuits.comparison.pair", "circuits.drawing.pictures"),
+        ("circuits.comparison.several", "circuits.drawing.node_map"),
+    }
+)
 """Late imports that are declared: the method ``draw`` of values that draw themselves, and what it opens."""
 
 LONG = 60

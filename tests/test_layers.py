@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import networkx as nx
 import pytest
 
 import circuits
+from tests.house import DOORS, imports_of
 
 PACKAGE = Path(circuits.__file__).parent
 
@@ -20,8 +20,8 @@ ROWS = (
     ("errors", "reference"),
     ("guides",),
     ("files",),
-    ("vocabulary",),
     ("settings", "equality"),
+    ("vocabulary",),
     ("graph",),
     ("builder",),
     ("scores",),
@@ -31,7 +31,7 @@ ROWS = (
     ("interchange", "diagrams"),
     ("drawing",),
     ("report",),
-    ("drawing.pictures",),
+    ("drawing.pictures", "drawing.saved", "report.comparison_files"),
     ("behaviours",),
     ("metrics",),
     ("models",),
@@ -49,6 +49,7 @@ ROWS = (
     ("comparison.crossed_runs", "comparison.comparing"),
     ("ablation",),
     ("discovery",),
+    ("results",),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -56,18 +57,6 @@ ROWS = (
 
 A unit is a part of the package, or a module of it that has a row of its own.
 """
-
-SHORTCUTS = (
-    ("circuit", "drawing"),
-    ("circuit", "interchange"),
-    ("comparison", "drawing"),
-    ("circuit", "ablation"),
-    ("circuit", "model"),
-    ("circuit", "drawing.pictures"),
-    ("comparison", "drawing.pictures"),
-)
-"""Values that draw themselves (``circuit.draw("x.svg")``) or act on a model (``circuit.ablated(model)``): their
-methods, and only they, may import what does it."""
 
 LIGHT = (
     "errors",
@@ -89,6 +78,8 @@ LIGHT = (
     "drawing",
     "report",
     "drawing.pictures",
+    "drawing.saved",
+    "report.comparison_files",
     "behaviours",
 )
 """Units that must work without torch."""
@@ -128,24 +119,12 @@ def row(name: str) -> int | None:
 
 def imports(tree: ast.AST) -> Iterator[str]:
     """Every module that is imported anywhere in a source, functions included; ``from a import b`` gives ``a.b``."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ("." * node.level + f"{node.module or ''}.{alias.name}" for alias in node.names)
+    return (imported.name for imported in imports_of(tree))
 
 
 def imports_at_once(tree: ast.Module) -> Iterator[str]:
     """Every module that is imported when the source is: outside functions and ``if TYPE_CHECKING``."""
-    waiting: list[ast.AST] = list(tree.body)
-    while waiting:
-        node = waiting.pop(0)
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from imports(node)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting += node.orelse
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            waiting += ast.iter_child_nodes(node)
+    return (imported.name for imported in imports_of(tree) if imported.when == "now")
 
 
 def root(imported: str) -> str:
@@ -164,7 +143,7 @@ def imports_point_upwards(module: str, tree: ast.Module) -> Iterator[str]:
     for imported in imports(tree):
         if imported.startswith("."):
             yield f"{module} imports {imported} relatively"
-        elif (unit(module), unit(imported)) in SHORTCUTS and imported not in at_once:
+        elif imported not in at_once and any(imported.startswith(f"{door}.") for way, door in DOORS if way == module):
             continue
         elif root(imported) == "circuits":
             target = unit(imported)
@@ -248,17 +227,6 @@ def code_only(source: str) -> str:
     return ast.unparse(tree)
 
 
-def circles(sources: dict[str, str]) -> list[list[str]]:
-    """Modules that import each other at once, directly or through others."""
-    arrows: nx.DiGraph[str] = nx.DiGraph()
-    for module, source in sources.items():
-        for imported in imports_at_once(ast.parse(source)):
-            for target in (imported, imported.rpartition(".")[0]):
-                if target in sources and target != module:
-                    arrows.add_edge(module, target)
-    return [sorted(group) for group in nx.strongly_connected_components(arrows) if len(group) > 1]
-
-
 # ------------------------------------------------------------------------------------------------ the package follows
 
 
@@ -270,10 +238,6 @@ def test_every_module_follows_the_rule(rule: Rule) -> None:
 
 def test_the_text_cuda_appears_in_one_module_at_most() -> None:
     assert len(modules_naming_cuda(SOURCES)) <= 1, modules_naming_cuda(SOURCES)
-
-
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert circles(SOURCES) == []
 
 
 def test_the_sources_that_are_checked_are_those_of_the_package() -> None:
@@ -400,12 +364,3 @@ def test_cuda_in_a_second_module_is_noticed() -> None:
         "docstring": 'def f(device):\n    """``device`` is cpu or cuda."""  # or cuda:1',
     }
     assert modules_naming_cuda(sources) == ["device", "memory"]
-
-
-def test_a_circle_of_imports_is_noticed_unless_a_function_breaks_it() -> None:
-    there = "from circuits.pruning.top import top"
-    back = "from circuits.evaluation.curve import curve"
-    assert circles({"circuits.evaluation.curve": there, "circuits.pruning.top": back}) == [
-        ["circuits.evaluation.curve", "circuits.pruning.top"]
-    ]
-    assert circles({"circuits.evaluation.curve": there, "circuits.pruning.top": f"def f():\n    {back}"}) == []

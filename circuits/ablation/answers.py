@@ -26,7 +26,7 @@ _BEGIN_MORE = ("i", "as", "we", "no", "it", "this")
 """First words of refusals that begin other answers as well."""
 
 
-class Opening(StrEnum):
+class AnswerKind(StrEnum):
     """What kind of answer begins here."""
 
     ANSWER = "answer"
@@ -51,18 +51,18 @@ class Openings:
             return cls(tokenizer, refusals=False)
         return cls(tokenizer, {_word(tokenizer, token) for token in answers} <= {*_BEGIN_REFUSALS, *_BEGIN_MORE})
 
-    def kind(self, tokens: Tokens, pair: TokenPair) -> Opening:
+    def kind(self, tokens: Tokens, pair: TokenPair) -> AnswerKind:
         """Classify the first tokens of an answer to a prompt of a pair."""
         first = tokens[0] if tokens else None
         if self.refusals and self.tokenizer is not None:
             if begins_refusal(self.text(tokens)):
-                return Opening.ANSWER
+                return AnswerKind.ANSWER
             certain = first in pair.answers and _word(self.tokenizer, tokens[0]) not in _BEGIN_MORE
         else:
             certain = first in pair.answers
         if certain:
-            return Opening.ANSWER
-        return Opening.WRONG_ANSWER if first in pair.wrong_answers else Opening.OTHER
+            return AnswerKind.ANSWER
+        return AnswerKind.WRONG_ANSWER if first in pair.wrong_answers else AnswerKind.OTHER
 
     def text(self, tokens: Tokens) -> str:
         """Give the first tokens as text; without a tokenizer, as ids."""

@@ -6,7 +6,7 @@ edges carry corrupted values, all others clean ones, everything downstream is re
 the answer is predicted. The control is random circuits with as many edges and the same wiring on other nodes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from circuits.files.journal import Journal
 from circuits.graph import EdgeIndices, Edges
 from circuits.model import Model
 from circuits.patching.experiment import Options
+from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
 
@@ -69,24 +70,22 @@ def measure_edge_ablation(
     metric: Metric | str = Metric.LOGIT_DIFFERENCE,
     draws: int = 5,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+    progress: StageProgress = no_stages,
     journal: Journal | None = None,
 ) -> EdgeAblationReport:
     """Measure clean prompts with the edges corrupted, and keep that in a journal if one is given.
 
     Cost: about three forward passes of the pairs per circuit.
     """
-    mask = np.zeros(model.graph.n_edges, dtype=np.bool_)
     edges = model.graph.indices(edges)
-    mask[edges] = True
+    mask = model.graph.mask(edges)
     controls = random_circuits(model.graph, edges, draws, seed)
     ablated = np.stack([~mask, *~controls])
     quantities: list[Quantity] = []
-    for wanted in dict.fromkeys((Metric.parse(metric), Metric.LOG_ODDS)):
-        experiment = model.experiment(pairs, Options(wanted), journal=journal)
-        values = experiment.circuits(
-            ablated, progress=lambda done, total: progress("ablating edges, and random ones", done, total)
-        )
+    first = model.experiment(pairs, Options(Metric.parse(metric)), journal=journal)
+    for wanted in dict.fromkeys((first.metric, Metric.LOG_ODDS)):
+        experiment = first if wanted is first.metric else first.with_metric(wanted)
+        values = experiment.circuits(ablated, progress=of_stage(progress, "ablating edges, and random ones"))
         before, after, random = experiment.clean, values[0], list(values[1:])
         quantities.append(mean_quantity(f"{wanted} on clean prompts", wanted.unit, before, after, random, seed=seed))
         if wanted.compares:

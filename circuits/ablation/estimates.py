@@ -10,7 +10,7 @@ from circuits.statistics import central, picks, wilson
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PromptEstimate:
     """A value with its 95 % interval over prompts."""
 
     value: float
@@ -38,9 +38,9 @@ class Quantity:
     name: str
     unit: str
     n: int
-    before: Estimate
-    after: Estimate
-    change: Estimate
+    before: PromptEstimate
+    after: PromptEstimate
+    change: PromptEstimate
     random: tuple[float, ...]
 
     @property
@@ -82,7 +82,7 @@ def perplexity_quantity(
     """Compare perplexities ``exp(mean loss per token)``, from losses per token of every sentence."""
     chosen, counts = picks(len(before), seed), np.array([len(losses) for losses in before])
 
-    def estimate(losses: Floats) -> Estimate:
+    def estimate(losses: Floats) -> PromptEstimate:
         resampled = np.exp(losses[chosen].sum(1) / counts[chosen].sum(1))
         return _bootstrap(np.exp(losses.sum() / counts.sum()), resampled)
 
@@ -92,10 +92,10 @@ def perplexity_quantity(
     return Quantity(name, "perplexity", len(before), estimate(totals[0]), estimate(totals[1]), ratio, others)
 
 
-def _share(members: NDArray[np.bool_]) -> Estimate:
-    return Estimate(float(members.mean()), *wilson(int(members.sum()), len(members)))
+def _share(members: NDArray[np.bool_]) -> PromptEstimate:
+    return PromptEstimate(float(members.mean()), *wilson(int(members.sum()), len(members)))
 
 
-def _bootstrap(value: np.floating, resampled: Floats) -> Estimate:
+def _bootstrap(value: np.floating, resampled: Floats) -> PromptEstimate:
     low, high = central(resampled)
-    return Estimate(float(value), float(low), float(high))
+    return PromptEstimate(float(value), float(low), float(high))

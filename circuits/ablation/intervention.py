@@ -22,13 +22,14 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import UsageError
 from circuits.graph import Node, NodeKind
+from circuits.memory.batching import by_length
 from circuits.settings import settle
-from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.requirements import require_pairs
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import NodeAblation
 
-Place = tuple[int, Site]
+Place = tuple[int, LayerSite]
 """A layer, and where in it a kind of node puts out its value."""
 ROWS, TOKENS = 32, 1024
 """How many prompts, and tokens of them, run at once."""
@@ -103,7 +104,7 @@ class _Sums:
         self.last: dict[Place, Tensor] = {}
         self.tokens = sum(len(prompt) - 1 for prompt in prompts)
         layers = range(tracer.anatomy.shape.n_layers)
-        sites = (Site.Z, Site.MLP_OUT) if tracer.anatomy.shape.mlps else (Site.Z,)
+        sites = (LayerSite.Z, LayerSite.MLP_OUT) if tracer.anatomy.shape.mlps else (LayerSite.Z,)
         places = [(layer, site) for layer in layers for site in sites]
         plan = Plan(visits={place: _Add(self, place) for place in places})
         for _, ids in batches(prompts, tracer.anatomy.device):
@@ -136,12 +137,7 @@ def batches(prompts: Sequence[Tokens], device: torch.device) -> Iterable[tuple[l
 
 def portions(prompts: Sequence[Tokens]) -> Iterable[list[int]]:
     """Return the places of prompts that run at once: of one length, and few enough to take seconds."""
-    by_length: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(place)
-    for length, members in by_length.items():
-        rows = min(ROWS, max(1, TOKENS // length))
-        yield from (members[first : first + rows] for first in range(0, len(members), rows))
+    return by_length(map(len, prompts), lambda length: min(ROWS, TOKENS // length))
 
 
 def visits_of(
@@ -170,9 +166,9 @@ def _columns(anatomy: Anatomy, node: Node) -> tuple[Place, Bool[Tensor, " width"
     match node.kind:
         case NodeKind.HEAD:
             heads = torch.arange(shape.n_heads, device=anatomy.device).repeat_interleave(shape.d_head)
-            return (node.layer, Site.Z), heads == node.index
+            return (node.layer, LayerSite.Z), heads == node.index
         case NodeKind.MLP:
-            return (node.layer, Site.MLP_OUT), torch.ones(shape.d_model, dtype=torch.bool, device=anatomy.device)
+            return (node.layer, LayerSite.MLP_OUT), torch.ones(shape.d_model, dtype=torch.bool, device=anatomy.device)
         case _:
             raise UsageError(f"'{node}' cannot be ablated; expected heads and MLPs, such as a3.h5 or m3.")
 

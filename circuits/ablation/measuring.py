@@ -6,7 +6,7 @@ neutral sentences, which tells whether the model was broken in general. Of every
 generated, and kept with their class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib.resources import files
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from circuits.ablation.answers import Opening, Openings
+from circuits.ablation.answers import AnswerKind, Openings
 from circuits.ablation.estimates import Quantity, mean_quantity, perplexity_quantity, share_quantity
 from circuits.ablation.generation import AblatedModel, ablated
 from circuits.ablation.intervention import Intervention, Reference, portions, reference_of
@@ -30,6 +30,7 @@ from circuits.graph import Node
 from circuits.metrics import AnswerTokens, measure
 from circuits.model import Model
 from circuits.models.digests import tensors_digest
+from circuits.patching.protocol import StageProgress, no_stages
 from circuits.scores import Floats
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
@@ -37,7 +38,6 @@ from circuits.vocabulary import Metric
 DRAWS, NEW_TOKENS = 5, 5
 BROKEN = 2.0
 """A perplexity this many times that of the model as it is means that more than one behaviour was lost."""
-StageProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class _Outcome:
                 row["odds"] = value
         if side == "clean":
             kept = None
-            if self._prompts.metric is Metric.KL:
+            if self._prompts.metric.against_clean:
                 kept = logits if self._plain is self else self._plain._continued(side, members, 1)[1]
             for row, value in zip(rows, _list(measure(self._prompts.metric, logits, answers, kept)), strict=True):
                 row["metric"] = value
@@ -189,7 +189,7 @@ class _Outcome:
         return self._model.continuations([prompts[member] for member in members], count)
 
     @cached_property
-    def kinds(self) -> dict[str, list[Opening]]:
+    def kinds(self) -> dict[str, list[AnswerKind]]:
         """The class of every answer's opening, by side."""
         kind = self._prompts.openings.kind
         return {
@@ -197,7 +197,7 @@ class _Outcome:
             for side, found in self.tokens.items()
         }
 
-    def share(self, side: str, opening: Opening) -> NDArray[np.bool_]:
+    def share(self, side: str, opening: AnswerKind) -> NDArray[np.bool_]:
         """Tell for every prompt of a side whether its answer has an opening of a class."""
         return np.array([kind is opening for kind in self.kinds[side]])
 
@@ -214,7 +214,7 @@ def measure_ablation(
     draws: int = DRAWS,
     new_tokens: int = NEW_TOKENS,
     seed: int = 0,
-    progress: StageProgress = lambda _stage, _done, _total: None,
+    progress: StageProgress = no_stages,
     journal: Journal | None = None,
 ) -> AblationReport:
     """Measure what acting on nodes changes, on pairs that the reference prompts are not among.
@@ -261,7 +261,7 @@ def _quantities(prompts: _Prompts, outcomes: list[_Outcome], seed: int) -> tuple
     before, after, *random = outcomes
     metric, refusals = prompts.metric, prompts.openings.refusals
     words = rate_names(refusals=refusals)
-    wanted = (("clean", Opening.ANSWER), ("corrupted", Opening.ANSWER), ("clean", Opening.WRONG_ANSWER))
+    wanted = (("clean", AnswerKind.ANSWER), ("corrupted", AnswerKind.ANSWER), ("clean", AnswerKind.WRONG_ANSWER))
     found = [
         share_quantity(
             word, before.share(*which), after.share(*which), [each.share(*which) for each in random], seed=seed

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.graph import ModelShape, Slot
-from circuits.tracing.plan import Site
+from circuits.tracing.plan import LayerSite
 
 Columns = NDArray[np.int64]
 """Which outputs of a projection belong to which unit, shape ``(unit, d_head)``; a unit is a head or key/value head."""
@@ -103,11 +103,11 @@ class Architecture:
         return {slot: self.projection_norms.get(slot, path) for slot, path in self.projections.items()}
 
     @property
-    def slot_sites(self) -> dict[str, Site]:
+    def slot_sites(self) -> dict[str, LayerSite]:
         """Every module of :attr:`slot_modules` once, with the site at which plans visit it: its first slot's."""
-        sites: dict[str, Site] = {}
+        sites: dict[str, LayerSite] = {}
         for slot, path in self.slot_modules.items():
-            sites.setdefault(path, Site[slot.name])
+            sites.setdefault(path, LayerSite[slot.name])
         return sites
 
     @property

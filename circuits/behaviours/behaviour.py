@@ -154,7 +154,7 @@ class Behaviour:
         parts: tuple[tuple[TokenPair, ...], tuple[TokenPair, ...]],
         known: Sequence[TokenPair],
     ) -> PromptSet:
-        reference = draw(known, REFERENCE, 0) if self.metric is Metric.PROJECTION else ()
+        reference = draw(known, REFERENCE, 0) if self.metric.along_direction else ()
         remarks = self.remarks(tokenizer, len(found.pairs)) if self.remarks and tokenizer is not None else ()
         digest = digest_of(*parts)
         return PromptSet(

@@ -62,7 +62,7 @@ def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
         return tuple(tokens for tokens in found if tokens)
 
     sides = (pair.answers, pair.answer_ids), (pair.wrong_answers, pair.wrong_ids)
-    if metric is Metric.SEQUENCE:
+    if metric.whole_answers:
         right, wrong = (sequences(*side) for side in sides)
         _check_sequences(tokenizer, right, wrong)
         first, first_wrong = ({tokens[0]: None for tokens in side} for side in (right, wrong))
@@ -150,7 +150,7 @@ def _ids_of_vocabulary(tokenizer: Tokenizer, ids: Tokens) -> Tokens:
 
 
 def _check_answers(tokenizer: Tokenizer, answers: Tokens, wrong_answers: Tokens, metric: Metric) -> None:
-    if not answers and metric is not Metric.KL:
+    if not answers and not metric.against_clean:
         raise PromptError(f"there is no answer; the metric {metric} needs at least one (only kl needs none).")
     if not wrong_answers and metric.compares:
         raise PromptError(

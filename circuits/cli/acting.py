@@ -70,8 +70,10 @@ class Acting:
         return circuit.strongest(self.strongest) if self.strongest else circuit
 
     @property
-    def intervention(self) -> "Intervention":
-        """What nodes put out instead; steering alone leaves their own values."""
+    def intervention(self) -> "Intervention | None":
+        """What nodes put out instead, where nodes are acted on; steering alone leaves their own values."""
+        if self.target is not ActedOn.NODES:
+            return None
         from circuits.ablation.intervention import Intervention
 
         kind = NodeAblation.parse(self.ablation or NodeAblation.MEAN)

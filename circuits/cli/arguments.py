@@ -16,11 +16,13 @@ import typer
 from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.tokens import Tokenizer
-from circuits.cli.output import Output, Told
+from circuits.cli.output import Output
 from circuits.cli.prompting import Prompting
 from circuits.errors import UsageError
+from circuits.patching.protocol import StageProgress
 from circuits.records import BehaviourInfo
-from circuits.vocabulary import Ablation, Choice, Direction, Metric, ScorerName
+from circuits.settings import Choice
+from circuits.vocabulary import Ablation, Direction, Metric, ScorerName
 
 if TYPE_CHECKING:
     from circuits.model import Model
@@ -40,7 +42,7 @@ _PROMPTING = ("system", "prefill", "refuse", "comply")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def then_loading(progress: Told) -> Told:
+def then_loading(progress: StageProgress) -> StageProgress:
     """Follow the fetching of a model; when a part of it is done, loading may come next, which tells nothing itself."""
 
     def told(stage: str, done: int, total: int) -> None:
@@ -127,7 +129,7 @@ class Machine:
         ),
     ] = "highest"
 
-    def load(self, progress: Told, *, default: str = DEFAULT_MODEL) -> "Model":
+    def load(self, progress: StageProgress, *, default: str = DEFAULT_MODEL) -> "Model":
         """Load the model that was asked for; the guards see it at full precision."""
         from circuits.model import load_model
         from circuits.models.devices import MatmulPrecision
@@ -144,7 +146,7 @@ class Machine:
         precision.use()
         return model
 
-    def tokenizer(self, progress: Told) -> Tokenizer:
+    def tokenizer(self, progress: StageProgress) -> Tokenizer:
         """Load the tokenizer of the model that was asked for."""
         from circuits.models.loading import load_weights
 

@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,10 +23,7 @@ from rich.table import Column
 from rich.text import Text
 
 from circuits.files.documents import json_text
-
-Told = Callable[[str, int, int], None]
-"""Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""
-
+from circuits.patching.protocol import StageProgress
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, marks that turn the direction of writing, and halves of characters."""
@@ -97,7 +94,7 @@ class Output:
             sys.stdout.write(json_text(document))
 
     @contextmanager
-    def progress(self, *listeners: Told) -> Generator[Told]:
+    def progress(self, *listeners: StageProgress) -> Generator[StageProgress]:
         """Show a bar with the time left while work goes on; on a terminal only."""
         if self.quiet or not self._messages.is_terminal:
             yield _Bars(None, listeners)
@@ -128,7 +125,7 @@ class _TimeLeft(ProgressColumn):
 class _Bars:
     """Follows stages: one bar at a time. Stages that differ only after a colon are one stage."""
 
-    def __init__(self, progress: Progress | None, listeners: tuple[Told, ...]) -> None:
+    def __init__(self, progress: Progress | None, listeners: tuple[StageProgress, ...]) -> None:
         self._progress, self._listeners = progress, listeners
         self._head: str | None = None
         self._task: TaskID | None = None

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from circuits.behaviours.behaviour import Behaviour, TokenPair
 from circuits.circuit import Circuit
 from circuits.cli.arguments import DEFAULT_MODEL, PAIRS, Machine, Measurement
-from circuits.cli.output import Output, Told, printable
+from circuits.cli.output import Output, printable
 from circuits.errors import UsageError
 from circuits.interchange.foreign import UNKNOWN, Imported, read_circuit
-from circuits.interchange.score_files import read_scores_of, scores_of
+from circuits.patching.protocol import StageProgress
 from circuits.records import ModelInfo
-from circuits.scores import EdgeScores
 
 if TYPE_CHECKING:
     from circuits.experiments import AnyExperiment
@@ -61,7 +58,7 @@ def recorded(
     session: Session,
     behaviour: Behaviour,
     options: "Options",
-    progress: Told,
+    progress: StageProgress,
     *,
     pairs: int = PAIRS,
     journal: "Journal | None" = None,
@@ -111,18 +108,6 @@ def fitted(found: Imported, model: ModelInfo, out: Output) -> Imported:
     return now
 
 
-def scores_beside(circuit: Circuit, path: Path) -> EdgeScores | None:
-    """Give the scores of the whole graph that ``discover`` left beside a circuit, if they are the circuit's."""
-    file = path.parent / "scores.parquet"
-    if circuit.model.id == UNKNOWN or not file.is_file():
-        return None
-    scores = read_scores_of(file, circuit.graph, scores_of(circuit.model.digest, circuit.behaviour.digest))
-    if scores is None:
-        return None
-    same = np.allclose(scores.values[circuit.edges], circuit.scores, rtol=1e-5, atol=1e-12, equal_nan=True)
-    return scores if same else None
-
-
 def circuit_behaviour_name(circuit: Circuit, given: str | None, option: str) -> str:
     """Give what to load for a circuit's behaviour: what was asked for, else the built-in one it names."""
     from circuits.behaviours import BUILT_IN
@@ -143,13 +128,5 @@ def circuit_behaviour_name(circuit: Circuit, given: str | None, option: str) -> 
 
 def require_same_model(circuit: Circuit, model: "Model", out: Output) -> None:
     """Raise when a circuit cannot be run on a model; warn when it was found on another."""
-    if model.info.shape != circuit.model.shape:
-        raise UsageError(
-            f"the circuit is of {circuit.model.id} with {circuit.model.shape.describe()}, but {model.info.id} has "
-            f"{model.info.shape.describe()}; give the circuit's own model with --model."
-        )
-    if model.info.digest != circuit.model.digest:
-        out.warn(
-            f"the circuit was found on other weights ({circuit.model.id}, {circuit.model.digest[:12] or 'unknown'}) "
-            f"than those of {model.info.id} ({model.info.digest[:12]}); its numbers are not those of its evaluation."
-        )
+    if remark := circuit.remark_on(model.info):
+        out.warn(remark)

@@ -1,6 +1,6 @@
 """What circuits share, what they do on each other's prompts, and what changed between models."""
 
-from circuits.comparison.chance import Estimate, PairScores
+from circuits.comparison.chance import PairScores, ScoreEstimate
 from circuits.comparison.changes import EdgeChanges, ModelEffects, NodeChange
 from circuits.comparison.crossing import Column, Dissociation, Share, TransferMatrix
 from circuits.comparison.overlap import Chance, Overlap
@@ -15,7 +15,6 @@ __all__ = [
     "Comparison",
     "Dissociation",
     "EdgeChanges",
-    "Estimate",
     "Membership",
     "MembershipCount",
     "ModelEffects",
@@ -23,6 +22,7 @@ __all__ = [
     "Overlap",
     "PairScores",
     "Part",
+    "ScoreEstimate",
     "Share",
     "TransferMatrix",
     "compare",

@@ -19,7 +19,7 @@ PROMPTS, EDGES = "prompts", "edges"
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ScoreEstimate:
     """A number with its 95 % interval, and what was resampled for it: ``prompts``, ``edges`` or nothing."""
 
     value: float
@@ -40,7 +40,7 @@ class Estimate:
         return f"{text} [{low}, {high}]" if math.isfinite(self.low) else text
 
 
-UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+UNKNOWN = ScoreEstimate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class PairScores:
     layers.
     """
 
-    weighted: Estimate
-    ranks: Estimate
+    weighted: ScoreEstimate
+    ranks: ScoreEstimate
     n: int
     on_union: bool
     ranks_chance: Chance | None = None
@@ -162,13 +162,13 @@ def _weighted(values: Floats, inside: np.ndarray) -> float:
     return weighted_jaccard(places[0], sizes[0], places[1], sizes[1])
 
 
-def _around(value: float, draws: Floats, over: str, *, least: float) -> Estimate:
+def _around(value: float, draws: Floats, over: str, *, least: float) -> ScoreEstimate:
     """Put the spread of resampled values around the estimate, up to 1: noise added to noisy scores would shift it."""
     draws = draws[np.isfinite(draws)]
     if not math.isfinite(value):
         return UNKNOWN
     if len(draws) < RESAMPLES / 2:
-        return Estimate(value, math.nan, math.nan)
+        return ScoreEstimate(value, math.nan, math.nan)
     low, high = central(draws)
     shift = value - float(np.median(draws)) if over == PROMPTS else 0.0
-    return Estimate(value, max(least, float(low + shift)), min(1.0, float(high + shift)), over)
+    return ScoreEstimate(value, max(least, float(low + shift)), min(1.0, float(high + shift)), over)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from circuits.circuit import Circuit
-from circuits.comparison.chance import UNKNOWN, Estimate, spearman
+from circuits.comparison.chance import UNKNOWN, ScoreEstimate, spearman
 from circuits.comparison.names import names_of
 from circuits.comparison.pair import CircuitDiff, difference
 from circuits.equality import by_content
@@ -68,7 +68,7 @@ class NodeChange:
     node: str
     here: float
     there: float
-    change: Estimate
+    change: ScoreEstimate
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class EdgeChanges:
         return spearman(self.here.bounds[0], self.there.bounds[0])
 
     @cached_property
-    def strength(self) -> Estimate:
+    def strength(self) -> ScoreEstimate:
         """The sum of |effect| there over that here, with an interval over prompts."""
         here, there = (np.abs(each.effects.mean(1)).sum() for each in (self.here, self.there))
         weights = _weights(self.here.effects.shape[1])
@@ -114,7 +114,7 @@ class EdgeChanges:
         if here == 0:
             return UNKNOWN
         low, high = central(drawn[1] / np.maximum(drawn[0], 1e-300))
-        return Estimate(float(there / here), float(low), float(high), "prompts")
+        return ScoreEstimate(float(there / here), float(low), float(high), "prompts")
 
     @property
     def gap_ratio(self) -> float:
@@ -207,7 +207,7 @@ class EdgeChanges:
         }
         return cast("dict[str, Any]", plain(document))
 
-    def estimate(self, place: int) -> Estimate:
+    def estimate(self, place: int) -> ScoreEstimate:
         """Give the change of one edge of the circuit."""
         return _estimate(self.bounds[:, place])
 
@@ -288,8 +288,8 @@ def _bounds(values: Floats) -> Floats:
     return np.stack([values.mean(1), low, high])
 
 
-def _estimate(bounds: Floats) -> Estimate:
-    return Estimate(float(bounds[0]), float(bounds[1]), float(bounds[2]), "prompts")
+def _estimate(bounds: Floats) -> ScoreEstimate:
+    return ScoreEstimate(float(bounds[0]), float(bounds[1]), float(bounds[2]), "prompts")
 
 
 def _off_zero(bounds: Floats) -> Flags:

@@ -21,12 +21,12 @@ from circuits.graph import EdgeIndices
 from circuits.memory.memory_plan import AUTO
 from circuits.model import Model
 from circuits.patching.experiment import Options
+from circuits.patching.protocol import StageProgress, no_stages
 from circuits.settings import settle
 from circuits.vocabulary import Ablation, Metric
 
 _ADVICE = " A circuit explains"
 """How the advice begins that ends the message of a behaviour that is not shown: not to be heeded in a comparison."""
-StageProgress = Callable[[str, int, int], None]
 Models = Model | Callable[[Circuit], Model]
 """The model of every circuit, or what gives a circuit's own; it is asked once per model, one after the other."""
 
@@ -74,7 +74,7 @@ def measure_comparison(
     models: Models,
     settings: Crossing | None = None,
     *,
-    progress: StageProgress = lambda _stage, _done, _total: None,
+    progress: StageProgress = no_stages,
 ) -> Comparison:
     """Run every circuit on every behaviour's held-out prompts in that behaviour's model, alone and knocked out.
 
@@ -112,7 +112,7 @@ def compare_models(
     there: Models,
     settings: Crossing | None = None,
     *,
-    progress: StageProgress = lambda _stage, _done, _total: None,
+    progress: StageProgress = no_stages,
 ) -> EdgeChanges:
     """Measure a circuit's edges in its own model and in another of the same shape, on the same held-out prompts.
 
@@ -145,7 +145,7 @@ def measure_edges(
     prompts: PromptSet,
     settings: Crossing,
     *,
-    progress: StageProgress = lambda _stage, _done, _total: None,
+    progress: StageProgress = no_stages,
 ) -> ModelEffects:
     """Measure a circuit's edges in a model on held-out prompts, each exactly and all alone."""
     experiment = settings.experiment(circuit, model, prompts)

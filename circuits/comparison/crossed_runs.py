@@ -62,7 +62,4 @@ def cross(
 
 
 def _masks(graph: ComputationalGraph, sets: Sequence[EdgeIndices]) -> Masks:
-    masks = np.zeros((len(sets), graph.n_edges), dtype=np.bool_)
-    for mask, edges in zip(masks, sets, strict=True):
-        mask[edges] = True
-    return masks
+    return np.array([graph.mask(edges) for edges in sets], dtype=np.bool_).reshape(len(sets), graph.n_edges)

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.comparison.chance import Estimate
+from circuits.comparison.chance import ScoreEstimate
 from circuits.equality import by_content
 from circuits.scores import Floats
 from circuits.statistics import central, faithfulness, picks
@@ -71,7 +71,7 @@ class Column:
 class Share:
     """A share of a behaviour with its 95 % interval over prompts, and what random circuits of the same size reach."""
 
-    value: Estimate
+    value: ScoreEstimate
     n: int
     random: tuple[float, ...] = ()
 
@@ -112,7 +112,7 @@ class Contrast:
     behaviours: tuple[str, str]
     losses: Mapping[tuple[str, str], Share]
     gains: tuple[Share, Share]
-    interaction: Estimate
+    interaction: ScoreEstimate
 
     @property
     def own(self) -> tuple[Share, Share]:
@@ -236,6 +236,6 @@ def _gain(knocked: str, own: Column, other: Column) -> tuple[float, Floats]:
     return value, other.kept_resampled(second, picks[1]) - own.kept_resampled(first, picks[0])
 
 
-def _estimate(value: float, resampled: Floats) -> Estimate:
+def _estimate(value: float, resampled: Floats) -> ScoreEstimate:
     low, high = central(resampled)
-    return Estimate(value, float(low), float(high), PROMPTS)
+    return ScoreEstimate(value, float(low), float(high), PROMPTS)

@@ -21,7 +21,7 @@ from circuits.comparison.crossing import (
 )
 from circuits.comparison.names import names_of
 from circuits.comparison.pair import CircuitDiff, difference, require_one_shape
-from circuits.comparison.parts import CORE, MembershipCount, Part, membership_counts, parts_of
+from circuits.comparison.parts import CORE, MembershipCount, Part, membership_counts, parts_of, pruned_to_live_paths
 from circuits.comparison.words import column_sentences, dissociation_sentences, in_short, transfer_sentences
 from circuits.errors import UnknownNameError, UsageError
 from circuits.files.documents import plain
@@ -95,6 +95,10 @@ class Comparison:
     def with_changes(self, changes: Sequence[EdgeChanges]) -> Self:
         """Give the same comparison with what the same edges do in other models."""
         return replace(self, changes=tuple(changes))
+
+    def live(self) -> "Comparison":
+        """Return the comparison with parts that leave out edges on no path through them from input to logits."""
+        return replace(self, parts=tuple(pruned_to_live_paths(part) for part in self.parts))
 
     def draw(self, path: str | Path, *, title: str | None = None) -> None:
         """Draw two circuits into one diagram, or of more circuits the edges that several have, as the suffix says."""

@@ -14,7 +14,7 @@ from circuits.errors import UnknownNameError
 from circuits.files.atomic import write
 from circuits.graph import Node
 from circuits.interchange.formats import circuit_csv, circuit_graphml, circuit_mib_json, circuit_pt, mib_folder
-from circuits.interchange.sidecars import Example
+from circuits.records import Example
 from circuits.scores import EdgeScores, Floats
 
 
@@ -49,6 +49,11 @@ def draw(
     :class:`OutputError` when the place cannot be written to.
     """
     write(path, DRAWINGS[_suffix(path, DRAWINGS)](Drawing(circuit, title, evidence or {}, prompts, intervals)))
+
+
+def svg(circuit: Circuit) -> str:
+    """Return a circuit's diagram as SVG text. Raises :class:`RenderError` when Graphviz is missing."""
+    return image(circuit_dot(circuit), ImageFormat.SVG).decode("utf-8")
 
 
 def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = None) -> None:

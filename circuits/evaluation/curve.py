@@ -92,8 +92,7 @@ class _Measured:
     known: dict[bytes, CurvePoint] = field(default_factory=dict[bytes, CurvePoint])
 
     def point(self, edges: EdgeIndices) -> CurvePoint:
-        mask = np.zeros(self.experiment.graph.n_edges, dtype=np.bool_)
-        mask[edges] = True
+        mask = self.experiment.graph.mask(edges)
         key = edges.tobytes()
         if key not in self.known:
             values, ends = self.experiment.circuits([mask])[0], self.experiment

@@ -37,8 +37,7 @@ def evaluate(
     experiment's pairs: about 2 for the circuit, 3 for its complement, 20 or fewer for the random circuits, up to 15 for
     the curve, 15 more for the other area, 30 more for another universe.
     """
-    mask = np.zeros(experiment.graph.n_edges, dtype=np.bool_)
-    mask[experiment.graph.indices(edges)] = True
+    mask = experiment.graph.mask(edges)
     circuit, complement = experiment.circuits([mask])[0], experiment.circuits([~mask])[0]
     points, areas = tuple[CurvePoint, ...](), tuple[Areas, ...]()
     if scores is not None:
@@ -75,9 +74,9 @@ def accuracy(values: Floats) -> float:
 
 def _divergences(experiment: Experiment, mask: NDArray[np.bool_]) -> Floats | None:
     """Return each pair's divergence of the next-token distribution from the model's, where there is one to speak of."""
-    if not isinstance(experiment, PatchingExperiment) or experiment.metric is Metric.PROJECTION:
+    if not isinstance(experiment, PatchingExperiment) or experiment.metric.along_direction:
         return None
-    return experiment.by(Metric.KL).circuits([mask])[0]
+    return experiment.with_metric(Metric.KL).circuits([mask])[0]
 
 
 def _random_baseline(experiment: Experiment, edges: EdgeIndices, seed: int) -> RandomBaseline | None:

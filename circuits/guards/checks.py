@@ -20,7 +20,7 @@ from circuits.graph import ComputationalGraph
 from circuits.guards.distance import distance
 from circuits.guards.isolation import isolation
 from circuits.passes.masked import run_masked
-from circuits.tracing.plan import Plan, Site, Visit, put
+from circuits.tracing.plan import LayerSite, Plan, Visit, put
 from circuits.tracing.runs import Recorder, Run, record
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer, tolerance_of
@@ -217,10 +217,10 @@ def _wiring(tracer: Tracer, run: Run, tolerance: float) -> GuardResult:
 def _wiring_errors(tracer: Tracer, run: Run) -> Iterator[tuple[str, float]]:
     anatomy, recorder = tracer.anatomy, Recorder()
     read, middle = _summed(anatomy, run)
-    visits: dict[tuple[int, Site], Visit] = {}
+    visits: dict[tuple[int, LayerSite], Visit] = {}
     for layer, value in enumerate(middle if anatomy.shape.mlps else ()):
-        visits[layer, Site.MLP_IN] = partial(put, value)
-        visits[layer, Site.MLP_OUT] = partial(_kept_and_put, recorder, layer, run.mlp[layer])
+        visits[layer, LayerSite.MLP_IN] = partial(put, value)
+        visits[layer, LayerSite.MLP_OUT] = partial(_kept_and_put, recorder, layer, run.mlp[layer])
     tracer.run(run.ids, Plan(attention=dict(enumerate(run.attention)), visits=visits))
     for layer, stream in enumerate(read[:-1]):
         normed = anatomy.attention_norm(layer, stream)
@@ -228,12 +228,12 @@ def _wiring_errors(tracer: Tracer, run: Run) -> Iterator[tuple[str, float]]:
             made = anatomy.project(layer, slot, normed)
             yield f"{slot.word} of layer {layer}", distance(made, run.projections[layer][path])
         if anatomy.shape.mlps:
-            yield f"outputs of m{layer}", distance(recorder.values[layer, Site.MLP_OUT], run.mlp[layer])
+            yield f"outputs of m{layer}", distance(recorder.values[layer, LayerSite.MLP_OUT], run.mlp[layer])
 
 
 def _kept_and_put(recorder: Recorder, layer: int, value: Tensor, found: Tensor) -> Tensor:
     """Keep what an MLP puts out, and let the run go on from what it should have put out."""
-    recorder.at(layer, Site.MLP_OUT)(found)
+    recorder.at(layer, LayerSite.MLP_OUT)(found)
     return value.clone()
 
 

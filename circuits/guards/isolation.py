@@ -11,7 +11,7 @@ from torch import Tensor
 from circuits.adapters.anatomy import Anatomy
 from circuits.graph import ModelShape, Slot
 from circuits.guards.distance import distances
-from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.runs import Recorder, Run
 from circuits.tracing.tracer import Tracer
 
@@ -48,7 +48,7 @@ def _isolation_error(tracer: Tracer, run: Run, layer: int, size: float) -> tuple
     """
     anatomy, shape = tracer.anatomy, tracer.anatomy.shape
     changed = [(slot, unit) for slot in Slot for unit in range(len(anatomy.columns[slot]))]
-    visits: dict[tuple[int, Site], Visit] = {}
+    visits: dict[tuple[int, LayerSite], Visit] = {}
     for path, site in anatomy.architecture.slot_sites.items():
         own = [(row, *each) for row, each in enumerate(changed) if anatomy.architecture.slot_modules[each[0]] == path]
         visits[layer, site] = partial(_changed_slots, anatomy, len(changed), own, size)
@@ -73,15 +73,15 @@ def _acts(tracer: Tracer, run: Run, layer: int, slot: Slot) -> bool:
 
 
 def _heads_after(
-    tracer: Tracer, run: Run, layer: int, visits: dict[tuple[int, Site], Visit], count: int
+    tracer: Tracer, run: Run, layer: int, visits: dict[tuple[int, LayerSite], Visit], count: int
 ) -> Float[Tensor, "change pair head pos d_head"]:
     """Return the heads' outputs of one layer in ``count`` copies of a run, with these visits before them."""
     recorder = Recorder()
     stream, ids = run.stream[layer].repeat(count, 1, 1), run.ids.repeat(count, 1)
-    visits = {**visits, (layer, Site.Z): recorder.at(layer, Site.Z)}
-    tracer.run(ids, Plan(start=layer, stop=(layer, Site.Z), stream=stream, visits=visits))
+    visits = {**visits, (layer, LayerSite.Z): recorder.at(layer, LayerSite.Z)}
+    tracer.run(ids, Plan(start=layer, stop=(layer, LayerSite.Z), stream=stream, visits=visits))
     heads = tracer.anatomy.shape.n_heads
-    return rearrange(recorder.values[layer, Site.Z], "(u b) p (h k) -> u b h p k", u=count, h=heads)
+    return rearrange(recorder.values[layer, LayerSite.Z], "(u b) p (h k) -> u b h p k", u=count, h=heads)
 
 
 def _reach(changed: list[tuple[Slot, int]], shape: ModelShape, outputs: Tensor) -> tuple[Tensor, ...]:

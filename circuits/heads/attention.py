@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuits.errors import GuardError
 from circuits.graph import Slot
-from circuits.tracing.plan import Plan, Site
+from circuits.tracing.plan import LayerSite, Plan
 from circuits.tracing.runs import Recorder, Run
 from circuits.tracing.tracer import Tracer
 
@@ -78,6 +78,6 @@ def _output(
         return changed
 
     recorder, site = Recorder(), anatomy.architecture.slot_sites[path]
-    visits = {(layer, site): put_values, (layer, Site.Z): recorder.at(layer, Site.Z)}
-    tracer.run(run.ids, Plan(start=layer, stop=(layer, Site.Z), stream=run.stream[layer], visits=visits))
-    return rearrange(recorder.values[layer, Site.Z], "b p (h k) -> b h p k", h=anatomy.shape.n_heads)
+    visits = {(layer, site): put_values, (layer, LayerSite.Z): recorder.at(layer, LayerSite.Z)}
+    tracer.run(run.ids, Plan(start=layer, stop=(layer, LayerSite.Z), stream=run.stream[layer], visits=visits))
+    return rearrange(recorder.values[layer, LayerSite.Z], "b p (h k) -> b h p k", h=anatomy.shape.n_heads)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.behaviours.pairs import TokenPair
-from circuits.heads.evidence import Share
+from circuits.heads.evidence import AttentionShare
 from circuits.heads.positions import Mask, changed_position, relative_roles, roles_at
 
 Floats = NDArray[np.float64]
@@ -43,15 +43,15 @@ class Averages:
                 if len(queries):
                     self.average.setdefault(role, []).append(_over_queries(here, there, mask, queries))
 
-    def from_last(self, head: int) -> tuple[Share, ...]:
+    def from_last(self, head: int) -> tuple[AttentionShare, ...]:
         """Give one head's attention from the last position."""
         return _shares(self.last, head)
 
-    def from_changed(self, head: int) -> tuple[Share, ...]:
+    def from_changed(self, head: int) -> tuple[AttentionShare, ...]:
         """Give one head's attention from the last position at which the sides differ."""
         return _shares(self.changed, head)
 
-    def on_average(self, head: int) -> tuple[Share, ...]:
+    def on_average(self, head: int) -> tuple[AttentionShare, ...]:
         """Give one head's attention from all positions but the first."""
         return _shares(self.average, head)
 
@@ -62,9 +62,9 @@ def _over_queries(clean: Floats, corrupted: Floats, mask: Mask, queries: NDArray
     return _Sums(*sides, uniform=float(even.mean()))
 
 
-def _shares(sums: dict[str, list[_Sums]], head: int) -> tuple[Share, ...]:
+def _shares(sums: dict[str, list[_Sums]], head: int) -> tuple[AttentionShare, ...]:
     return tuple(
-        Share(
+        AttentionShare(
             role,
             float(np.mean([each.clean[head] for each in found])),
             float(np.mean([each.corrupted[head] for each in found])),

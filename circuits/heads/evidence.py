@@ -30,7 +30,7 @@ METHOD = {
 
 
 @dataclass(frozen=True)
-class Share:
+class AttentionShare:
     """Attention on the positions of one role; see ``METHOD`` for how shares are averaged."""
 
     role: str
@@ -50,7 +50,7 @@ class DirectEffect:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenTokens:
     """What a head writes at the last position.
 
     ``tokens`` are those that are most often among the five it raises most, with the share of pairs. ``answer`` and
@@ -103,11 +103,11 @@ class HeadEvidence:
     """
 
     node: Node
-    from_last: tuple[Share, ...]
-    from_changed: tuple[Share, ...]
-    on_average: tuple[Share, ...]
+    from_last: tuple[AttentionShare, ...]
+    from_changed: tuple[AttentionShare, ...]
+    on_average: tuple[AttentionShare, ...]
     direct: DirectEffect
-    writes: Written
+    writes: WrittenTokens
     copying: Copying
     sequences: SequenceScores
     incoming: tuple[tuple[str, float], ...]
@@ -130,7 +130,7 @@ class HeadEvidence:
         )
 
 
-def largest(shares: Iterable[Share], count: int) -> list[Share]:
+def largest(shares: Iterable[AttentionShare], count: int) -> list[AttentionShare]:
     """Give the roles with the largest shares on the clean side."""
     return sorted(shares, key=lambda share: -share.clean)[:count]
 

@@ -15,13 +15,13 @@ from circuits.errors import PromptError, UsageError
 from circuits.files.journal import Journal
 from circuits.graph import Edge, Node, NodeKind, Receiver
 from circuits.heads.evidence import (
+    AttentionShare,
     Copying,
     DirectEffect,
     HeadEvidence,
     HeadRoles,
     SequenceScores,
-    Share,
-    Written,
+    WrittenTokens,
 )
 from circuits.heads.labels import Thresholds, labels_of
 from circuits.heads.prompted import Prompted, weights_of
@@ -143,8 +143,8 @@ def _on_prompts(
 def _read(plain: dict[str, Any]) -> dict[str, Any]:
     """Turn plain data of :func:`_on_prompts` back into the fields of one head's evidence."""
     writes = plain["writes"] | {"tokens": tuple((text, share) for text, share in plain["writes"]["tokens"])}
-    shares = {name: tuple(Share(**share) for share in plain[name]) for name in _SHARES}
-    return {**shares, "writes": Written(**writes)}
+    shares = {name: tuple(AttentionShare(**share) for share in plain[name]) for name in _SHARES}
+    return {**shares, "writes": WrittenTokens(**writes)}
 
 
 class _Steps:

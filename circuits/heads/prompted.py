@@ -14,8 +14,9 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.graph import Node
 from circuits.heads.attention import attention_weights, require_weighted_sum
 from circuits.heads.averages import Averages
-from circuits.heads.evidence import Written
+from circuits.heads.evidence import WrittenTokens
 from circuits.heads.written_logits import TOP, among_top, head_logits
+from circuits.memory.batching import by_length
 from circuits.metrics import PADDING, AnswerTokens
 from circuits.model import Model
 from circuits.tracing.runs import Run, record
@@ -49,7 +50,7 @@ class Prompted:
             attended = clean.ids.gather(1, _most_attended(weights[:, place, -1]).to(clean.ids.device))
             self._writing[place].add(logits, answers, attended)
 
-    def written(self, head: int) -> Written:
+    def written(self, head: int) -> WrittenTokens:
         """Say what one head writes at the last position."""
         tokenizer = self._model.tokenizer
         return self._writing[head].summary(
@@ -86,7 +87,7 @@ class _Writing:
         self._rises += logits.double().sum(0).cpu()
         self._counts += torch.bincount(best, minlength=len(self._counts))
 
-    def summary(self, text: Callable[[int], str]) -> Written:
+    def summary(self, text: Callable[[int], str]) -> WrittenTokens:
         """Average over pairs; tokens that are as often among the first five are in the order of their mean rise."""
         rows = torch.cat(self._rows)
         order = sorted(
@@ -95,7 +96,7 @@ class _Writing:
         )
         tokens = tuple((text(token), float(self._counts[token]) / len(rows)) for token in order[:SHOWN])
         means: list[float] = cast(Any, rows.nanmean(0)).tolist()
-        return Written(tokens, *means)
+        return WrittenTokens(tokens, *means)
 
 
 def weights_of(model: Model, heads: Sequence[Node], run: Run, *, checked: bool = False) -> NDArray[np.float64]:
@@ -111,12 +112,9 @@ def weights_of(model: Model, heads: Sequence[Node], run: Run, *, checked: bool =
 
 def _batches(prompts: Sequence[TokenPair], heads: int) -> Iterator[list[TokenPair]]:
     """Give pairs of one length at a time, few enough for all their attention weights."""
-    by_length: dict[int, list[TokenPair]] = {}
-    for pair in prompts:
-        by_length.setdefault(pair.length, []).append(pair)
-    for length, members in by_length.items():
-        size = max(1, min(PAIRS, _WEIGHTS // (heads * length**2)))
-        yield from (members[first : first + size] for first in range(0, len(members), size))
+    lengths = [pair.length for pair in prompts]
+    for places in by_length(lengths, lambda length: min(PAIRS, _WEIGHTS // (heads * length**2))):
+        yield [prompts[place] for place in places]
 
 
 def _most_attended(last: NDArray[np.float64]) -> Int[Tensor, "pair 1"]:

@@ -10,27 +10,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from circuits.circuit import Circuit
 from circuits.errors import CircuitsError, FormatError
 from circuits.files.documents import json_text, read_json
 from circuits.graph import Node
+from circuits.interchange.foreign import UNKNOWN
+from circuits.interchange.score_files import read_scores_of, scores_of
+from circuits.records import Example
+from circuits.scores import EdgeScores
 
-HEADS, PROMPTS = "heads.json", "prompts.json"
+HEADS, PROMPTS, SCORES = "heads.json", "prompts.json", "scores.parquet"
 HEADS_FORMAT, PROMPTS_FORMAT = "circuits/heads", "circuits/prompts"
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt pair as text; ``split`` is ``discovery`` or ``heldout``."""
-
-    clean: str
-    corrupted: str
-    answers: tuple[str, ...]
-    wrong_answers: tuple[str, ...]
-    split: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +91,18 @@ def read_prompts(path: Path, circuit: Circuit) -> tuple[Example, ...]:
     if document.digest != circuit.behaviour.digest:
         raise FormatError(f"{path} holds other prompts than those the circuit was found on.")
     return tuple(document.prompts)
+
+
+def scores_beside(circuit: Circuit, path: str | Path) -> EdgeScores | None:
+    """Return the scores of the whole graph that ``discover`` left beside a circuit, if they are the circuit's."""
+    file = Path(path).parent / SCORES
+    if circuit.model.id == UNKNOWN or not file.is_file():
+        return None
+    scores = read_scores_of(file, circuit.graph, scores_of(circuit.model.digest, circuit.behaviour.digest))
+    if scores is None:
+        return None
+    same = np.allclose(scores.values[circuit.edges], circuit.scores, rtol=1e-5, atol=1e-12, equal_nan=True)
+    return scores if same else None
 
 
 def prompts_json(circuit: Circuit, prompts: Sequence[Example]) -> str:

@@ -1,7 +1,7 @@
 """How much memory may be used, and how many rows go through one forward pass: halved when that was too many."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -10,19 +10,32 @@ import torch
 from circuits.errors import DeviceError
 from circuits.graph import EdgeIndices
 from circuits.memory.limits import free_memory, host_memory, shared_memory
-from circuits.memory.memory_plan import AUTO, Budget, Modest, parse_budget
+from circuits.memory.memory_plan import AUTO, MemoryBudget, Modest, parse_budget
 
 Result = TypeVar("Result")
 
 _SHARE_OF_HOST = 0.5
 """Of the free memory at most, unless told otherwise: a host that runs out kills a process instead of raising."""
 _SHARE_OF_DEVICE = 0.8
-_ON_CPU = Budget(0, pair_tokens=320, pass_tokens=1280)
+_ON_CPU = MemoryBudget(0, pair_tokens=320, pass_tokens=1280)
 _FAST_ON_CPU = 320
 """Tokens at once that are as fast as more, to 2 %: 640 and 1280 gain no more, 160 cost a sixth more. Measured on a 135M
 model by ``examples/benchmarks/batch_size.py``."""
-_ON_DEVICE = Budget(0, pair_tokens=8192, pass_tokens=65536)
+_ON_DEVICE = MemoryBudget(0, pair_tokens=8192, pass_tokens=65536)
 """Enough to fill a device; attention kernels take at most 65535 times as many rows as there are heads."""
+
+
+def by_length(lengths: Iterable[int], rows: Callable[[int], int]) -> Iterator[list[int]]:
+    """Return the places of prompts that run at once: of one token length, so that nothing is ever padded.
+
+    Lengths come in the order in which they are first seen, places in ascending order; ``rows`` of a length at most.
+    """
+    places: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        places.setdefault(length, []).append(place)
+    for length, members in places.items():
+        most = max(1, rows(length))
+        yield from (members[first : first + most] for first in range(0, len(members), most))
 
 
 class RowBudget:
@@ -75,7 +88,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
-def budget_of(device: torch.device, memory: str) -> Budget:
+def budget_of(device: torch.device, memory: str) -> MemoryBudget:
     """Turn what a user said about memory into a budget; see :func:`~circuits.memory.memory_plan.parse_budget`."""
     free = free_memory(device)
     if device.type == "cpu":

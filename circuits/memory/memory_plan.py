@@ -35,7 +35,7 @@ class Modest:
 
 
 @dataclass(frozen=True)
-class Budget:
+class MemoryBudget:
     """The memory that may be used beside the loaded model, and what else decides how it is used.
 
     Attributes:
@@ -69,7 +69,7 @@ class MemoryPlan:
         offload: Whether recorded runs wait in the host's memory.
     """
 
-    budget: Budget
+    budget: MemoryBudget
     sizes: ModelSizes
     n_pairs: int
     pair_tokens: int
@@ -103,7 +103,7 @@ class MemoryPlan:
 def plan_memory(
     sizes: ModelSizes,
     prompts: Sequence[PromptSize],
-    budget: Budget,
+    budget: MemoryBudget,
     *,
     runs: int = 2,
     batch_size: int | None = None,

@@ -3,8 +3,7 @@
 import torch
 
 from circuits.errors import DeviceError, UnknownNameError
-from circuits.settings import require_kind
-from circuits.vocabulary import Choice
+from circuits.settings import Choice, require_kind
 
 ATTENTION = ("auto", "sdpa", "eager")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

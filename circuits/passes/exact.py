@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuits.graph import ComputationalGraph, EdgeIndices, NodeKind, Slot
 from circuits.memory.batching import RowBudget, in_batches
-from circuits.tracing.plan import Plan, Site, Visit, put
+from circuits.tracing.plan import LayerSite, Plan, Visit, put
 from circuits.tracing.runs import Columns, Recorder, Run, difference, sender_changes, unembed
 from circuits.tracing.tracer import Tracer
 
@@ -109,7 +109,7 @@ class _Patcher:
         positions = self._positions(layer)
         read = self.current.middle[layer][:, positions] + self._changes(self.graph.edge_senders[edges])[:, :, positions]
         attention = self._repeat(self.current.attention[layer][:, positions], len(edges))
-        visits: dict[tuple[int, Site], Visit] = {(layer, Site.MLP_IN): partial(put, read.flatten(0, 1))}
+        visits: dict[tuple[int, LayerSite], Visit] = {(layer, LayerSite.MLP_IN): partial(put, read.flatten(0, 1))}
         return self._finish(layer, len(edges), attention, visits)
 
     def _into_attention(self, layer: int, slot: Slot, edges: EdgeIndices) -> Logits:
@@ -134,29 +134,29 @@ class _Patcher:
         read = anatomy.attention_norm(layer, self.current.stream[layer] + self._changes(senders))
         columns = anatomy.columns[slot].flatten()
         made = anatomy.project(layer, slot, read.flatten(0, 1))[..., columns]
-        visits: dict[tuple[int, Site], Visit] = {}
+        visits: dict[tuple[int, LayerSite], Visit] = {}
         for module, site in anatomy.architecture.slot_sites.items():
             output = self._repeat(self.current.projections[layer][module], len(senders))
             if module == path:
                 output[..., columns] = made
             visits[layer, site] = partial(put, output)
         recorder = Recorder()
-        visits[layer, Site.Z] = recorder.at(layer, Site.Z)
+        visits[layer, LayerSite.Z] = recorder.at(layer, LayerSite.Z)
         stream = self._repeat(self.current.stream[layer], len(senders))
-        plan = Plan(start=layer, stop=(layer, Site.Z), stream=stream, visits=visits)
+        plan = Plan(start=layer, stop=(layer, LayerSite.Z), stream=stream, visits=visits)
         self.tracer.run(self._repeat(self.current.ids, len(senders)), plan, prefix=self.current.prefix)
-        return rearrange(recorder.values[layer, Site.Z], "(s b) p w -> s b p w", s=len(senders))
+        return rearrange(recorder.values[layer, LayerSite.Z], "(s b) p w -> s b p w", s=len(senders))
 
-    def _finish(self, layer: int, edges: int, attention: Tensor, visits: dict[tuple[int, Site], Visit]) -> Logits:
+    def _finish(self, layer: int, edges: int, attention: Tensor, visits: dict[tuple[int, LayerSite], Visit]) -> Logits:
         """Run from a layer's given attention output to the logits: to the last attention, and then one position."""
         stream, ids = self._repeat(self.current.stream[layer], edges), self._repeat(self.current.ids, edges)
         if layer < self.last:
             recorder = Recorder()
-            kept = {(self.last, site): recorder.at(self.last, site) for site in (Site.STREAM, Site.Z)}
-            stop = (self.last, Site.Z)
+            kept = {(self.last, site): recorder.at(self.last, site) for site in (LayerSite.STREAM, LayerSite.Z)}
+            stop = (self.last, LayerSite.Z)
             plan = Plan(start=layer, stop=stop, stream=stream, attention={layer: attention}, visits=visits | kept)
             self.tracer.run(ids, plan, prefix=self.current.prefix)
-            z, stream = recorder.values[self.last, Site.Z][:, -1:], recorder.values[self.last, Site.STREAM]
+            z, stream = recorder.values[self.last, LayerSite.Z][:, -1:], recorder.values[self.last, LayerSite.STREAM]
             attention, visits = self.tracer.anatomy.attention_output(self.last, z), {}
         recorder = Recorder()
         plan = Plan(

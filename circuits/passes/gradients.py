@@ -5,7 +5,7 @@ The second way is gradient checkpointing: a forward pass more, and the memory of
 
 from torch import Tensor
 
-from circuits.tracing.plan import Plan, Site
+from circuits.tracing.plan import LayerSite, Plan
 from circuits.tracing.runs import Run
 from circuits.tracing.taps import Gradients, Loss, Stream, Taps
 from circuits.tracing.tracer import Tracer
@@ -44,9 +44,9 @@ def _streams(tracer: Tracer, run: Run, embedding: Stream) -> list[Stream]:
     streams: list[Tensor] = []
     last = tracer.anatomy.shape.n_layers - 1
     plan = Plan(
-        stop=(last, Site.STREAM),
+        stop=(last, LayerSite.STREAM),
         stream=embedding.detach().clone(),
-        visits={(layer, Site.STREAM): streams.append for layer in range(last + 1)},
+        visits={(layer, LayerSite.STREAM): streams.append for layer in range(last + 1)},
     )
     tracer.run(run.ids, plan, prefix=run.prefix)
     return streams
@@ -68,7 +68,7 @@ def _through_last(tracer: Tracer, run: Run, stream: Stream, loss: Loss) -> tuple
 
 def _through_layer(tracer: Tracer, run: Run, layer: int, stream: Stream, cotangent: Stream) -> tuple[Gradients, Stream]:
     """Run one layer forward, and back from the gradient at the stream that it leaves."""
-    taps, after, following = Taps(), list[Tensor](), (layer + 1, Site.STREAM)
+    taps, after, following = Taps(), list[Tensor](), (layer + 1, LayerSite.STREAM)
     plan = Plan(
         start=layer,
         stop=following,

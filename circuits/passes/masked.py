@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.graph import ComputationalGraph, Slot
-from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.runs import Columns, Run, unembed
 from circuits.tracing.tracer import Tracer
 
@@ -158,7 +158,7 @@ class MaskedPass:
 
     def run(self, first: int, last: int) -> None:
         """Run the layers ``first .. last - 1``, as far as a sender there is needed."""
-        visits: dict[tuple[int, Site], Visit] = {}
+        visits: dict[tuple[int, LayerSite], Visit] = {}
         attention: dict[int, Tensor] = {}
         mlp: dict[int, Tensor] = {}
         idle: dict[int, Tensor] = {}
@@ -173,13 +173,13 @@ class MaskedPass:
             else:
                 attention[layer] = blank
             if has_mlp:
-                visits[layer, Site.MLP_IN] = partial(self._mlp_input, layer)
-                visits[layer, Site.MLP_OUT] = partial(self._mlp_output, layer)
+                visits[layer, LayerSite.MLP_IN] = partial(self._mlp_input, layer)
+                visits[layer, LayerSite.MLP_OUT] = partial(self._mlp_output, layer)
             else:
                 mlp[layer] = blank
         busy = [layer for layer in range(first, last) if layer not in idle]
         if busy:
-            end = (busy[-1], Site.MLP_OUT if busy[-1] not in mlp else Site.Z)
+            end = (busy[-1], LayerSite.MLP_OUT if busy[-1] not in mlp else LayerSite.Z)
             plan = Plan(start=busy[0], stop=end, stream=blank, attention=attention, mlp=mlp, idle=idle, visits=visits)
             ids, gradients = self.base.ids.repeat(self.circuits, 1), self.tape is not None
             self.tracer.run(ids, plan, prefix=self.base.prefix, gradients=gradients)
@@ -247,13 +247,13 @@ class MaskedPass:
         begin, fan_in = int(self.graph.offsets[receiver]), self.graph.fan_in[receiver]
         return self.masks[:, begin : begin + fan_in][:, self.needed[: np.searchsorted(self.needed, fan_in)]]
 
-    def _attention_visits(self, layer: int, heads: list[int]) -> dict[tuple[int, Site], Visit]:
+    def _attention_visits(self, layer: int, heads: list[int]) -> dict[tuple[int, LayerSite], Visit]:
         """Plan the projections (queries of computed heads, keys and values of their groups) and the reading of z."""
         shape = self.graph.shape
         groups = sorted({head // shape.heads_per_group for head in heads})
         slots = {Slot.Q: heads, Slot.K: groups, Slot.V: groups}
         paths = self.tracer.anatomy.architecture.slot_modules
-        visits: dict[tuple[int, Site], Visit] = {(layer, Site.Z): partial(self._heads_output, layer, heads)}
+        visits: dict[tuple[int, LayerSite], Visit] = {(layer, LayerSite.Z): partial(self._heads_output, layer, heads)}
         for path, site in self.tracer.anatomy.architecture.slot_sites.items():
             served = {slot: slots[slot] for slot in Slot if paths[slot] == path}
             visits[layer, site] = partial(self._projection, layer, path, served)

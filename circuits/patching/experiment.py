@@ -130,7 +130,7 @@ class PatchingExperiment:
         self._recorded_runs.require_plain((clean_ids, corrupted_ids), (clean, corrupted))
         base = zero_run(self.tracer, clean) if zero else corrupted
         answers = AnswerTokens.of(pairs, device)
-        columns = answers.tokens if self.metric is Metric.LOGIT_DIFFERENCE and self.tracer.selects_columns else None
+        columns = answers.tokens if self.metric.of_answers_only and self.tracer.selects_columns else None
         return PairBatch(index, answers, clean, corrupted, base, columns)
 
     def _new_taps(self, pairs: int) -> tuple[Taps | None, Taps | None]:
@@ -159,7 +159,7 @@ class PatchingExperiment:
         return self._kept
 
     @in_own_state
-    def by(self, metric: Metric) -> "PatchingExperiment":
+    def with_metric(self, metric: Metric) -> "PatchingExperiment":
         """Return the same experiment by another metric of the logits, from the runs that are recorded already."""
         other = copy(self)
         other._taps, other.options = [], replace(self.options, metric=metric)

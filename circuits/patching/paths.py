@@ -102,8 +102,7 @@ def path_effects(experiment: PatchingExperiment, paths: Sequence[Path | str]) ->
         plain = experiment.measured(batch, batch.clean.logits)[0]
         for row, path in enumerate(parsed):
             sender = graph.sender_index[path.edges[0].sender]
-            mask = np.zeros((1, graph.n_edges), dtype=np.bool_)
-            mask[0, path.indices(graph)] = True
+            mask = graph.mask(path.indices(graph))[None]
             changes = {sender: sender_values(experiment.tracer.anatomy, change, [sender])[:, 0]}
             logits = run_masked(experiment.tracer, graph, batch.clean, changes, mask)[0]
             effects[row, batch.index] = plain - experiment.measured(batch, logits)[0]

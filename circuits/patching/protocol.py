@@ -14,6 +14,9 @@ from circuits.vocabulary import Metric
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all) during long work."""
 
+StageProgress = Callable[[str, int, int], None]
+"""Called with (stage, steps done, steps in all); 0 steps in all when that is not known."""
+
 INTERIM = "gradient, interim"
 """Under this a journal keeps slopes of more edges than it has room for in the long run: forget them when summed up."""
 
@@ -31,7 +34,7 @@ def stacked_masks(graph: ComputationalGraph, masks: Masks) -> NDArray[np.bool_]:
         if row.shape != (graph.n_edges,):
             raise UsageError(
                 f"a circuit is one boolean for each of {graph.n_edges:,} edges, got shape {row.shape}. Of edges: "
-                "`mask = np.zeros(graph.n_edges, bool); mask[graph.indices(edges)] = True`."
+                "`graph.mask(edges)`."
             )
         if row.dtype != np.bool_ and not np.isin(row, (0, 1)).all():
             raise UsageError(f"a circuit's edges are in it or not (True or False), got {row.dtype} values.")
@@ -50,6 +53,19 @@ def one_per_edge(graph: ComputationalGraph, weights: NDArray[np.float64]) -> NDA
 
 def no_progress(done: int, total: int) -> None:
     """Report nothing."""
+
+
+def no_stages(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def of_stage(progress: StageProgress, stage: str) -> Progress:
+    """Return what reports the progress of one stage."""
+
+    def step(done: int, total: int) -> None:
+        progress(stage, done, total)
+
+    return step
 
 
 class Experiment(Protocol):

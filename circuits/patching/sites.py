@@ -19,7 +19,7 @@ from circuits.memory.batching import in_batches
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.protocol import Progress, no_progress
 from circuits.patching.recorded_pairs import PairBatch
-from circuits.tracing.plan import Plan, Site, Visit, put
+from circuits.tracing.plan import LayerSite, Plan, Visit, put
 from circuits.tracing.runs import Recorder, Run
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Ablation, Direction
@@ -138,7 +138,7 @@ class _Patcher:
         count, layer, recorder = len(columns), self.layer, Recorder()
         stream = self.current.stream[layer].repeat(count, 1, 1)
         attention: dict[int, Tensor] = {}
-        visits: dict[tuple[int, Site], Visit] = {}
+        visits: dict[tuple[int, LayerSite], Visit] = {}
         match self.site:
             case PatchSite.RESID:
                 stream = self._mixed(self.current.stream[layer], self.other.stream[layer], columns)
@@ -146,9 +146,9 @@ class _Patcher:
                 attention[layer] = self._mixed(self.current.attention[layer], self.other.attention[layer], columns)
             case PatchSite.MLP:
                 patched = self._mixed(self.current.mlp[layer], self.other.mlp[layer], columns)
-                visits[layer, Site.MLP_OUT] = partial(put, patched)
+                visits[layer, LayerSite.MLP_OUT] = partial(put, patched)
             case PatchSite.HEAD:
-                visits[layer, Site.Z] = partial(put, self._mixed_heads(columns))
+                visits[layer, LayerSite.Z] = partial(put, self._mixed_heads(columns))
         plan = Plan(start=layer, stream=stream, attention=attention, visits=visits, logits=recorder.keep_logits)
         self.experiment.tracer.run(self.current.ids.repeat(count, 1), plan, prefix=self.current.prefix)
         return self.experiment.measured(self.batch, recorder.logits).sum(1)

@@ -22,7 +22,7 @@ class Judge:
 
     def many(self, circuits: list[EdgeIndices]) -> Floats:
         """Give the faithfulness of circuits."""
-        masks = [self._mask(edges) for edges in circuits]
+        masks = [self.experiment.graph.mask(edges) for edges in circuits]
         return faithfulness(
             self.experiment, self.experiment.circuits(masks, progress=self.progress if len(masks) > 1 else no_progress)
         )
@@ -37,12 +37,14 @@ class Judge:
 
     def slopes(self, edges: EdgeIndices) -> tuple[float, Floats]:
         """Give the faithfulness of a circuit and, to first order, what removing each of its edges costs of it."""
-        values, slopes = self.experiment.circuit_gradient(self._mask(edges).astype(np.float64), among=edges)
+        values, slopes = self.experiment.circuit_gradient(
+            self.experiment.graph.mask(edges).astype(np.float64), among=edges
+        )
         return float(faithfulness(self.experiment, values)), slopes.mean(0)[edges] / self._gap
 
     def all_slopes(self, edges: EdgeIndices) -> Floats:
         """Give, to first order, what removing each edge costs and what adding each left-out edge brings, by edge."""
-        weights, kept = self._mask(edges).astype(np.float64), self.experiment.kept
+        weights, kept = self.experiment.graph.mask(edges).astype(np.float64), self.experiment.kept
         found = kept.arrays(
             "mean slopes", edges.tolist(), lambda: {"slopes": self.experiment.circuit_gradient(weights)[1].mean(0)}
         )
@@ -61,8 +63,3 @@ class Judge:
     def reaches(self, f: Floats | float) -> NDArray[np.bool_]:
         """Say which faithfulness reaches the target."""
         return np.abs(1 - f) <= self.tolerance
-
-    def _mask(self, edges: EdgeIndices) -> NDArray[np.bool_]:
-        mask = np.zeros(self.experiment.graph.n_edges, dtype=np.bool_)
-        mask[edges] = True
-        return mask

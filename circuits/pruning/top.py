@@ -18,7 +18,5 @@ def top(experiment: Experiment, scores: EdgeScores, size: int, *, by_magnitude: 
             f"the number of edges must be between 1 and {len(ranked)} (the edges that have a score), got {size}."
         )
     edges = connected(scores.graph, np.sort(ranked[:size]))
-    mask = np.zeros(scores.graph.n_edges, dtype=np.bool_)
-    mask[edges] = True
-    found = float(faithfulness(experiment, experiment.circuits([mask])[0]))
+    found = float(faithfulness(experiment, experiment.circuits([scores.graph.mask(edges)])[0]))
     return Selection(edges, found, proposed=size, by_magnitude=by_magnitude)

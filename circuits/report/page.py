@@ -32,7 +32,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of the table of edges."""
 
     name: str

@@ -16,9 +16,9 @@ from circuits.diagrams.palette import MEMBER_COLOURS, colour_name
 from circuits.drawing.difference import common_scale, difference_keys, difference_notes
 from circuits.drawing.dot import SIGN, circuit_keys, circuit_notes
 from circuits.graph import Node
-from circuits.interchange.sidecars import Example
+from circuits.records import Example
 from circuits.report.curve_chart import curve_svg
-from circuits.report.page import Column, EdgeRow, Group, Table, page_html, samples, size_text
+from circuits.report.page import EdgeRow, Group, Table, TableColumn, page_html, samples, size_text
 from circuits.report.sentences import evaluation_sentences, facts
 from circuits.scores import Floats
 
@@ -95,7 +95,13 @@ def comparison_html(
         sentences=[one_line(text, limit=2000) for text in sentences],
         groups=_groups(diff),
         tables=tables,
-        columns=[Column("edge"), Column("slot"), Column("score in A", True), Column("score in B", True), Column("in")],
+        columns=[
+            TableColumn("edge"),
+            TableColumn("slot"),
+            TableColumn("score in A", True),
+            TableColumn("score in B", True),
+            TableColumn("in"),
+        ],
         about=f"A: {names[0]}; B: {names[1]}",
         edges=_difference_rows(diff),
         commands=[command for each in (diff.a, diff.b) if (command := each.provenance.command)],
@@ -109,12 +115,12 @@ def _title(given: str | None, otherwise: str) -> str:
 # ------------------------------------------------------------------------------------------------------ rows of edges
 
 
-def _columns(circuit: Circuit, intervals: Floats | None) -> list[Column]:
-    columns = [Column("edge"), Column("slot"), Column(f"score ({circuit.behaviour.unit})", True)]
+def _columns(circuit: Circuit, intervals: Floats | None) -> list[TableColumn]:
+    columns = [TableColumn("edge"), TableColumn("slot"), TableColumn(f"score ({circuit.behaviour.unit})", True)]
     if intervals is not None:
-        columns.append(Column("95 % interval", True))
+        columns.append(TableColumn("95 % interval", True))
     if circuit.removal is not None:
-        columns.append(Column("loss without it", True))
+        columns.append(TableColumn("loss without it", True))
     return columns
 
 

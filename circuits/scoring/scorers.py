@@ -11,7 +11,7 @@ from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.scores import EdgeScores
 from circuits.scoring.verified import TopK, verify
 from circuits.settings import settle
-from circuits.vocabulary import Metric, ScorerName
+from circuits.vocabulary import ScorerName
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _exact(experiment: Experiment, settings: Settings) -> EdgeScores:
 
 
 def _eap(experiment: Experiment, settings: Settings) -> EdgeScores:
-    if experiment.metric is Metric.KL:
+    if experiment.metric.against_clean:
         raise UsageError(
             "the divergence from the clean run has zero gradient at the clean run, so eap would score every edge 0. "
             "Use --scorer eap-ig, or --metric logit-difference."

@@ -16,7 +16,7 @@ def put(value: Tensor, _: Tensor) -> Tensor:
     return value
 
 
-class Site(IntEnum):
+class LayerSite(IntEnum):
     """Places of one layer, in the order a forward pass reaches them. A fused projection is visited once, as ``Q``.
 
     Values have the shape ``(row, pos, width)`` whatever form the model's modules give them.
@@ -49,12 +49,12 @@ class Plan:
     """
 
     start: int = 0
-    stop: tuple[int, Site] | None = None
+    stop: tuple[int, LayerSite] | None = None
     stream: Float[Tensor, "row pos d_model"] | None = None
     attention: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
     mlp: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
     idle: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
-    visits: Mapping[tuple[int, Site], Visit] = field(default_factory=dict[tuple[int, Site], Visit])
+    visits: Mapping[tuple[int, LayerSite], Visit] = field(default_factory=dict[tuple[int, LayerSite], Visit])
     final: Visit | None = None
     logits: Visit | None = None
     columns: Int[Tensor, " token"] | None = None

@@ -19,8 +19,6 @@ from circuits.errors import PromptError
 from circuits.settings import require_kind
 from circuits.vocabulary import Metric
 
-_WITHOUT_ANSWERS = (Metric.KL, Metric.PROJECTION)
-
 
 def require_pairs(anatomy: Anatomy, pairs: Sequence[TokenPair], metric: Metric | None = None) -> None:
     """Raise :class:`PromptError` unless a model can run these pairs and, where one is given, a metric measure them.
@@ -34,7 +32,7 @@ def require_pairs(anatomy: Anatomy, pairs: Sequence[TokenPair], metric: Metric |
     names = {f"pair {number}": pair for number, pair in enumerate(pairs)}
     for side in ("clean", "corrupted"):
         require_prompts(anatomy, {f"{name}, {side}": getattr(pair, side) for name, pair in names.items()})
-    if metric is not None and metric not in _WITHOUT_ANSWERS:
+    if metric is not None and metric.needs_answers:
         _require_answers(names, metric, _n_logits(anatomy))
 
 

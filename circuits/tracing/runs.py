@@ -8,13 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.adapters.anatomy import Anatomy
-from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.prefix import Prefix
 from circuits.tracing.taps import Taps
 from circuits.tracing.tracer import Tracer
 
-_SITES_OF_RECORD = (Site.STREAM, Site.Z, Site.ATTENTION)
-_SITES_OF_MLP = (Site.MLP_IN, Site.MLP_OUT)
+_SITES_OF_RECORD = (LayerSite.STREAM, LayerSite.Z, LayerSite.ATTENTION)
+_SITES_OF_MLP = (LayerSite.MLP_IN, LayerSite.MLP_OUT)
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Recorder:
     """Collects values at sites of a run."""
 
     def __init__(self) -> None:
-        self.values: dict[tuple[int, Site], Tensor] = {}
+        self.values: dict[tuple[int, LayerSite], Tensor] = {}
         self.final = torch.empty(0)
         self.logits = torch.empty(0)
 
-    def at(self, layer: int, site: Site) -> "Keep":
+    def at(self, layer: int, site: LayerSite) -> "Keep":
         """Give the visit that keeps the value of one site."""
         return Keep(self, layer, site)
 
@@ -91,11 +91,11 @@ class Keep:
 
     recorder: Recorder
     layer: int
-    site: Site
+    site: LayerSite
 
     def __call__(self, value: Tensor) -> None:
         """Keep the value, or a copy where a model may go on to change it in place (clipped queries, Falcon's MLP)."""
-        changing = self.site in (Site.Q, Site.K, Site.V, Site.MLP_OUT)
+        changing = self.site in (LayerSite.Q, LayerSite.K, LayerSite.V, LayerSite.MLP_OUT)
         self.recorder.values[self.layer, self.site] = value.detach().clone() if changing else value.detach()
 
 
@@ -112,24 +112,24 @@ def record(
     recorder = Recorder()
     kept_sites = (*_SITES_OF_RECORD, *(_SITES_OF_MLP if shape.mlps else ()))
     wanted = [(layer, site) for layer in range(shape.n_layers) for site in (*kept_sites, *sites.values())]
-    visits: dict[tuple[int, Site], Visit] = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
+    visits: dict[tuple[int, LayerSite], Visit] = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
     plan = Plan(visits=visits, final=recorder.keep_final, logits=recorder.keep_logits)
     if taps is not None:
         plan = taps.added_to(plan, tracer.anatomy)
     tracer.run(ids, plan, prefix=prefix, gradients=taps is not None)
     kept = recorder.values
 
-    def column(site: Site) -> tuple[Tensor, ...]:
+    def column(site: LayerSite) -> tuple[Tensor, ...]:
         return tuple(kept[layer, site] for layer in range(shape.n_layers))
 
     nothing = torch.zeros_like(recorder.final[:, :1]).expand_as(recorder.final)
     return Run(
         ids=ids,
-        stream=(*column(Site.STREAM), recorder.final),
-        middle=column(Site.MLP_IN) if shape.mlps else (),
-        z=column(Site.Z),
-        attention=column(Site.ATTENTION),
-        mlp=column(Site.MLP_OUT) if shape.mlps else (nothing,) * shape.n_layers,
+        stream=(*column(LayerSite.STREAM), recorder.final),
+        middle=column(LayerSite.MLP_IN) if shape.mlps else (),
+        z=column(LayerSite.Z),
+        attention=column(LayerSite.ATTENTION),
+        mlp=column(LayerSite.MLP_OUT) if shape.mlps else (nothing,) * shape.n_layers,
         projections=tuple({path: kept[layer, sites[path]] for path in sites} for layer in range(shape.n_layers)),
         logits=recorder.logits,
         prefix=prefix,

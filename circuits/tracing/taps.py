@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.adapters.anatomy import Anatomy
-from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.plan import LayerSite, Plan, Visit
 
 Key = TypeVar("Key")
 Loss = Callable[[Float[Tensor, "pair d_vocab"]], Float[Tensor, " pair"]]
@@ -44,15 +44,15 @@ class Taps:
     final: list[Tensor] = field(default_factory=list[Tensor])
     logits: list[Tensor] = field(default_factory=list[Tensor])
 
-    def visits(self, anatomy: Anatomy, layers: Iterable[int]) -> dict[tuple[int, Site], Visit]:
+    def visits(self, anatomy: Anatomy, layers: Iterable[int]) -> dict[tuple[int, LayerSite], Visit]:
         """Give the visits that keep what these layers read."""
-        visits = dict[tuple[int, Site], Visit]()
+        visits = dict[tuple[int, LayerSite], Visit]()
         for layer in layers:
-            visits[layer, Site.STREAM] = partial(_keep, self.stream, layer)
+            visits[layer, LayerSite.STREAM] = partial(_keep, self.stream, layer)
             if anatomy.shape.mlps:
-                visits[layer, Site.MLP_IN] = partial(_tap, self.mlp, layer)
+                visits[layer, LayerSite.MLP_IN] = partial(_tap, self.mlp, layer)
             if not anatomy.additive:
-                visits[layer, Site.ATTENTION] = partial(_keep, self.attention, layer)
+                visits[layer, LayerSite.ATTENTION] = partial(_keep, self.attention, layer)
             for path, site in anatomy.architecture.slot_sites.items():
                 visits[layer, site] = partial(_keep_before_changes, self.projections, (layer, path))
         return visits
@@ -62,7 +62,7 @@ class Taps:
         visits = dict(plan.visits)
         for place, tap in self.visits(anatomy, range(anatomy.shape.n_layers)).items():
             visits[place] = partial(_both, visits.get(place, _ignore), tap)
-        visits[0, Site.STREAM] = partial(_from_here, visits[0, Site.STREAM])
+        visits[0, LayerSite.STREAM] = partial(_from_here, visits[0, LayerSite.STREAM])
         final = partial(_both, plan.final or _ignore, self.keep_final)
         logits = partial(_both, plan.logits or _ignore, self.logits.append)
         return replace(plan, visits=visits, final=final, logits=logits)

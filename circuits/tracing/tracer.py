@@ -20,7 +20,7 @@ from circuits.adapters.architecture import Architecture
 from circuits.adapters.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
 from circuits.errors import GuardError, UsageError
 from circuits.models.in_memory import second_view
-from circuits.tracing.plan import Plan, Site, Visit
+from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
 from circuits.tracing.state import PositionState, foreign_hooks, require_ordinary_weights, require_own_state
 
@@ -158,7 +158,7 @@ class Tracer:
             raise UsageError(f"the prefix cache is {self.prefix_cache}; leave it out (--no-prefix-cache).")
         untyped: Any = ids
         distinct, of = untyped.unique(dim=0, return_inverse=True)
-        cache, end = DynamicCache(), (len(self._layers) - 1, Site.Z)
+        cache, end = DynamicCache(), (len(self._layers) - 1, LayerSite.Z)
         self._traced(distinct, Plan(stop=end, visits={end: lambda _: None}), cache, gradients=False)
         return prefix_in(cache, of)
 
@@ -284,9 +284,9 @@ class _LayerEnvoys:
             if plan.stop == (number, site):
                 trace.stop()
 
-    def _places(self, number: int, plan: Plan, rows: int) -> Iterator[tuple[Site, _Place | _ParallelRead]]:
+    def _places(self, number: int, plan: Plan, rows: int) -> Iterator[tuple[LayerSite, _Place | _ParallelRead]]:
         names = self.anatomy.architecture
-        yield Site.STREAM, _Place(self.layer, "input")
+        yield LayerSite.STREAM, _Place(self.layer, "input")
         stream = unwrap(self.layer.input, rows) if names.parallel or names.attention_adds_stream else None
         if number in plan.attention:
             given = plan.attention[number]
@@ -295,18 +295,18 @@ class _LayerEnvoys:
         else:
             for site, projection in self.projections:
                 yield site, _Place(projection, "output")
-            yield Site.Z, _Place(self.output, "input")
-            yield Site.ATTENTION, _Place(self.output, "output")
+            yield LayerSite.Z, _Place(self.output, "input")
+            yield LayerSite.ATTENTION, _Place(self.output, "output")
         if names.mlp is None:
             return
         if number in plan.mlp:
             self._skip_mlp(names.mlp, plan.mlp[number])
             return
         if stream is not None and names.parallel:
-            yield Site.MLP_IN, _ParallelRead(self.mlp, partial(self.anatomy.mlp_norm, number), stream)
+            yield LayerSite.MLP_IN, _ParallelRead(self.mlp, partial(self.anatomy.mlp_norm, number), stream)
         else:
-            yield Site.MLP_IN, _Place(self.mlp_read, "input")
-        yield Site.MLP_OUT, _Place(self.mlp_written, "output", self.anatomy.residual_scale)
+            yield LayerSite.MLP_IN, _Place(self.mlp_read, "input")
+        yield LayerSite.MLP_OUT, _Place(self.mlp_written, "output", self.anatomy.residual_scale)
 
     def _skip_mlp(self, path: str, value: Tensor) -> None:
         names = self.anatomy.architecture

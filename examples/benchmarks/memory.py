@@ -28,7 +28,7 @@ from circuits.adapters.anatomy import Anatomy
 from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
 from circuits.graph import ModelShape
-from circuits.memory.memory_plan import Budget, human, plan_memory
+from circuits.memory.memory_plan import MemoryBudget, human, plan_memory
 from circuits.memory.needs import ModelSizes, Needs, PromptSize
 from circuits.models.devices import resolve_device
 from circuits.patching.experiment import PatchingExperiment
@@ -179,7 +179,7 @@ def large_plans() -> list[dict[str, Any]]:
     for pairs, tokens in ((16, 16), (64, 64)):
         prompts = [PromptSize(tokens)] * pairs
         for limit in (6, 20, 51):
-            budget = Budget(limit * 10**9, 64 * 10**9, pair_tokens=8192, pass_tokens=65536)
+            budget = MemoryBudget(limit * 10**9, 64 * 10**9, pair_tokens=8192, pass_tokens=65536)
             plan, needs = plan_memory(LARGE, prompts, budget), Needs(LARGE, prompts[0])
             together = min(pairs, plan.pairs(tokens))
             exact = plan.rows(needs.exact(), tokens, beside=together * sum(needs.differences().values()))

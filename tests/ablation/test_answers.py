@@ -2,7 +2,7 @@
 
 import pytest
 
-from circuits.ablation.answers import Opening, Openings, begins_refusal
+from circuits.ablation.answers import AnswerKind, Openings, begins_refusal
 from circuits.behaviours.pairs import TokenPair
 from tests.tiny import tiny_tokenizer
 
@@ -76,27 +76,27 @@ def test_an_answer_that_begins_other_answers_too_is_read_on() -> None:
         for text in ("Sorry", "Sorry, but", "I can't", "I", "I recommend", "To", "As an AI", "an")
     }
     assert kinds == {
-        "Sorry": Opening.ANSWER,
-        "Sorry, but": Opening.ANSWER,
-        "I can't": Opening.ANSWER,
-        "I": Opening.OTHER,
-        "I recommend": Opening.OTHER,
-        "To": Opening.WRONG_ANSWER,
-        "As an AI": Opening.ANSWER,
-        "an": Opening.OTHER,
+        "Sorry": AnswerKind.ANSWER,
+        "Sorry, but": AnswerKind.ANSWER,
+        "I can't": AnswerKind.ANSWER,
+        "I": AnswerKind.OTHER,
+        "I recommend": AnswerKind.OTHER,
+        "To": AnswerKind.WRONG_ANSWER,
+        "As an AI": AnswerKind.ANSWER,
+        "an": AnswerKind.OTHER,
     }
-    assert openings.kind((), REFUSAL) is Opening.OTHER
+    assert openings.kind((), REFUSAL) is AnswerKind.OTHER
 
 
 def test_of_other_behaviours_the_first_token_decides() -> None:
     other = pair(("recommend",), ("To",))
     openings = Openings.of(TOKENIZER, [other])
     assert not openings.refusals
-    assert openings.kind(tuple(TOKENIZER.encode("Sorry")), other) is Opening.OTHER
-    assert openings.kind((*other.answers, 5), other) is Opening.ANSWER
-    assert openings.kind(other.wrong_answers, other) is Opening.WRONG_ANSWER
+    assert openings.kind(tuple(TOKENIZER.encode("Sorry")), other) is AnswerKind.OTHER
+    assert openings.kind((*other.answers, 5), other) is AnswerKind.ANSWER
+    assert openings.kind(other.wrong_answers, other) is AnswerKind.WRONG_ANSWER
     assert not Openings.of(None, [REFUSAL]).refusals
-    assert Openings.of(None, [REFUSAL]).kind(REFUSAL.answers, REFUSAL) is Opening.ANSWER
+    assert Openings.of(None, [REFUSAL]).kind(REFUSAL.answers, REFUSAL) is AnswerKind.ANSWER
     assert Openings.of(None, [REFUSAL]).text((3, 4)) == "[3, 4]"
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from circuits.ablation.estimates import Estimate, mean_quantity, perplexity_quantity, share_quantity
+from circuits.ablation.estimates import PromptEstimate, mean_quantity, perplexity_quantity, share_quantity
 from circuits.statistics import wilson
 
 
@@ -52,4 +52,4 @@ def test_perplexity_counts_every_token_alike_and_its_change_is_a_ratio() -> None
 
 
 def test_estimates_read_well() -> None:
-    assert Estimate(-0.001, -0.5, 12345.6).describe() == "0.00 [-0.50, 1.23e+04]"
+    assert PromptEstimate(-0.001, -0.5, 12345.6).describe() == "0.00 [-0.50, 1.23e+04]"

@@ -12,7 +12,7 @@ from circuits.behaviours.tokens import Message
 from circuits.errors import PromptError, UnknownNameError, UsageError
 from circuits.graph import Node, NodeKind
 from circuits.model import Model, load_model
-from circuits.tracing.plan import Site
+from circuits.tracing.plan import LayerSite
 from circuits.vocabulary import NodeAblation, NodeChoice
 from tests.ablation.conftest import ANSWER, PLANTED, TOKENIZER, circuit_of, pairs_of, planted_model, tiny_model
 from tests.reference.hooks import hooked
@@ -134,7 +134,7 @@ def test_prompts_of_other_lengths_count_by_their_tokens_and_are_never_padded() -
     short = replace(short, clean=short.clean[:3], corrupted=short.corrupted[:3])
     both = reference_of(model.tracer, [*PAIRS[1:], short])
     alone, rest = reference_of(model.tracer, [short]), reference_of(model.tracer, PAIRS[1:])
-    place = (1, Site.Z)
+    place = (1, LayerSite.Z)
     n, tokens = len(PAIRS) - 1, (len(PAIRS) - 1) * 6
     torch.testing.assert_close(both.mean[place], (2 * alone.mean[place] + tokens * rest.mean[place]) / (2 + tokens))
     torch.testing.assert_close(both.direction[place], (alone.direction[place] + n * rest.direction[place]) / (1 + n))
@@ -170,7 +170,7 @@ def test_nothing_stays_on_the_model_after_an_exception() -> None:
     def fail(_: Tensor) -> Tensor:
         raise RuntimeError("in the middle of it")
 
-    broken = AblatedModel(model, acting.nodes, ZERO, {**acting.visits, (1, Site.Z): fail})
+    broken = AblatedModel(model, acting.nodes, ZERO, {**acting.visits, (1, LayerSite.Z): fail})
     with pytest.raises(Exception, match="in the middle of it"):
         broken.continuations([pair.clean for pair in PAIRS], 2)
     assert hooks_of(model) == hooks

@@ -11,7 +11,7 @@ from circuits.circuit import Circuit
 from circuits.diagrams.markup import number
 from circuits.drawing.pictures import draw
 from circuits.graph import Node, NodeKind
-from circuits.interchange.sidecars import Example
+from circuits.records import Example
 from tests.browser.driver import Browser
 from tests.browser.looking import SMALL, at_node, card, drawn, focused, on_edge, rows, set_slider
 from tests.example_circuits import GROUPED, circuit_of, random_circuit

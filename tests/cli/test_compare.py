@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from circuits.report.comparison_tables import tables_of
 
 from circuits.circuit import Circuit
 from circuits.comparison import compare
+from circuits.report.comparison_tables import tables_of
 from tests.cli.conftest import as_json, discover_options, done, invoke
 from tests.cli.test_bad_input import FAILED, USAGE, refused
 from tests.example_circuits import circuit_of

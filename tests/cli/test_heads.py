@@ -141,7 +141,7 @@ def test_heads_that_cannot_be_measured_are_a_warning_and_not_a_failure(
     def refuse(*_: object, **__: object) -> None:
         raise GuardError("attention cannot be told from what heads put out.")
 
-    monkeypatch.setattr("circuits.heads.head_roles", refuse)
+    monkeypatch.setattr("circuits.results.head_roles", refuse)
     options = (*discover_options(tiny_folder, tmp_path), "--pruner", "top", "--size", 9)
     result = done("discover", prompts, *options)
     assert "no evidence on heads: attention cannot be told" in " ".join(result.stderr.split())

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from circuits.files.atomic import LONGEST_NAME, file_name, file_names, write
-from circuits.report.comparison_files import write_comparison
 from rich.console import Console
 from rich.text import Text
 
@@ -21,6 +19,8 @@ from circuits.cli.places import default_folder
 from circuits.cli.tables import facts, table
 from circuits.comparison import compare
 from circuits.errors import RenderError
+from circuits.files.atomic import LONGEST_NAME, file_name, file_names, write
+from circuits.report.comparison_files import save_comparison
 from tests.cli.conftest import as_json, done, invoke
 from tests.example_circuits import circuit_of
 
@@ -60,7 +60,7 @@ def test_parts_of_a_comparison_of_odd_behaviours_are_all_written(
     names = ("a b", "a/b", "..", "", "--><!--", "x" * 300)
     circuits = [circuit_of({"input->m0": 1.0, f"input->m{i + 1}": 1.0}, name=name) for i, name in enumerate(names)]
     comparison = compare(*circuits)
-    written = write_comparison(comparison, tmp_path, command="circuits compare")
+    written = save_comparison(comparison, tmp_path, command="circuits compare")
     parts = [Circuit.load(tmp_path / file) for file in written.files if file != "comparison.json"]
     assert len(parts) == len(comparison.parts) == len({frozenset(map(str, part.edge_list)) for part in parts})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written.files)

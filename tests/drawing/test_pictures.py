@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from circuits.files.atomic import write
 
 from circuits.comparison import difference
 from circuits.drawing.pictures import DIFFERENCE_SUFFIXES, DRAWINGS, EXPORTS, draw, draw_difference, export
 from circuits.errors import OutputError, UnknownNameError
+from circuits.files.atomic import write
 from tests.example_circuits import random_circuit
 
 STARTS = {

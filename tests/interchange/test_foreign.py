@@ -116,7 +116,7 @@ def test_edges_of_single_heads_become_their_groups_edge_in_a_grouped_model_and_s
 
 
 def test_circuits_of_other_tools_are_drawn_and_compared(tmp_path: Path) -> None:
-    theirs = Circuit.load(RECORDED)
+    theirs = read_circuit(RECORDED).circuit
     draw(theirs, tmp_path / "theirs.dot")
     assert '"a1.h' in (tmp_path / "theirs.dot").read_text()
     ours = replace(read_circuit(RECORDED).of_model(THEIRS).circuit, behaviour=circuit_of({}, THEIRS).behaviour)

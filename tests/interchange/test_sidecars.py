@@ -11,7 +11,8 @@ import pytest
 from circuits.circuit import Circuit
 from circuits.errors import FormatError
 from circuits.graph import Node, NodeKind
-from circuits.interchange.sidecars import Example, beside, prompts_json, read_evidence, read_prompts
+from circuits.interchange.sidecars import beside, prompts_json, read_evidence, read_prompts
+from circuits.records import Example
 from tests.behaviours.conftest import read_pairs
 from tests.example_circuits import random_circuit
 

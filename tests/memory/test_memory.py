@@ -11,7 +11,7 @@ import torch
 
 from circuits.passes import mask_gradients
 from circuits.passes.masked import MaskedPass
-from circuits.tracing.plan import Plan, Site
+from circuits.tracing.plan import LayerSite, Plan
 from circuits.tracing.runs import Recorder
 from circuits.vocabulary import Direction
 from tests.subjects import Subject, clean_ids, subject_of
@@ -67,7 +67,7 @@ def test_traces_that_raise_leave_nothing_behind_either() -> None:
 
     def once() -> None:
         with pytest.raises(ValueError, match="64, 14, 32"):
-            subject.tracer.run(ids, Plan(visits={(2, Site.MLP_OUT): refuse}))
+            subject.tracer.run(ids, Plan(visits={(2, LayerSite.MLP_OUT): refuse}))
 
     for _ in range(40):
         once()

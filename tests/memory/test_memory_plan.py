@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from circuits.errors import DeviceError, UsageError
 from circuits.graph import ModelShape
 from circuits.memory import batching
-from circuits.memory.memory_plan import Budget, MemoryPlan, human, parse_budget, plan_memory
+from circuits.memory.memory_plan import MemoryBudget, MemoryPlan, human, parse_budget, plan_memory
 from circuits.memory.needs import ModelSizes, Needs, PromptSize, Terms
 from circuits.passes.gradients import gradients_at, gradients_by_layer
 from circuits.passes.mask_gradients import mask_gradient
@@ -168,7 +168,7 @@ def test_longer_prompts_and_wider_numbers_need_more(name: str) -> None:
 
 
 def planned(limit: float, pairs: int = 16, positions: int = 16, **more: int) -> MemoryPlan:
-    budget = Budget(int(limit), more.pop("host", 0), pair_tokens=8192, pass_tokens=65536)
+    budget = MemoryBudget(int(limit), more.pop("host", 0), pair_tokens=8192, pass_tokens=65536)
     return plan_memory(LARGE, [PromptSize(positions)] * pairs, budget, **more)
 
 

@@ -173,7 +173,7 @@ def test_another_metric_from_the_same_recorded_runs_is_what_its_own_experiment_m
     experiment, masks = double.experiment(), random_masks(double.graph.n_edges, (0.1, 0.6))
     assert experiment.batches.at_rest[0].columns is not None  # the logit difference reads some tokens only
     for metric in (Metric.KL, Metric.LOG_ODDS):
-        other, own = experiment.by(metric), double.experiment(metric=metric)
+        other, own = experiment.with_metric(metric), double.experiment(metric=metric)
         np.testing.assert_allclose(other.circuits(masks), own.circuits(masks), atol=1e-9)
         np.testing.assert_allclose(other.corrupted, own.corrupted, atol=1e-9)
         np.testing.assert_allclose(other.clean, own.clean, atol=1e-9)

@@ -16,7 +16,7 @@ from circuits.passes.masked import run_masked
 from circuits.patching.paths import Path, path_effects
 from circuits.scoring import score
 from circuits.scoring.scorers import Settings
-from circuits.tracing.plan import Plan, Site
+from circuits.tracing.plan import LayerSite, Plan
 from circuits.tracing.runs import difference, record
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric, ScorerName
@@ -456,9 +456,11 @@ class VisitError(Exception):
 
 
 @pytest.mark.parametrize("error", [VisitError, KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("place", [(0, Site.STREAM), (1, Site.Q), (1, Site.Z), (2, Site.MLP_IN), (2, Site.MLP_OUT)])
+@pytest.mark.parametrize(
+    "place", [(0, LayerSite.STREAM), (1, LayerSite.Q), (1, LayerSite.Z), (2, LayerSite.MLP_IN), (2, LayerSite.MLP_OUT)]
+)
 def test_20_a_run_that_raises_leaves_the_models_outputs_as_they_were(
-    subject: Subject, place: tuple[int, Site], error: type[BaseException]
+    subject: Subject, place: tuple[int, LayerSite], error: type[BaseException]
 ) -> None:
     before = subject.logits(clean_ids())
     seen: list[Tensor] = []
@@ -467,7 +469,7 @@ def test_20_a_run_that_raises_leaves_the_models_outputs_as_they_were(
         seen.append(value)
         raise error("on purpose")
 
-    ruin = {(0, Site.MLP_OUT): lambda value: value * 100} if place[0] else {}
+    ruin = {(0, LayerSite.MLP_OUT): lambda value: value * 100} if place[0] else {}
     with pytest.raises(error, match="on purpose"):
         subject.tracer.run(clean_ids(), Plan(visits={**ruin, place: visit}))
     assert seen

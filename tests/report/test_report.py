@@ -15,8 +15,7 @@ from circuits.diagrams.markup import number
 from circuits.drawing.dot import circuit_dot
 from circuits.drawing.render import ImageFormat, image
 from circuits.graph import Node, NodeKind
-from circuits.interchange.sidecars import Example
-from circuits.records import CurvePoint
+from circuits.records import CurvePoint, Example
 from circuits.report.curve_chart import curve_svg
 from circuits.report.report import marked, report_html
 from circuits.report.sentences import evaluation_sentences

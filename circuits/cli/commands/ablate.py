@@ -1,7 +1,7 @@
 """``circuits ablate``: act on a circuit while the model generates, and measure what that changes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,29 +10,56 @@ from rich.console import Group, RenderableType
 
 from circuits.ablation.nodes import acting_nodes
 from circuits.behaviours import load_behaviour
-from circuits.behaviours.behaviour import Behaviour, PromptSet
+from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
 from circuits.cli.acting import Acting
 from circuits.cli.arguments import CircuitArgument, Machine, Voice, command
-from circuits.cli.output import Told
+from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_beside
 from circuits.cli.session import circuit_behaviour_name, require_same_model
 from circuits.cli.tables import facts, table
 from circuits.files.documents import json_text
 from circuits.graph import NodeKind
+from circuits.interchange.foreign import read_circuit
 from circuits.vocabulary import ActedOn, Metric
 
 if TYPE_CHECKING:
+    from circuits.ablation.circuit_ablation import CircuitAblation
     from circuits.ablation.edges import EdgeAblationReport
     from circuits.ablation.estimates import Quantity
     from circuits.ablation.measuring import AblationReport
-    from circuits.model import Model
 
-HELDOUT, REFERENCE = 32, 32
+HELDOUT = 32
 SHOWN = 6
 """How many answers whose beginning changed the table shows."""
-FORMAT, VERSION = "circuits/ablation", 1
+
+
+@dataclass(frozen=True)
+class AblationDraws:
+    """What is drawn and measured: prompt pairs, random ablations, tokens of answers."""
+
+    pairs: Annotated[
+        int, typer.Option(min=4, help="How many held-out prompt pairs.", rich_help_panel="Measurement")
+    ] = HELDOUT
+    random: Annotated[
+        int,
+        typer.Option(min=0, help="How many random ablations of the same size.", rich_help_panel="Measurement"),
+    ] = 5
+    tokens: Annotated[
+        int,
+        typer.Option(min=1, max=8, help="How many tokens of an answer to generate.", rich_help_panel="Measurement"),
+    ] = 5
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Draws prompts (default: the circuit's) and nodes.", rich_help_panel="Measurement"),
+    ] = None
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(Metric), help="Default: the metric of the circuit.", rich_help_panel="Measurement"
+        ),
+    ] = None
 
 
 @command
@@ -45,27 +72,7 @@ def ablate(
             "--prompts", "-p", help="A behaviour or prompt file to measure on (default: the circuit's own behaviour)."
         ),
     ] = None,
-    pairs: Annotated[
-        int, typer.Option(min=4, help="How many held-out prompt pairs.", rich_help_panel="Measurement")
-    ] = HELDOUT,
-    random: Annotated[
-        int,
-        typer.Option(min=0, help="How many random ablations of the same size.", rich_help_panel="Measurement"),
-    ] = 5,
-    tokens: Annotated[
-        int,
-        typer.Option(min=1, max=8, help="How many tokens of an answer to generate.", rich_help_panel="Measurement"),
-    ] = 5,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Draws prompts (default: the circuit's) and nodes.", rich_help_panel="Measurement"),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(Metric), help="Default: the metric of the circuit.", rich_help_panel="Measurement"
-        ),
-    ] = None,
+    drawing: AblationDraws,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write all of it as JSON.", rich_help_panel="Output")
     ] = None,
@@ -89,43 +96,42 @@ def ablate(
     """
     output = voice.output()
     acting.check()
-    found = Circuit.load(circuit)
-    chosen = _behaviour(found, prompts, metric)
+    found = read_circuit(circuit).circuit
+    chosen = _behaviour(found, prompts, drawing.metric)
     part = acting.part(found)
-    acted_on = acting_nodes(part, acting.which) if acting.target is ActedOn.NODES else ()
+    if acting.target is ActedOn.NODES:
+        acting_nodes(part, acting.which)  # none of a kind: said before the model is loaded
     file = prepared_file(out, (".json",)) if out else None
 
-    from circuits.ablation.edges import measure_edge_ablation
-    from circuits.ablation.measuring import measure_ablation
+    from circuits.ablation.circuit_ablation import ablate_circuit
     from circuits.files.atomic import write
 
-    intervention = acting.intervention if acting.target is ActedOn.NODES else None
     with kept_beside(circuit, "ablate", file, output, resume=resume) as journal, output.progress() as progress:
-        model, drawn = _prepared(found, chosen, machine, progress, pairs=pairs, seed=seed)
+        model = machine.load(progress, default=found.model.id)
         require_same_model(found, model, output)
-        common: dict[str, Any] = {
-            "metric": drawn.metric,
-            "draws": random,
-            "seed": found.method.seed if seed is None else seed,
-            "progress": progress,
-            "journal": journal,
-        }
-        if intervention is None:
-            report = measure_edge_ablation(model, part.edges, drawn.heldout, **common)
-        else:
-            report = measure_ablation(
-                model,
-                acted_on,
-                drawn.heldout,
-                intervention,
-                reference=drawn.discovery,
-                new_tokens=tokens,
-                **common,
-            )
-        document = _document(report, circuit, model.info.id, acting.target, drawn) | {"seed": common["seed"]}
+        measured = ablate_circuit(
+            model,
+            part,
+            chosen,
+            acting.intervention,
+            what=acting.target,
+            which=acting.which,
+            pairs=drawing.pairs,
+            draws=drawing.random,
+            new_tokens=drawing.tokens,
+            seed=drawing.seed,
+            progress=progress,
+            journal=journal,
+        )
+        document = measured.to_dict() | {"circuit": str(circuit)}
         if file is not None:
-            write(file, _text(document), make_folder=True)
-    title = f"{found.behaviour.name} circuit in {model.info.id}, on {chosen.name}"
+            write(file, json_text(document, sort_keys=True), make_folder=True)
+    _show(measured, document, found.behaviour.name, output, file)
+
+
+def _show(measured: "CircuitAblation", document: dict[str, Any], name: str, output: Output, file: Path | None) -> None:
+    report = measured.report
+    title = f"{name} circuit in {measured.model}, on {measured.prompts.behaviour}"
     rows = [("written to", str(file))] if file else []
     output.show(facts(title, [*_done(report), *rows]), *_tables(report), report.describe())
     output.finish(document | {"file": str(file) if file else None})
@@ -135,39 +141,6 @@ def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behav
     behaviour = load_behaviour(circuit_behaviour_name(found, prompts, "--prompts"), recorded=found.behaviour)
     chosen = metric or (found.behaviour.metric if behaviour.name == found.behaviour.name else None)
     return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
-
-
-def _prepared(
-    found: Circuit, chosen: Behaviour, machine: Machine, progress: Told, *, pairs: int, seed: int | None
-) -> tuple["Model", PromptSet]:
-    model = machine.load(progress, default=found.model.id)
-    seed = found.method.seed if seed is None else seed
-    drawn = chosen.prompts(model.tokenizer, discovery=REFERENCE, heldout=pairs, seed=seed)
-    progress("recording the reference prompts", 0, 0)
-    return model, drawn
-
-
-def _document(
-    report: "AblationReport | EdgeAblationReport", circuit: Path, model: str, target: ActedOn, drawn: PromptSet
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": model,
-        "circuit": str(circuit),
-        "what": target,
-        "behaviour": drawn.behaviour,
-        "metric": drawn.metric,
-        "pairs": drawn.n_heldout,
-        "reference_pairs": drawn.n_discovery,
-        "prompts_digest": drawn.digest,
-        "summary": report.describe(),
-        **report.to_dict(),
-    }
-
-
-def _text(document: dict[str, Any]) -> str:
-    return json_text(document, sort_keys=True)
 
 
 def _done(report: "AblationReport | EdgeAblationReport") -> list[tuple[str, str]]:

@@ -11,17 +11,18 @@ from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
 from circuits.cli.arguments import Machine, Voice, command
-from circuits.cli.output import Output, Told
+from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_folder
 from circuits.cli.resuming import ResumeOption, kept_until_done
-from circuits.cli.session import circuit_behaviour_name, command_line, fitted, imported, scores_beside
+from circuits.cli.session import circuit_behaviour_name, command_line, fitted, imported
 from circuits.cli.tables import table
 from circuits.comparison import Comparison
 from circuits.comparison import compare as compare_circuits
 from circuits.comparison.names import names_of
-from circuits.comparison.parts import pruned_to_live_paths
 from circuits.errors import ModelUnavailableError, RenderError, UsageError
-from circuits.report.comparison_files import NUMBERS, Written, write_comparison
+from circuits.interchange.sidecars import scores_beside
+from circuits.patching.protocol import StageProgress, no_stages
+from circuits.report.comparison_files import NUMBERS, ComparisonFiles, save_comparison
 from circuits.report.comparison_tables import short_names, tables_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
     from circuits.model import Model
 
 HELDOUT, RANDOM = 32, 10
+BehaviourFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--behaviour",
+        "-b",
+        metavar="[NAME=]FILE",
+        help="The prompt file of a behaviour that is not built in; may be given several times.",
+        show_default=False,
+    ),
+]
 
 
 @command
@@ -54,16 +65,7 @@ def compare(
             help="Also run each circuit on the others' held-out prompts, alone and knocked out.",
         ),
     ] = True,
-    behaviour: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--behaviour",
-            "-b",
-            metavar="[NAME=]FILE",
-            help="The prompt file of a behaviour that is not built in; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
+    behaviour: BehaviourFiles = None,
     pairs: Annotated[int, typer.Option(help="Held-out pairs of each behaviour.", min=4)] = HELDOUT,
     random: Annotated[int, typer.Option(help="Random circuits beside each circuit.", min=0)] = RANDOM,
     live: Annotated[
@@ -88,23 +90,18 @@ def compare(
     output = voice.output()
     found = _loaded(circuits, against_model, output)
     comparison = _at_rest(found, circuits)
-    wanted = found if transfer or against_model else []
-    behaviours = _behaviours(wanted, behaviour or [])
+    run = transfer or against_model is not None
+    behaviours = _behaviours(found if run else [], behaviour or [])
     _require_one_model(machine, found)
     rows, memory = machine.rows, machine.limit
     folder = prepared_folder(out or _default_folder(found, against_model))
     with kept_until_done(folder / NUMBERS, output, resume=resume) as journal:
-        if wanted:
+        if run:
             from circuits.comparison.comparing import Crossing
 
             settings = Crossing(pairs, random, behaviours, batch_size=rows, memory=memory, journal=journal)
-            with output.progress() as progress:
-                comparison = _Runs(machine, settings, progress, output).measured(
-                    comparison, against_model, transfer=transfer
-                )
-        if live:
-            comparison = replace(comparison, parts=tuple(pruned_to_live_paths(part) for part in comparison.parts))
-        files = write_comparison(comparison, folder, command=command_line())
+            comparison = _Runs(machine, settings, output).measured(comparison, against_model, transfer=transfer)
+        files = save_comparison(comparison.live() if live else comparison, folder, command=command_line())
     _show(comparison, circuits, files, output)
 
 
@@ -167,12 +164,16 @@ def _default_folder(found: list[Circuit], against_model: str | None) -> Path:
 class _Runs:
     """Loads models one after the other, and measures with them."""
 
-    def __init__(self, machine: Machine, settings: "Crossing", progress: Told, output: Output) -> None:
-        self._machine, self._settings = machine, settings
-        self._progress, self._output = progress, output
+    def __init__(self, machine: Machine, settings: "Crossing", output: Output) -> None:
+        self._machine, self._settings, self._output = machine, settings, output
+        self._progress: StageProgress = no_stages
 
     def measured(self, comparison: Comparison, against_model: str | None, *, transfer: bool) -> Comparison:
         """Measure transfer and knocking out, and the edges in another model."""
+        with self._output.progress() as self._progress:
+            return self._measured(comparison, against_model, transfer=transfer)
+
+    def _measured(self, comparison: Comparison, against_model: str | None, *, transfer: bool) -> Comparison:
         from circuits.comparison.comparing import compare_models, measure_comparison
 
         if transfer and len(comparison.circuits) > 1:
@@ -203,7 +204,7 @@ class _Runs:
         return replace(self._machine, model=name).load(self._progress)
 
 
-def _show(comparison: Comparison, circuits: list[Path], written: Written, output: Output) -> None:
+def _show(comparison: Comparison, circuits: list[Path], written: ComparisonFiles, output: Output) -> None:
     short = short_names(comparison)
     named = ((name, short[name], file) for name, file in zip(comparison.names, circuits, strict=True))
     output.show("\n".join(f"{f'{a} = ' if a != name else ''}{name}: {file}" for name, a, file in named), "")

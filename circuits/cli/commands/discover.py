@@ -9,7 +9,6 @@ import typer
 from rich.console import RenderableType
 
 from circuits.cli.arguments import (
-    DISCOVERY_PAIRS,
     BehaviourArgument,
     DirectionOption,
     Machine,
@@ -17,65 +16,28 @@ from circuits.cli.arguments import (
     Voice,
     command,
 )
-from circuits.cli.evidence import leave_evidence, leave_prompts
 from circuits.cli.output import Output
 from circuits.cli.places import RunLog, default_folder, prepared_folder
 from circuits.cli.resuming import ResumeOption, kept_in
+from circuits.cli.searching import Search
 from circuits.cli.session import Session, command_line, model_name
 from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, size_rows, strongest
 from circuits.cli.verifying import Verifying
-from circuits.drawing.pictures import draw
 from circuits.errors import RenderError
-from circuits.interchange.sidecars import HEADS, PROMPTS, beside
-from circuits.vocabulary import Direction, PrunerName, ScorerName
+from circuits.vocabulary import Direction, ScorerName
 
 if TYPE_CHECKING:
     from circuits.behaviours.behaviour import Behaviour
     from circuits.discovery import Discovery, DiscoverySettings
 
-CONFIRMED = 0.05
-"""Held-out faithfulness may be this much further from 1 than the target without a warning."""
-CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
-DRAWN = ("circuit.dot", "circuit.svg", "report.html")
+CIRCUIT, JOURNAL = "circuit.json", "journal"
 
 
 @command
 def discover(
     behaviour: BehaviourArgument,
     *,
-    scorer: Annotated[
-        str, typer.Option(metavar="|".join(ScorerName), help="How edges are ranked.", rich_help_panel="Search")
-    ] = ScorerName.EAP_IG,
-    pruner: Annotated[
-        str, typer.Option(metavar="|".join(PrunerName), help="How edges are chosen.", rich_help_panel="Search")
-    ] = PrunerName.MINIMAL,
-    target: Annotated[
-        float,
-        typer.Option(
-            help="Fidelity that the circuit must reach; with --pruner minimal, faithfulness.", rich_help_panel="Search"
-        ),
-    ] = 0.9,
-    choose: Annotated[
-        int,
-        typer.Option(
-            help="Pairs by which --pruner closest chooses a circuit, beside the --pairs it fits circuits to.",
-            min=4,
-            rich_help_panel="Search",
-        ),
-    ] = 64,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="End the search of --pruner closest after so long, with the best so far.", rich_help_panel="Search"
-        ),
-    ] = None,
-    size: Annotated[int, typer.Option(help="Edges of --pruner top.", min=1, rich_help_panel="Search")] = 200,
-    prune_limit: Annotated[
-        int,
-        typer.Option(help="Circuits of more edges are not pruned edge by edge.", min=1, rich_help_panel="Search"),
-    ] = 400,
-    steps: Annotated[int, typer.Option(help="Steps of --scorer eap-ig.", min=1, rich_help_panel="Search")] = 5,
-    heldout: Annotated[int, typer.Option(help="Pairs to judge the circuit on.", rich_help_panel="Measurement")] = 64,
+    search: Search,
     direction: DirectionOption = Direction.NOISING,
     out: Annotated[
         Path | None,
@@ -94,27 +56,12 @@ def discover(
 ) -> None:
     """Find the circuit of a behaviour: the edges that are enough to keep it when everything else is corrupted."""
     output = voice.output()
-    names = ScorerName.parse(scorer), PrunerName.parse(pruner)
+    search.check()
     chosen = measurement.behaviour(behaviour)
-    options = measurement.options(chosen, machine, direction=direction or Direction.NOISING, scorer=names[0])
-
-    from circuits.discovery import DiscoverySettings
-
-    settings = DiscoverySettings(
-        scorer=names[0],
-        pruner=names[1],
-        target=target,
-        size=size,
-        prune_limit=prune_limit,
-        steps=steps,
-        choose=choose,
-        seconds=seconds,
-        verify=verifying.top_k(names[0], limited=True),
-        pairs=measurement.pairs or DISCOVERY_PAIRS,
-        heldout=heldout,
-        seed=measurement.seed or 0,
-        options=options,
+    options = measurement.options(
+        chosen, machine, direction=direction or Direction.NOISING, scorer=ScorerName.parse(search.scorer)
     )
+    settings = search.settings(measurement, verifying, options)
     folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
     session = Session(machine, measurement, output)
     found = _found(folder, session, chosen, settings, resume=resume, heads=heads)
@@ -125,9 +72,10 @@ def _found(
     folder: Path, session: Session, behaviour: "Behaviour", settings: "DiscoverySettings", *, resume: bool, heads: bool
 ) -> "Discovery":
     """Run the discovery, with journal and log in its folder, and write the circuit as soon as it is there."""
-    from circuits.discovery import discover as search
+    from circuits.discovery import discover as find
     from circuits.discovery import prompts_for
     from circuits.experiments import kept_of
+    from circuits.results import leave_evidence
 
     output = session.output
     before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
@@ -144,13 +92,10 @@ def _found(
         )
         for text in _remarks(folder, *before, resume=resume, resumed=known.filled, problem=journal.problem):
             output.say(text)
-        found = search(
+        found = find(
             model, behaviour, settings, folder=folder, journal=journal, progress=progress, command=command_line()
         )
-        leave_prompts(folder, found, model)
-        if heads:
-            remarks = leave_evidence(folder, found, model, settings, progress, journal)
-            found = replace(found, warnings=(*found.warnings, *remarks))
+        found = leave_evidence(found, folder, model, heads=heads, settings=settings, progress=progress, journal=journal)
         if log.problem:
             found = replace(found, warnings=(*found.warnings, log.problem))
         for warning in found.warnings:
@@ -174,59 +119,17 @@ def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resume
 
 def _report(found: "Discovery", folder: Path, output: Output) -> None:
     """Draw and print what was found; raises :class:`RenderError` at the end if something could not be drawn."""
-    undrawn, files = "", [CIRCUIT, SCORES, JOURNAL, "run.log"]
-    known = beside(folder / CIRCUIT, found.circuit)
-    files += [name for name, there in ((HEADS, known.evidence), (PROMPTS, known.prompts)) if there]
+    from circuits.results import draw_discovery
+
     with output.progress() as progress:
-        for name in DRAWN:
-            progress("drawing", 0, 0)
-            try:
-                draw(
-                    found.circuit,
-                    folder / name,
-                    evidence=known.evidence,
-                    prompts=known.prompts,
-                    intervals=found.scores.intervals(found.circuit.edges),
-                )
-                files.append(name)
-            except RenderError as problem:
-                undrawn = str(problem)
-    for warning in (*found.warnings, *_unpruned(found), *_doubts(found)):
+        drawn = draw_discovery(found, folder, progress=progress)
+    files = [*drawn.files, JOURNAL, "run.log"]
+    for warning in (*found.warnings, *found.doubts):
         output.warn(warning)
     output.show(*_tables(found), "", f"The diagram, a report, scores and a log are in {folder}/")
     output.finish(_document(found, {name: str(folder / name) for name in sorted(files)}))
-    if undrawn:
-        raise RenderError(f"{undrawn} The circuit itself is in {folder / CIRCUIT}.")
-
-
-def _unpruned(found: "Discovery") -> list[str]:
-    """Say so when a circuit was too large to prune edge by edge."""
-    if found.selection.locally_minimal or found.circuit.method.pruner != PrunerName.MINIMAL:
-        return []
-    return [
-        f"the circuit has {len(found.circuit)} edges, too many to prune edge by edge in reasonable time, so it is not "
-        "locally minimal. Raise --prune-limit and wait, or lower --target."
-    ]
-
-
-def _doubts(found: "Discovery") -> list[str]:
-    """Say so when held-out prompts do not confirm the circuit."""
-    evaluation, target = found.circuit.evaluation, found.circuit.method.target
-    if not found.selection.reached:
-        return [
-            f"no circuit reaches a fidelity of {target:g} with a faithfulness within 0.1 of 1 on the pairs that "
-            "circuits are chosen by; this is the smallest about as close as the closest. Use more --pairs, or a lower "
-            "--target."
-        ]
-    if evaluation is None or target is None or found.selection.error is not None:
-        return []
-    if abs(1 - evaluation.faithfulness) <= abs(1 - target) + CONFIRMED:
-        return []
-    searched, pairs = found.selection.faithfulness, found.circuit.behaviour.n_discovery
-    return [
-        f"faithfulness is {searched:.2f} on the {pairs} pairs that the circuit was searched on, but "
-        f"{evaluation.faithfulness:.2f} on held-out pairs: it fits the former too closely. Use more --pairs."
-    ]
+    if drawn.undrawn:
+        raise RenderError(f"{drawn.undrawn} The circuit itself is in {folder / CIRCUIT}.")
 
 
 def _tables(found: "Discovery") -> list[RenderableType]:
@@ -268,6 +171,6 @@ def _document(found: "Discovery", files: dict[str, str]) -> dict[str, Any]:
             "locally_minimal": found.selection.locally_minimal,
         },
         "near_ties": [str(circuit.edge_list[place]) for place in map(int, near_ties(circuit))],
-        "warnings": [*found.warnings, *_unpruned(found), *_doubts(found)],
+        "warnings": [*found.warnings, *found.doubts],
         "files": files,
     }

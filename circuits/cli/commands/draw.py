@@ -6,13 +6,12 @@ from typing import Annotated
 import typer
 
 from circuits.cli.arguments import CircuitArgument, Voice, command
-from circuits.cli.evidence import known_intervals
 from circuits.cli.places import prepared_file, prepared_folder
-from circuits.cli.session import imported, scores_beside
+from circuits.cli.session import imported
 from circuits.drawing.pictures import DRAWINGS, EXPORT_SUFFIXES, FOLDER
-from circuits.drawing.pictures import draw as draw_circuit
 from circuits.drawing.pictures import export as export_circuit
-from circuits.interchange.sidecars import beside
+from circuits.drawing.saved import draw_saved
+from circuits.interchange.sidecars import scores_beside
 
 
 @command
@@ -30,12 +29,9 @@ def draw(
     Tooltips and report tell what is in the heads.json and prompts.json beside the circuit, where they are there.
     """
     output = voice.output()
-    found = imported(circuit, output).circuit
-    file, known = prepared_file(out, DRAWINGS), beside(circuit, found)
-    for remark in known.remarks:
+    found, remarks = draw_saved(circuit, prepared_file(out, DRAWINGS), title=title)
+    for remark in remarks:
         output.warn(remark)
-    intervals = known_intervals(found, circuit) if file.suffix.lower() == ".html" else None
-    draw_circuit(found, file, title=title, evidence=known.evidence, prompts=known.prompts, intervals=intervals)
     output.show(f"circuit of {len(found)} edges drawn into {out}")
     output.finish({"edges": len(found), "file": str(out)})
 

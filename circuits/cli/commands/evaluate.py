@@ -1,22 +1,25 @@
 """``circuits evaluate``: how well a circuit works on held-out prompts."""
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.behaviours import clusters_of
+from circuits.behaviours.behaviour import Behaviour
+from circuits.circuit import Circuit
 from circuits.cli.arguments import CircuitArgument, Machine, Measurement, Voice, command
+from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_beside
-from circuits.cli.session import circuit_behaviour_name, fitted, imported, require_same_model, scores_beside
+from circuits.cli.session import circuit_behaviour_name, fitted, imported
 from circuits.cli.tables import evaluation_rows, facts, size_rows
 from circuits.errors import UsageError
+from circuits.interchange.sidecars import scores_beside
 from circuits.vocabulary import Universe
 
-HELDOUT = 64
+if TYPE_CHECKING:
+    from circuits.evaluation.circuit_evaluation import CircuitEvaluation
 
 
 @command
@@ -50,67 +53,65 @@ def evaluate(
     read = imported(circuit, output)
     if read.anonymous and machine.model is None:
         raise UsageError(f"{circuit} does not say of which model it is; give the model with --model.")
-    found = read.circuit
-    name = circuit_behaviour_name(found, behaviour, "--behaviour")
+    found, name = read.circuit, circuit_behaviour_name(read.circuit, behaviour, "--behaviour")
     chosen = measurement.behaviour(name, recorded=found.behaviour)
-    about = found.behaviour
-    if (
-        out is not None
-        and not read.anonymous
-        and (chosen.name, chosen.metric, chosen.variant) != (about.name, about.metric, about.variant)
-    ):
-        raise UsageError(
-            f"--out keeps an evaluation with its circuit, which is of {found.behaviour.name} by "
-            f"{found.behaviour.metric}; this one is of {chosen.name} by {chosen.metric}. Leave out "
-            "--out, or redirect --json."
-        )
+    if out is not None and not read.anonymous:
+        _require_own(found, chosen)
     options = measurement.options(chosen, machine, ablation=found.method.ablation)
     file = prepared_file(out, (".json",)) if out else None
 
-    from circuits.evaluation import evaluate as judge
-    from circuits.experiments import experiment_on
+    from circuits.evaluation.circuit_evaluation import evaluate_circuit
     from circuits.files.atomic import write
 
     with kept_beside(circuit, "evaluate", file, output, resume=resume) as journal, output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         read = fitted(read, model.info, output)
-        found = read.circuit
-        require_same_model(found, model, output)
         chosen = measurement.suited(chosen, model, output)
-        seed = found.method.seed if measurement.seed is None else measurement.seed
-        count = measurement.pairs or found.behaviour.n_heldout or HELDOUT
-        prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=count, seed=seed)
-        for remark in prompts.remarks:
-            output.warn(remark)
-        progress("recording the prompts", 0, 0)
-        experiment = experiment_on(model, prompts.heldout, options, reference=prompts.reference, journal=journal)
-        told = partial(progress, "evaluating")
-        scores = read.scores or scores_beside(found, circuit)
-        by_magnitude = found.method.rank_by == "|score|"
-        evaluation = judge(
-            experiment,
-            found.edges,
-            scores=scores,
-            by_magnitude=by_magnitude,
+        judged = evaluate_circuit(
+            model,
+            read.circuit,
+            chosen,
+            options=options,
+            pairs=measurement.pairs,
+            seed=measurement.seed,
+            scores=read.scores or scores_beside(read.circuit, circuit),
             universes=universes,
-            clusters=clusters_of(prompts.heldout),
-            seed=seed,
-            progress=told,
+            progress=progress,
+            journal=journal,
         )
+        for remark in judged.remarks:
+            output.warn(remark)
         if file is not None:
-            write(file, found.with_evaluation(evaluation).to_json(), make_folder=True)
+            write(file, judged.circuit.to_json(), make_folder=True)
+    _show(judged, chosen, model.info.id, output, read_from=circuit, file=file)
+
+
+def _require_own(found: Circuit, chosen: Behaviour) -> None:
+    """Raise :class:`UsageError` where an evaluation would be kept with a circuit of another behaviour or metric."""
+    own = found.behaviour
+    if (chosen.name, chosen.metric, chosen.variant) != (own.name, own.metric, own.variant):
+        raise UsageError(
+            f"--out keeps an evaluation with its circuit, which is of {own.name} by {own.metric}; this one is of "
+            f"{chosen.name} by {chosen.metric}. Leave out --out, or redirect --json."
+        )
+
+
+def _show(
+    judged: "CircuitEvaluation", chosen: Behaviour, model: str, output: Output, *, read_from: Path, file: Path | None
+) -> None:
+    found, evaluation = judged.circuit, judged.evaluation
     rows = size_rows(found) + evaluation_rows(evaluation, metric=chosen.metric, unit=chosen.metric.unit)
     if file is not None:
         rows.append(("written to", str(file)))
-    output.show(facts(f"circuit of {found.behaviour.name} on {chosen.name} in {model.info.id}", rows))
+    output.show(facts(f"circuit of {found.behaviour.name} on {chosen.name} in {model}", rows))
     output.finish(
         {
-            "model": model.info.id,
-            "circuit": str(circuit),
+            "model": model,
+            "circuit": str(read_from),
             "behaviour": chosen.name,
             "metric": chosen.metric,
             "edges": len(found),
-            "prefix_cache": str(experiment.prefix_cache),
+            "prefix_cache": judged.prefix_cache,
             "evaluation": asdict(evaluation),
             "file": str(file) if file else None,
         }

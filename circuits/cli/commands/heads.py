@@ -10,17 +10,17 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from circuits.circuit import Circuit
 from circuits.cli.arguments import PAIRS, CircuitArgument, Machine, Measurement, Voice, command
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import circuit_behaviour_name, require_same_model
 from circuits.cli.tables import facts, table
 from circuits.graph import Edge
+from circuits.interchange.foreign import read_circuit
 from circuits.interchange.sidecars import HEADS
 
 if TYPE_CHECKING:
-    from circuits.heads.evidence import HeadEvidence, HeadRoles, Share
+    from circuits.heads.evidence import AttentionShare, HeadEvidence, HeadRoles
 
 SHOWN = 3
 """How many roles of attention are listed for a head."""
@@ -51,7 +51,7 @@ def heads(
 ) -> None:
     """Say what each head of a circuit does: where it attends, what it writes and copies, with the numbers."""
     output = voice.output()
-    found = Circuit.load(circuit)
+    found = read_circuit(circuit).circuit
     name = circuit_behaviour_name(found, behaviour, "--behaviour")
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     options = measurement.options(chosen, machine, direction=found.method.direction, ablation=found.method.ablation)
@@ -137,7 +137,7 @@ def _written_row(head: "HeadEvidence") -> list[str]:
     return [str(head.node), *numbers, top, tokens]
 
 
-def _shares(shares: "Sequence[Share]") -> str:
+def _shares(shares: "Sequence[AttentionShare]") -> str:
     from circuits.heads.evidence import largest
 
     return ", ".join(f"{each.role} {each.clean:.0%} ({each.corrupted:.0%})" for each in largest(shares, SHOWN))

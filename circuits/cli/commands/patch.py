@@ -27,7 +27,8 @@ from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.files.atomic import write
-from circuits.vocabulary import Choice, Direction, Site
+from circuits.settings import Choice
+from circuits.vocabulary import Direction, Site
 
 if TYPE_CHECKING:
     from circuits.patching.sites import SitePatching

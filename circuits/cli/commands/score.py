@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from circuits.cli.arguments import BehaviourArgument, DirectionOption, Machine, Measurement, Voice, command
-from circuits.cli.output import Output, Told
+from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import Recorded, Session, model_name, recorded
@@ -18,6 +18,7 @@ from circuits.errors import MissingFileError, UsageError
 from circuits.files.documents import exists
 from circuits.graph import EdgeIndices
 from circuits.interchange.score_files import SUFFIXES, read_edges, write_scores
+from circuits.patching.protocol import StageProgress
 from circuits.scores import EdgeScores
 from circuits.vocabulary import Direction, ScorerName
 
@@ -132,7 +133,7 @@ class _Wanted:
                 "a3.h5->m7."
             )
 
-    def indices(self, experiment: "AnyExperiment", steps: int, progress: Told) -> EdgeIndices | None:
+    def indices(self, experiment: "AnyExperiment", steps: int, progress: StageProgress) -> EdgeIndices | None:
         """Give the edges' positions; None: all edges."""
         from circuits.scoring import score as score_edges
         from circuits.scoring.scorers import Settings

@@ -31,6 +31,14 @@ def write(path: str | Path, data: bytes | str, *, make_folder: bool = False) -> 
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those it lies in; raises :class:`OutputError` where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}. Choose another.") from error
+
+
 LONGEST_NAME = 100
 """File names are cut to this many bytes; systems allow 255, of which suffixes and what is put before take some."""
 

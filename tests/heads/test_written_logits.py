@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from circuits.heads.written_logits import Copier, among_top, head_logits, value_output
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.graph import Node
 from circuits.heads.random_sequences import repeated_sequences, sequence_scores
+from circuits.heads.written_logits import Copier, among_top, head_logits, value_output
 from circuits.tracing.runs import record
 from circuits.tracing.tracer import Tracer
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer

@@ -11,7 +11,7 @@ from torch import Tensor
 from circuits.adapters.anatomy import Anatomy
 from circuits.graph import Node, Slot
 from circuits.metrics import PADDING
-from circuits.tracing.plan import Plan, Site
+from circuits.tracing.plan import LayerSite, Plan
 from circuits.tracing.runs import Recorder, Run, sender_changes, unembed
 from circuits.tracing.tracer import Tracer
 
@@ -85,16 +85,16 @@ class Copier:
     def _streams(self) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
         """Give the tokens' embeddings, without and with layer 0's MLP of them."""
         recorder = Recorder()
-        at = (0, Site.STREAM)
+        at = (0, LayerSite.STREAM)
         self.tracer.run(self.ids, Plan(stop=at, visits={at: recorder.at(*at)}))
         embedded = recorder.values[at]
         if not self.tracer.anatomy.shape.mlps:
             return embedded[:, 1:].flatten(0, 1), embedded[:, 1:].flatten(0, 1)
         nothing = torch.zeros_like(embedded)
-        visits = {(0, Site.MLP_OUT): recorder.at(0, Site.MLP_OUT)}
-        plan = Plan(stop=(0, Site.MLP_OUT), attention={0: nothing}, visits=visits)
+        visits = {(0, LayerSite.MLP_OUT): recorder.at(0, LayerSite.MLP_OUT)}
+        plan = Plan(stop=(0, LayerSite.MLP_OUT), attention={0: nothing}, visits=visits)
         self.tracer.run(self.ids, plan)
-        with_mlp = embedded + recorder.values[0, Site.MLP_OUT]
+        with_mlp = embedded + recorder.values[0, LayerSite.MLP_OUT]
         return embedded[:, 1:].flatten(0, 1), with_mlp[:, 1:].flatten(0, 1)
 
     def copied(self, head: Node) -> tuple[Bool[Tensor, " token"], Bool[Tensor, " token"]]:

@@ -11,7 +11,7 @@ from circuits.drawing.node_map import draw_several
 from circuits.drawing.pictures import draw_difference
 from circuits.drawing.render import ImageFormat, image
 from circuits.errors import RenderError
-from circuits.files.atomic import file_names, write
+from circuits.files.atomic import file_names, make_folder, write
 from circuits.files.documents import json_text
 from circuits.records import Evaluation
 from circuits.report.comparison_tables import tables_of
@@ -22,7 +22,7 @@ MAP, SHARED = "nodes.svg", "shared.svg"
 
 
 @dataclass(frozen=True)
-class Written:
+class ComparisonFiles:
     """What was written where; ``text`` is that of ``comparison.json``, ``undrawn`` why diagrams are missing, if so."""
 
     folder: Path
@@ -31,8 +31,14 @@ class Written:
     undrawn: str = ""
 
 
-def write_comparison(comparison: Comparison, folder: Path, *, command: str) -> Written:
-    """Write all files into a folder that exists; numbers and parts first, since diagrams may fail."""
+def save_comparison(comparison: Comparison, folder: str | Path, *, command: str = "") -> ComparisonFiles:
+    """Write a comparison into a folder, which is made if need be: numbers, parts as circuits, diagrams and a report.
+
+    Numbers and parts come first: where Graphviz is missing, ``undrawn`` of what is returned says so. ``command`` is
+    recorded as the command that compared. Raises :class:`OutputError` for a folder that cannot be written to.
+    """
+    folder = Path(folder)
+    make_folder(folder)
     document = comparison.to_dict() | {"command": command}
     text = json_text(document, sort_keys=True)
     write(folder / NUMBERS, text)
@@ -40,8 +46,8 @@ def write_comparison(comparison: Comparison, folder: Path, *, command: str) -> W
     try:
         files += _diagrams(comparison, folder)
     except RenderError as problem:
-        return Written(folder, tuple(files), text, str(problem))
-    return Written(folder, tuple(files), text)
+        return ComparisonFiles(folder, tuple(files), text, str(problem))
+    return ComparisonFiles(folder, tuple(files), text)
 
 
 def _diagrams(comparison: Comparison, folder: Path) -> list[str]:

@@ -5,7 +5,16 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from circuits.comparison import Chance, CircuitDiff, Comparison, EdgeChanges, Estimate, Overlap, Share, TransferMatrix
+from circuits.comparison import (
+    Chance,
+    CircuitDiff,
+    Comparison,
+    EdgeChanges,
+    Overlap,
+    ScoreEstimate,
+    Share,
+    TransferMatrix,
+)
 from circuits.comparison.crossing import Contrast, Dissociation
 from circuits.comparison.overlap import MATCHED, REWIRED, UNIFORM
 from circuits.comparison.parts import CORE, only
@@ -84,7 +93,7 @@ _CHANCE = {UNIFORM: "  any by chance", MATCHED: "  of same layers", REWIRED: "  
 
 
 def _jaccard(overlap: Overlap) -> str:
-    return Estimate(overlap.jaccard, *overlap.jaccard_ci).describe()
+    return ScoreEstimate(overlap.jaccard, *overlap.jaccard_ci).describe()
 
 
 def _level(chance: Chance, *, digits: int = 0) -> str:

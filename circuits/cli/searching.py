@@ -1,0 +1,78 @@
+"""Options of ``circuits discover``: how a circuit is searched."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuits.cli.arguments import DISCOVERY_PAIRS, Measurement
+from circuits.cli.verifying import Verifying
+from circuits.vocabulary import PrunerName, ScorerName
+
+if TYPE_CHECKING:
+    from circuits.discovery import DiscoverySettings
+    from circuits.patching.experiment import Options
+
+
+@dataclass(frozen=True)
+class Search:
+    """How edges are ranked and chosen, and on how many pairs the circuit is judged."""
+
+    scorer: Annotated[
+        str, typer.Option(metavar="|".join(ScorerName), help="How edges are ranked.", rich_help_panel="Search")
+    ] = ScorerName.EAP_IG
+    pruner: Annotated[
+        str, typer.Option(metavar="|".join(PrunerName), help="How edges are chosen.", rich_help_panel="Search")
+    ] = PrunerName.MINIMAL
+    target: Annotated[
+        float,
+        typer.Option(
+            help="Fidelity that the circuit must reach; with --pruner minimal, faithfulness.", rich_help_panel="Search"
+        ),
+    ] = 0.9
+    choose: Annotated[
+        int,
+        typer.Option(
+            help="Pairs by which --pruner closest chooses a circuit, beside the --pairs it fits circuits to.",
+            min=4,
+            rich_help_panel="Search",
+        ),
+    ] = 64
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="End the search of --pruner closest after so long, with the best so far.", rich_help_panel="Search"
+        ),
+    ] = None
+    size: Annotated[int, typer.Option(help="Edges of --pruner top.", min=1, rich_help_panel="Search")] = 200
+    prune_limit: Annotated[
+        int,
+        typer.Option(help="Circuits of more edges are not pruned edge by edge.", min=1, rich_help_panel="Search"),
+    ] = 400
+    steps: Annotated[int, typer.Option(help="Steps of --scorer eap-ig.", min=1, rich_help_panel="Search")] = 5
+    heldout: Annotated[int, typer.Option(help="Pairs to judge the circuit on.", rich_help_panel="Measurement")] = 64
+
+    def check(self) -> None:
+        """Raise ``UnknownNameError`` for a scorer or pruner that there is not."""
+        ScorerName.parse(self.scorer), PrunerName.parse(self.pruner)
+
+    def settings(self, measurement: Measurement, verifying: Verifying, options: "Options") -> "DiscoverySettings":
+        """Return the settings of a discovery."""
+        from circuits.discovery import DiscoverySettings
+
+        scorer = ScorerName.parse(self.scorer)
+        return DiscoverySettings(
+            scorer=scorer,
+            pruner=PrunerName.parse(self.pruner),
+            target=self.target,
+            size=self.size,
+            prune_limit=self.prune_limit,
+            steps=self.steps,
+            choose=self.choose,
+            seconds=self.seconds,
+            verify=verifying.top_k(scorer, limited=True),
+            pairs=measurement.pairs or DISCOVERY_PAIRS,
+            heldout=self.heldout,
+            seed=measurement.seed or 0,
+            options=options,
+        )

@@ -1,0 +1,95 @@
+"""The pruners: each turns scores into a circuit. To add one, write its file and a line of :data:`PRUNERS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from circuits.patching.protocol import Experiment, StageProgress, no_stages
+from circuits.pruning.closest import closest
+from circuits.pruning.minimal import minimal
+from circuits.pruning.selection import Selection
+from circuits.pruning.top import top
+from circuits.scores import EdgeScores
+from circuits.vocabulary import PrunerName
+
+
+@dataclass(frozen=True)
+class PrunerSettings:
+    """What pruners can be told: a target, a number of edges, up to how many to prune one by one, a time in seconds."""
+
+    target: float = 0.9
+    size: int = 200
+    limit: int = 400
+    seconds: float | None = None
+    progress: StageProgress = no_stages
+
+
+Prune = Callable[[Experiment, Experiment, EdgeScores, PrunerSettings], Selection]
+"""Choose edges: of (pairs that circuits are fitted to, pairs by which they are chosen, scores, settings)."""
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """A way to choose edges; ``chooses``: by pairs of their own, ``targets``: with a target (and without a size)."""
+
+    prune: Prune
+    chooses: bool = False
+    targets: bool = True
+
+
+def prune(
+    fit: Experiment,
+    choose: Experiment,
+    scores: EdgeScores,
+    pruner: PrunerName | str,
+    settings: PrunerSettings | None = None,
+) -> Selection:
+    """Choose a circuit from scores; ``choose`` may be ``fit`` for pruners that choose by no pairs of their own.
+
+    See :mod:`circuits.pruning.minimal`, :mod:`circuits.pruning.closest` and :mod:`circuits.pruning.top`.
+    """
+    return PRUNERS[PrunerName.parse(pruner)].prune(fit, choose, scores, settings or PrunerSettings())
+
+
+def _minimal(fit: Experiment, _: Experiment, scores: EdgeScores, settings: PrunerSettings) -> Selection:
+    told = _Told(settings.progress, "proposing edges")
+    return minimal(
+        fit, scores, target=settings.target, limit=settings.limit, report=told.report, progress=told.progress
+    )
+
+
+def _closest(fit: Experiment, choose: Experiment, scores: EdgeScores, settings: PrunerSettings) -> Selection:
+    told = _Told(settings.progress, "pruning")
+    return closest(
+        fit,
+        choose,
+        scores,
+        target=settings.target,
+        seconds=settings.seconds,
+        report=told.report,
+        progress=told.progress,
+    )
+
+
+def _top(fit: Experiment, _: Experiment, scores: EdgeScores, settings: PrunerSettings) -> Selection:
+    return top(fit, scores, min(settings.size, len(scores.scored)))
+
+
+class _Told:
+    """A stage that is named after the circuit that the search has come to."""
+
+    def __init__(self, progress: StageProgress, stage: str) -> None:
+        self._progress, self._stage = progress, stage
+
+    def report(self, _: str, found: Selection) -> None:
+        error = "" if found.error is None else f"error {found.error:.2f}, "
+        self._stage = f"pruning {len(found.edges)} edges ({error}faithfulness {found.faithfulness:.2f})"
+
+    def progress(self, done: int, total: int) -> None:
+        self._progress(self._stage, done, total)
+
+
+PRUNERS: dict[PrunerName, Pruner] = {
+    PrunerName.MINIMAL: Pruner(_minimal),
+    PrunerName.CLOSEST: Pruner(_closest, chooses=True),
+    PrunerName.TOP: Pruner(_top, targets=False),
+}
