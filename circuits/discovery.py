@@ -24,8 +24,8 @@ from circuits.model import Model
 from circuits.openings import finds_openings, suited
 from circuits.patching.experiment import Options
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
-from circuits.pruning.pruners import PRUNERS, PrunerSettings, prune
-from circuits.pruning.selection import Selection
+from circuits.pruning.pruners import PRUNERS, prune
+from circuits.pruning.selection import PrunerSettings, Selection
 from circuits.records import BehaviourInfo, Method, Provenance
 from circuits.scores import EdgeScores
 from circuits.scoring import Agreement, agreement, score

@@ -3,25 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from circuits.patching.protocol import Experiment, StageProgress, no_stages
+from circuits.patching.protocol import Experiment, StageProgress
 from circuits.pruning.closest import closest
 from circuits.pruning.minimal import minimal
-from circuits.pruning.selection import Selection
+from circuits.pruning.selection import PrunerSettings, Selection
 from circuits.pruning.top import top
 from circuits.scores import EdgeScores
 from circuits.vocabulary import PrunerName
-
-
-@dataclass(frozen=True)
-class PrunerSettings:
-    """What pruners can be told: a target, a number of edges, up to how many to prune one by one, a time in seconds."""
-
-    target: float = 0.9
-    size: int = 200
-    limit: int = 400
-    seconds: float | None = None
-    progress: StageProgress = no_stages
-
 
 Prune = Callable[[Experiment, Experiment, EdgeScores, PrunerSettings], Selection]
 """Choose edges: of (pairs that circuits are fitted to, pairs by which they are chosen, scores, settings)."""

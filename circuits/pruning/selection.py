@@ -1,9 +1,10 @@
-"""What a pruner gives back."""
+"""What a pruner is told, and what it gives back."""
 
 from dataclasses import dataclass
 
 from circuits.equality import by_content
 from circuits.graph import EdgeIndices
+from circuits.patching.protocol import StageProgress, no_stages
 from circuits.scores import Floats
 
 
@@ -28,3 +29,14 @@ class Selection:
     error: float | None = None
     pairs: int = 0
     reached: bool = True
+
+
+@dataclass(frozen=True)
+class PrunerSettings:
+    """What pruners can be told: a target, a number of edges, up to how many to prune one by one, a time in seconds."""
+
+    target: float = 0.9
+    size: int = 200
+    limit: int = 400
+    seconds: float | None = None
+    progress: StageProgress = no_stages
