@@ -54,7 +54,8 @@ class Search:
 
     def check(self) -> None:
         """Raise ``UnknownNameError`` for a scorer or pruner that there is not."""
-        ScorerName.parse(self.scorer), PrunerName.parse(self.pruner)
+        ScorerName.parse(self.scorer)
+        PrunerName.parse(self.pruner)
 
     def settings(self, measurement: Measurement, verifying: Verifying, options: "Options") -> "DiscoverySettings":
         """Return the settings of a discovery."""
