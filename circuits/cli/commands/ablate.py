@@ -98,7 +98,7 @@ def ablate(
     acting.check()
     found = read_circuit(circuit).circuit
     chosen = _behaviour(found, prompts, drawing.metric)
-    part = acting.part(found)
+    part, intervention = acting.part(found), acting.intervention
     if acting.target is ActedOn.NODES:
         acting_nodes(part, acting.which)  # none of a kind: said before the model is loaded
     file = prepared_file(out, (".json",)) if out else None
@@ -113,7 +113,7 @@ def ablate(
             model,
             part,
             chosen,
-            acting.intervention,
+            intervention,
             what=acting.target,
             which=acting.which,
             pairs=drawing.pairs,
