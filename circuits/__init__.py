@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from circuits.adapters.architecture import Architecture, each_slot
     from circuits.behaviours import load_behaviour
     from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
+    from circuits.behaviours.survey import Prompts
     from circuits.builder import build_graph
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from circuits.patching.experiment import Options
     from circuits.patching.paths import Path, path_effects
     from circuits.patching.sites import patch_sites
+    from circuits.prompts import read_prompts
     from circuits.report.comparison_files import save_comparison
     from circuits.results import save_discovery
     from circuits.scores import EdgeScores
@@ -69,6 +71,7 @@ _HOMES = {
     "Options": "circuits.patching.experiment",
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
+    "Prompts": "circuits.behaviours.survey",
     "TokenPair": "circuits.behaviours.behaviour",
     "ablate_circuit": "circuits.ablation.circuit_ablation",
     "ablated": "circuits.ablation.generation",
@@ -91,6 +94,7 @@ _HOMES = {
     "patch_sites": "circuits.patching.sites",
     "path_effects": "circuits.patching.paths",
     "read_circuit": "circuits.interchange.foreign",
+    "read_prompts": "circuits.prompts",
     "save_comparison": "circuits.report.comparison_files",
     "save_discovery": "circuits.results",
     "score": "circuits.scoring",
@@ -120,6 +124,7 @@ __all__ = [
     "Options",
     "Path",
     "PromptSet",
+    "Prompts",
     "TokenPair",
     "ablate_circuit",
     "ablated",
@@ -142,6 +147,7 @@ __all__ = [
     "patch_sites",
     "path_effects",
     "read_circuit",
+    "read_prompts",
     "save_comparison",
     "save_discovery",
     "score",

@@ -189,7 +189,7 @@ def discover(
     circuit = replace(circuit, evaluation=evaluation, provenance=provenance)
     if folder is not None:
         write(Path(folder) / CIRCUIT, circuit.to_json(), make_folder=True)
-    return Discovery(circuit, scores, agreed, selection, prompts, warnings)
+    return Discovery(circuit, scores, agreed, selection, prompts, (*warnings, *_on_size(settings, selection)))
 
 
 def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings) -> PromptSet:
@@ -240,6 +240,18 @@ def _scored(experiment: AnyExperiment, settings: DiscoverySettings, progress: St
 
 def _pruning(settings: DiscoverySettings, progress: StageProgress) -> PrunerSettings:
     return PrunerSettings(settings.target, settings.size, settings.prune_limit, settings.seconds, progress)
+
+
+def _on_size(settings: DiscoverySettings, selection: Selection) -> list[str]:
+    """Say why a circuit of the best edges has fewer than were asked for."""
+    missing = settings.size - len(selection.edges)
+    if settings.pruner is not PrunerName.TOP or missing <= 0:
+        return []
+    return [
+        f"{settings.size} edges were asked for (size), and the circuit has {len(selection.edges)}: the other {missing} "
+        f"of the best {selection.proposed} are on no path from the input to the logits through these, so they carry "
+        "nothing."
+    ]
 
 
 def _agreement(

@@ -185,10 +185,15 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt pair as text; ``split`` is ``discovery`` or ``heldout``."""
+    """One prompt pair as text; ``split`` is ``discovery`` or ``heldout``.
+
+    ``answer_ids`` and ``wrong_ids`` are the tokens that were measured: not every token is what its own text gives.
+    """
 
     clean: str
     corrupted: str
     answers: tuple[str, ...]
     wrong_answers: tuple[str, ...]
     split: str
+    answer_ids: tuple[int, ...] = ()
+    wrong_ids: tuple[int, ...] = ()

@@ -43,7 +43,7 @@ ROWS = (
     ("guards",),
     ("patching",),
     ("model",),
-    ("openings", "directions"),
+    ("openings", "directions", "prompts"),
     ("experiments",),
     ("scoring", "pruning", "evaluation", "heads"),
     ("comparison.crossed_runs", "comparison.comparing"),

@@ -22,6 +22,8 @@ from circuits.behaviours.pairs import Pair, TokenPair, clusters_of
 from circuits.behaviours.reading.batches import pairs_of_batches
 from circuits.behaviours.reading.datasets import read_file
 from circuits.behaviours.reading.rows import SUFFIXES
+from circuits.behaviours.reading.slots import SUFFIX as TEMPLATE
+from circuits.behaviours.reading.slots import read_template
 from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.errors import UnknownNameError
 from circuits.files.documents import exists
@@ -50,7 +52,7 @@ BUILT_IN: dict[str, Behaviour] = {
 def load_behaviour(
     name_or_path: str | Path, *, recorded: BehaviourInfo | None = None, skip_unusable: bool = False
 ) -> Behaviour:
-    """Return a built-in behaviour by its name, or read one from a prompt file.
+    """Return a built-in behaviour by its name, or read one from a prompt file or a template (``.toml``).
 
     A text with a folder separator or a suffix is a path. ``recorded`` is what a circuit says of its behaviour
     (``circuit.behaviour``): if that is this one, it is given with the circuit's system message, beginning of the answer
@@ -60,7 +62,8 @@ def load_behaviour(
     and :class:`FormatError` for one that is empty or malformed.
     """
     behaviour = _loaded(name_or_path, skip_unusable=skip_unusable)
-    if recorded is None or recorded.name != behaviour.name:
+    written_out = Path(name_or_path).name == "prompts.json"  # beside a circuit: its texts are what the model reads
+    if recorded is None or recorded.name != behaviour.name or written_out:
         return behaviour
     return replace(behaviour, variant=recorded.variant)
 
@@ -71,8 +74,12 @@ def _loaded(name_or_path: str | Path, *, skip_unusable: bool) -> Behaviour:
     path = Path(name_or_path)
     looks_like_path = isinstance(name_or_path, Path) or "/" in name_or_path or os.sep in name_or_path or path.suffix
     if not looks_like_path and not exists(path, file=True):
-        hint = f"A prompt file of your own is given by its path ({', '.join(SUFFIXES)})."
+        hint = f"A prompt file of your own is given by its path ({', '.join((*SUFFIXES, TEMPLATE))})."
         raise UnknownNameError("behaviour", str(name_or_path), BUILT_IN, hint=hint)
+    if path.suffix.lower() == TEMPLATE:
+        template = read_template(path)
+        about = f"pairs of the template {path.name}"
+        return Behaviour(path.stem, about, template, usable_only=True, remarks=template.remarks)
     pairs, name = read_file(path, skip_unusable=skip_unusable)
     usable_only = skip_unusable or pairs.layout is not None
     return Behaviour(

@@ -9,7 +9,7 @@ from typing import Self
 
 from circuits.behaviours.lint import inspect_pairs
 from circuits.behaviours.pairs import Pair, TokenPair
-from circuits.behaviours.reading.unusable import Unusable, refusal
+from circuits.behaviours.reading.unusable import Unusable, in_order, refusal
 from circuits.behaviours.split import MINIMUM, draw, misplaced, split_pairs
 from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.behaviours.variants import varied
@@ -194,7 +194,7 @@ class Behaviour:
             pairs, more = _of_one_length(pairs)
             problems += more
         unread = self.unread(tokenizer) if self.unread else ()
-        return Inspection(tuple(pairs), (*unread, *problems))
+        return Inspection(tuple(pairs), in_order((*unread, *problems)))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.vocabulary import Metric
 
 Values = NDArray[np.float64]
+FEW = 4
+"""Of fewer pairs the interval of the gap tells nothing: it is not asked to lie above 0, and a warning says so."""
 
 
 def inspect_pairs(
@@ -168,8 +170,8 @@ def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: st
 
     Returns warnings: pairs whose corrupted side does at least as well, a gap that is small against its spread or the
     clean value, a low share of pairs on which the model prefers the answer. Raises :class:`BehaviourNotShownError`
-    when there is nothing to explain: the mean gap is not above 0 (95 % t-interval), or the mean over clean prompts says
-    that the model prefers the wrong answers.
+    when there is nothing to explain: the mean gap is not above 0 (from four pairs on, with its 95 % t-interval), or the
+    mean over clean prompts says that the model prefers the wrong answers.
     """
     if clean.shape != corrupted.shape or clean.ndim != 1 or not clean.size:
         raise UsageError(
@@ -183,7 +185,7 @@ def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: st
             "dtype (--dtype float32)."
         )
     gap = corrupted - clean if metric.lower_is_better else clean - corrupted
-    mean, half = float(gap.mean()), _interval(gap)
+    mean, half = float(gap.mean()), _interval(gap) if gap.size >= FEW else 0.0
     numbers = f"{metric} over {clean.size} pairs: clean {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
     advice = (
         "A circuit explains a difference in behaviour, and here is none to explain: use another model (an "
@@ -211,6 +213,9 @@ def _interval(gap: Values) -> float:
 
 def _warnings(clean: Values, gap: Values, metric: Metric) -> tuple[str, ...]:
     warnings: list[str] = []
+    if gap.size < FEW:
+        pairs = f"{gap.size} pairs are" if gap.size > 1 else "1 pair is"
+        warnings.append(f"{pairs} measured, too few to tell whether other prompts would give the same.")
     mixed = int(np.sum(gap <= 0))
     if mixed > 0.05 * gap.size:
         warnings.append(

@@ -22,6 +22,7 @@ from circuits.cli.commands.heads import heads
 from circuits.cli.commands.listings import behaviours, models
 from circuits.cli.commands.patch import patch
 from circuits.cli.commands.path import path
+from circuits.cli.commands.prompts import prompts
 from circuits.cli.commands.score import score
 from circuits.cli.output import error
 from circuits.errors import CircuitsError, MissingFileError, MissingModelError, UnknownNameError, UsageError
@@ -125,6 +126,7 @@ for _command in (
     models,
     behaviours,
     guide,
+    prompts,
 ):
     app.command()(_command)
 

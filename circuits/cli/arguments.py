@@ -4,7 +4,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
@@ -15,6 +15,7 @@ import typer
 
 from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour
+from circuits.behaviours.reading.unusable import Unusable
 from circuits.behaviours.tokens import Tokenizer
 from circuits.cli.output import Output
 from circuits.cli.prompting import Prompting
@@ -148,11 +149,10 @@ class Machine:
 
     def tokenizer(self, progress: StageProgress) -> Tokenizer:
         """Load the tokenizer of the model that was asked for."""
-        from circuits.models.loading import load_weights
+        from circuits.models.loading import load_tokenizer
 
         progress("loading the tokenizer", 0, 0)
-        told = then_loading(progress)
-        return load_weights(self.model or DEFAULT_MODEL, device=self.device, dtype=self.dtype, progress=told).tokenizer
+        return load_tokenizer(self.model or DEFAULT_MODEL, progress=then_loading(progress))
 
     @property
     def rows(self) -> int | None:
@@ -196,12 +196,30 @@ class Measurement(Prompting):
         str | None,
         typer.Option(metavar=_choices(Ablation), help="What replaces a corrupted edge.", rich_help_panel="Measurement"),
     ] = None
+    skip_unusable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unusable",
+            help="Leave out rows of the prompt file that cannot be used, and list them in unusable.csv.",
+            rich_help_panel="Prompts",
+        ),
+    ] = False
 
     def behaviour(self, name: str | Path, *, recorded: BehaviourInfo | None = None) -> Behaviour:
         """Load a behaviour as it was asked for; what was not asked for is as a circuit has recorded it."""
-        behaviour = self.varied(load_behaviour(name, recorded=recorded))
+        behaviour = self.varied(load_behaviour(name, recorded=recorded, skip_unusable=self.skip_unusable))
         chosen = self.metric or (recorded.metric if recorded else None)
         return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
+
+    def list_unusable(self, unusable: Sequence[Unusable], folder: Path, output: Output) -> None:
+        """Write which rows were left out, and why, into a folder; where that was asked for and there are some."""
+        from circuits.behaviours.reading.unusable import UNUSABLE, listing
+        from circuits.files.atomic import write
+
+        if not self.skip_unusable or not unusable:
+            return
+        write(folder / UNUSABLE, listing(unusable), make_folder=True)
+        output.warn(f"{len(unusable):,} unusable rows are left out; {folder / UNUSABLE} lists them with reasons.")
 
     def options(
         self,

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from circuits.errors import OutputError, UnknownNameError
+from circuits.errors import OutputError, UnknownNameError, UsageError
 from circuits.files.atomic import file_name, require_room
 from circuits.files.documents import exists, local_path
 
 ROOM = 50_000_000
 """Bytes that must be free: scores of 800,000 edges take 30 MB, everything else little."""
+FILES = (".json", ".jsonl", ".csv", ".svg", ".png", ".pdf", ".html", ".parquet", ".dot", ".txt")
+"""Suffixes that a folder for results does not have."""
 _ADVICE = "Choose another place with --out, or free some space."
 
 
@@ -25,14 +27,25 @@ def default_folder(model: str, *names: str) -> Path:
 
 
 def prepared_folder(folder: Path) -> Path:
-    """Make a folder and prove that it can be written to and has room; raises :class:`OutputError`."""
+    """Make a folder and prove that it can be written to and has room; raises :class:`OutputError`.
+
+    A file's name is refused with :class:`UsageError`: who gives one expects one file.
+    """
+    if folder.suffix.lower() in FILES and not folder.is_dir():
+        raise UsageError(f"'{folder}' is the name of a file, and several files are written; give a folder with --out.")
     require_room(folder, ROOM, name="folder", advice=_ADVICE)
     return folder
 
 
-def prepared_file(file: Path, suffixes: Iterable[str]) -> Path:
-    """Check a file's suffix and prepare its folder; raises :class:`UnknownNameError` and :class:`OutputError`."""
+def prepared_file(file: Path, suffixes: Iterable[str], default: str = "") -> Path:
+    """Return where a file goes, its suffix checked and its folder prepared.
+
+    A folder, or a path without a suffix, means the file ``default`` in it, so that ``--out FOLDER`` means the same for
+    every command. Raises :class:`UnknownNameError` and :class:`OutputError`.
+    """
     known = tuple(suffixes)
+    if default and not file.name.lower().endswith(known) and (file.is_dir() or not file.suffix):
+        file = file / default
     if not file.name.lower().endswith(known):
         raise UnknownNameError("file format", file.suffix or file.name, known, hint=f"The file was to be {file}.")
     if file.is_dir():

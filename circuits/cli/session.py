@@ -12,6 +12,7 @@ from circuits.cli.arguments import DEFAULT_MODEL, PAIRS, Machine, Measurement
 from circuits.cli.output import Output, printable
 from circuits.errors import UsageError
 from circuits.interchange.foreign import UNKNOWN, Imported, read_circuit
+from circuits.interchange.sidecars import PROMPTS, read_prompts
 from circuits.patching.protocol import StageProgress
 from circuits.records import ModelInfo
 
@@ -52,6 +53,8 @@ class Session:
     machine: Machine
     measurement: Measurement
     output: Output
+    folder: Path
+    """Where results go."""
 
 
 def recorded(
@@ -74,7 +77,8 @@ def recorded(
     model = session.machine.load(progress)
     behaviour = measurement.suited(behaviour, model, session.output)
     count = measurement.pairs or pairs
-    prompts = behaviour.prompts(model.tokenizer, discovery=count, heldout=0, seed=measurement.seed or 0)
+    prompts = behaviour.sample(model.tokenizer, count, seed=measurement.seed or 0)
+    measurement.list_unusable(prompts.unusable, session.folder, session.output)
     progress("recording the prompts", 0, 0)
     experiment = experiment_on(model, prompts.discovery, options, reference=prompts.reference, journal=journal)
     clean, corrupted = experiment.clean, experiment.corrupted
@@ -108,8 +112,12 @@ def fitted(found: Imported, model: ModelInfo, out: Output) -> Imported:
     return now
 
 
-def circuit_behaviour_name(circuit: Circuit, given: str | None, option: str) -> str:
-    """Give what to load for a circuit's behaviour: what was asked for, else the built-in one it names."""
+def circuit_behaviour_name(circuit: Circuit, given: str | None, option: str, *, file: Path | None = None) -> str:
+    """Return what to load for a circuit's behaviour.
+
+    That is what was asked for, else the built-in one that it names, else the ``prompts.json`` beside the circuit's
+    ``file``, if it is of this circuit. Raises :class:`UsageError` where there is none.
+    """
     from circuits.behaviours import BUILT_IN
 
     if given is not None:
@@ -119,11 +127,32 @@ def circuit_behaviour_name(circuit: Circuit, given: str | None, option: str) -> 
             f"the file does not say of which behaviour the circuit is; give it with {option} NAME or FILE."
         )
     if circuit.behaviour.name not in BUILT_IN:
+        beside = file.with_name(PROMPTS) if file else None
+        if beside is not None and beside.is_file():
+            read_prompts(beside, circuit)
+            return str(beside)
         raise UsageError(
             f"the circuit is of the behaviour '{circuit.behaviour.name}', which is not built in; give its prompt file "
             f"with {option} FILE."
         )
     return circuit.behaviour.name
+
+
+def require_same_prompts(behaviour: Behaviour, name: str, circuit: Circuit, model: "Model") -> None:
+    """Raise where a ``prompts.json`` gives this model other tokens than those that the circuit was found on.
+
+    Its texts are what was decoded: chats without their structure, of long answers the first tokens alone.
+    """
+    from circuits.behaviours.behaviour import digest_of
+    from circuits.behaviours.split import split_pairs
+
+    if Path(name).name != PROMPTS or model.info.tokenizer_digest != circuit.model.tokenizer_digest:
+        return
+    if digest_of(*split_pairs(behaviour.checked(model.tokenizer))) != circuit.behaviour.digest:
+        raise UsageError(
+            f"the texts in {name} do not give the tokens that the circuit was found on (as with chats and answers of "
+            "several tokens); give the prompt file itself with --behaviour FILE."
+        )
 
 
 def require_same_model(circuit: Circuit, model: "Model", out: Output) -> None:

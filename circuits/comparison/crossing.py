@@ -17,6 +17,8 @@ from circuits.scores import Floats
 from circuits.statistics import central, faithfulness, picks
 
 PROMPTS = "prompts"
+LEAST_PAIRS, LEAST_RANDOM = 8, 5
+"""How many prompt pairs, and random circuits beside them, a verdict takes; of fewer the numbers alone are told."""
 
 
 @by_content
@@ -77,8 +79,12 @@ class Share:
 
     @property
     def beyond_random(self) -> bool | None:
-        """Whether even the low end of the interval is above every random circuit; None without any."""
-        return self.value.low > max(self.random) if self.random else None
+        """Whether even the low end of the interval is above every random circuit.
+
+        None where there are too few pairs or random circuits to tell.
+        """
+        enough = self.n >= LEAST_PAIRS and len(self.random) >= LEAST_RANDOM
+        return self.value.low > max(self.random) if enough else None
 
     @property
     def random_median(self) -> float:
@@ -123,8 +129,13 @@ class Contrast:
     @property
     def selective(self) -> tuple[bool, bool]:
         """Whether each knock-out costs its own behaviour more than the other, by more than random knock-outs do."""
-        a, b = (gain.value.low > 0 and gain.beyond_random is not False for gain in self.gains)
+        a, b = (gain.value.low > 0 and gain.beyond_random is True for gain in self.gains)
         return (a, b)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there are too few pairs or random knock-outs for a verdict."""
+        return any(gain.beyond_random is None for gain in self.gains)
 
     @property
     def double(self) -> bool:

@@ -2,7 +2,15 @@
 
 from enum import StrEnum
 
-from circuits.comparison.crossing import Column, Contrast, Dissociation, Share, TransferMatrix
+from circuits.comparison.crossing import (
+    LEAST_PAIRS,
+    LEAST_RANDOM,
+    Column,
+    Contrast,
+    Dissociation,
+    Share,
+    TransferMatrix,
+)
 from circuits.comparison.pair import CircuitDiff
 
 MOST = 0.5
@@ -47,12 +55,20 @@ def in_short(diff: CircuitDiff, matrix: TransferMatrix | None, found: Dissociati
             done = work(matrix.cell(row, column), matrix.cells.get((column, column)))
             parts.append(_IN_SHORT[done].format(row, column))
     if found is not None:
-        whole, only = found.whole.double, found.only is not None and found.only.double
-        text = "knocked out, they are doubly dissociated" if whole else "knocked out whole, they are not dissociated"
-        if only and not whole:
+        text = f"knocked out whole, {_found(found.whole)}"
+        if found.only is not None and found.only.double and not found.whole.double:
             text += ", but what only one of them has is, doubly"
         parts.append(text)
     return f"In short: {'; '.join(parts)}."
+
+
+def _found(contrast: Contrast) -> str:
+    """Say in a few words what :func:`_verdict` says in full."""
+    if contrast.undecided:
+        return "they are too little measured to say whether they are dissociated"
+    if contrast.double:
+        return "they are doubly dissociated"
+    return "they are dissociated in one direction only" if any(contrast.selective) else "they are not dissociated"
 
 
 _IN_SHORT = {
@@ -92,7 +108,8 @@ def _kept(share: Share, own: Share | None) -> str:
             Work.LITTLE: ", so it does a small part of the other's work, more than chance",
             Work.HARDLY: ", more than chance, yet hardly any of the other's work",
             Work.NONE: ", so no more than chance: it does not do the other's work",
-            Work.UNKNOWN: "; without random circuits of the same size beside it, this cannot be told from chance",
+            Work.UNKNOWN: f"; with fewer than {LEAST_PAIRS} pairs, or than {LEAST_RANDOM} random circuits of the same "
+            "size beside it, this cannot be told from chance",
         }[work(share, own)]
     )
 
@@ -133,29 +150,33 @@ def _selective(gain: Share) -> str:
     if not gain.random:
         return "above 0"
     beside = f"{len(gain.random)} random knock-outs: median {gain.random_median:.2f}, largest {max(gain.random):.2f}"
+    if gain.beyond_random is None:
+        return f"above 0 ({beside})"
     return f"more than random ({beside})" if gain.beyond_random else f"above 0, but not above random ({beside})"
 
 
 def _verdict(contrast: Contrast, what: str) -> str:
     (a, b), total = contrast.behaviours, contrast.interaction.describe()
-    open_question = any(gain.beyond_random is None for gain in contrast.gains)
-    caution = " Random knock-outs were not measured, so how particular this is to the circuits is open." * open_question
+    if contrast.undecided:
+        pairs, random = (min(counts) for counts in zip(*((g.n, len(g.random)) for g in contrast.gains), strict=True))
+        return (
+            f"Of {what} no verdict is given: it takes at least {LEAST_PAIRS} pairs of each behaviour and "
+            f"{LEAST_RANDOM} random knock-outs, and there are {pairs} and {random}. Raise --pairs and --random."
+        )
     if contrast.double:
         return (
             f"Of {what} this is a double dissociation: each knock-out costs its own behaviour more than the other "
             f"(together {total}). So each is needed for its own behaviour more than for the other; it does not show "
-            f"that they have no parts in common.{caution}"
+            "that they have no parts in common."
         )
     missed = [i for i in (0, 1) if not contrast.selective[i]]
     reasons = "; ".join(_reason(contrast, i) for i in missed)
     if len(missed) == 1:
         return (
             f"Of {what} this is a dissociation in one direction, and no double dissociation: knocking out "
-            f"{(b, a)[missed[0]]}'s is selective, {(a, b)[missed[0]]}'s is not shown to be ({reasons}).{caution}"
+            f"{(b, a)[missed[0]]}'s is selective, {(a, b)[missed[0]]}'s is not shown to be ({reasons})."
         )
-    return (
-        f"Of {what} there is no double dissociation: neither knock-out is shown to be selective ({reasons}).{caution}"
-    )
+    return f"Of {what} there is no double dissociation: neither knock-out is shown to be selective ({reasons})."
 
 
 def _reason(contrast: Contrast, i: int) -> str:

@@ -4,8 +4,13 @@ An installed ``dot`` is used through the ``graphviz`` package; without one, or w
 inside pygraphviz's wheel is used, so that pip alone is enough.
 """
 
+import logging
+import os
 import shutil
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ from circuits.errors import RenderError, UnknownNameError
 from circuits.files.atomic import write
 
 PNG_DPI = 200
+STDERR = 2
 
 
 class ImageFormat(StrEnum):
@@ -70,10 +76,32 @@ def _bundled(dot: str, kind: str) -> bytes:
         ) from error
     try:
         graph: Any = pygraphviz.AGraph(string=dot)
-        with graph:
+        with graph, _native_messages_logged():
             data: bytes | None = graph.draw(format=kind, prog="dot")
     except (ValueError, OSError) as error:
         raise RenderError(f"Graphviz could not draw this text: {error}.") from error
     if not data:
         raise RenderError(f"Graphviz gave an empty {kind} picture.")
     return data
+
+
+@contextmanager
+def _native_messages_logged() -> Generator[None]:
+    """Log what libraries in this process write past Python (fontconfig warns of the system's own files)."""
+    sys.stderr.flush()
+    try:
+        before = os.dup(STDERR)
+    except OSError:  # closed, so nobody reads it
+        yield
+        return
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), STDERR)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, STDERR)
+            os.close(before)
+            kept.seek(0)
+            for line in kept.read().decode(errors="replace").splitlines():
+                logging.getLogger(__name__).info("%s", line)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour
+from circuits.behaviours.reading.unusable import Unusable
 from circuits.circuit import Circuit
 from circuits.evaluation.evaluating import evaluate
 from circuits.experiments import experiment_on
@@ -22,12 +23,16 @@ HELDOUT = 64
 
 @dataclass(frozen=True)
 class CircuitEvaluation:
-    """What :func:`evaluate_circuit` found: the circuit with its evaluation; remarks on model and prompts."""
+    """What :func:`evaluate_circuit` found: the circuit with its evaluation; remarks on model and prompts.
+
+    ``unusable`` are the rows of the prompt file that were left out.
+    """
 
     circuit: Circuit
     evaluation: Evaluation
     remarks: tuple[str, ...]
     prefix_cache: str
+    unusable: tuple[Unusable, ...] = ()
 
 
 def evaluate_circuit(
@@ -77,4 +82,5 @@ def evaluate_circuit(
         progress=of_stage(progress, "evaluating"),
     )
     remarks = (*([remark] if remark else []), *prompts.remarks)
-    return CircuitEvaluation(circuit.with_evaluation(evaluation), evaluation, remarks, str(experiment.prefix_cache))
+    judged = circuit.with_evaluation(evaluation)
+    return CircuitEvaluation(judged, evaluation, remarks, str(experiment.prefix_cache), prompts.unusable)

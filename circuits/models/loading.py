@@ -22,7 +22,7 @@ from circuits.models.quiet import quiet_transformers
 from circuits.models.tokenizers import usable_tokenizer
 from circuits.models.weights import LoadedWeights
 
-__all__ = ["LoadedWeights", "load_weights"]
+__all__ = ["LoadedWeights", "load_tokenizer", "load_weights"]
 
 
 class _AdapterOfAdapterError(ModelUnavailableError):
@@ -82,6 +82,55 @@ def load_weights(
     )
 
 
+def load_tokenizer(model: str, *, progress: FetchProgress = no_fetch_progress) -> Any:
+    """Return a model's tokenizer alone: its weights are not read, and of a model of the hub not downloaded.
+
+    Raises :class:`UnknownNameError` and :class:`ModelUnavailableError`.
+    """
+    folder, gguf = _tokenizer_place(model, progress)
+    return _read_tokenizer(folder, gguf)
+
+
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def _tokenizer_place(model: str, progress: FetchProgress, *, of: str | None = None) -> tuple[Path, str | None]:
+    """Return the folder of a model's tokenizer, and the name of the ``.gguf`` file that holds it, if one does."""
+    if model in BUILT_IN:
+        return builtin.find(model, progress=progress).path, None
+    path = local_path(model)
+    if not exists(path):
+        _require_hub_name(model, path)
+        try:
+            path = hub.download_snapshot(model, hub.TOKENIZER_FILES)
+        except ModelUnavailableError as error:
+            raise _unknown_model(model, error) from error
+    if path.suffix == ".gguf":
+        return path.parent, path.name
+    if any((path / name).is_file() for name in _TOKENIZER):
+        return path, None
+    adapter = find_adapter(path, complete=False) if of is None else None
+    if adapter is not None:
+        return _tokenizer_place(_base_of(path, adapter), progress, of=model)
+    return path, next((file.name for file in sorted(path.glob("*.gguf"))), None)
+
+
+def _base_of(folder: Path, adapter: Adapter) -> str:
+    """Return what to load as the model that an adapter is for: a folder in its own, a built-in model, or as it says."""
+    names = {entry.hub_id: name for name, entry in BUILT_IN.items() if entry.adapter is None}
+    beside = folder / adapter.base
+    return str(beside) if beside.is_dir() else names.get(adapter.base, adapter.base)
+
+
+def _require_hub_name(model: str, path: Path) -> None:
+    """Raise for a text that can only be a path, where there is nothing."""
+    if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")):
+        raise MissingModelError(
+            f"there is no folder '{model}'; expected a model folder, a Hugging Face id such as "
+            f"'openai-community/gpt2', or a built-in model ({', '.join(BUILT_IN)})."
+        )
+
+
 def _locate(model: str, progress: FetchProgress, *, of: str | None = None) -> _Source:
     """Find a model; ``of`` is the adapter that it is the base of, and must then be no adapter itself."""
     if model in BUILT_IN:
@@ -91,11 +140,7 @@ def _locate(model: str, progress: FetchProgress, *, of: str | None = None) -> _S
     path = local_path(model)
     if exists(path):
         return _adapted(model, _Source(path, "local"), progress, of=of)
-    if path.is_absolute() or len(path.parts) > 2 or model.startswith((".", "~")):
-        raise MissingModelError(
-            f"there is no folder '{model}'; expected a model folder, a Hugging Face id such as "
-            f"'openai-community/gpt2', or a built-in model ({', '.join(BUILT_IN)})."
-        )
+    _require_hub_name(model, path)
     try:
         # A model that cannot be used is refused before its weights are downloaded.
         folder = hub.download_snapshot(model, hub.CONFIGURATION)
@@ -118,10 +163,8 @@ def _adapted(model: str, found: _Source, progress: FetchProgress, *, of: str | N
         return found
     if of is not None:
         raise _AdapterOfAdapterError
-    names = {entry.hub_id: name for name, entry in BUILT_IN.items() if entry.adapter is None}
-    beside = found.path / adapter.base
     try:
-        base = _locate(str(beside) if beside.is_dir() else names.get(adapter.base, adapter.base), progress, of=model)
+        base = _locate(_base_of(found.path, adapter), progress, of=model)
         if base.adapter is not None:
             raise _AdapterOfAdapterError
     except _AdapterOfAdapterError:
@@ -213,9 +256,13 @@ def _require_used(module: PreTrainedModel, unexpected: list[str], folder: Path) 
 
 def _load_tokenizer(folder: Path, weights: WeightFiles, adapter: Adapter | None) -> PreTrainedTokenizerBase:
     """Read the tokenizer that was saved with an adapter, else the model's."""
-    options: dict[str, Any] = {} if weights.gguf is None else {"gguf_file": weights.gguf}
     if adapter is not None and (adapter.folder / "tokenizer_config.json").is_file():
-        folder, options = adapter.folder, {}
+        return _read_tokenizer(adapter.folder, None)
+    return _read_tokenizer(folder, weights.gguf)
+
+
+def _read_tokenizer(folder: Path, gguf: str | None) -> PreTrainedTokenizerBase:
+    options: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     with (
         quiet_transformers(),
         border(

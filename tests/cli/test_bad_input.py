@@ -155,8 +155,12 @@ def test_files_that_are_no_circuits(found: Path, tmp_path: Path, command: str, t
     assert "broken.json" in complaint
 
 
-def test_a_circuit_of_a_prompt_file_asks_for_it(found: Path) -> None:
-    message = refused(USAGE, "evaluate", found / "circuit.json")
+def test_a_circuit_of_a_prompt_file_asks_for_it_where_its_prompts_are_not_beside_it(
+    found: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "circuit.json"
+    alone.write_bytes((found / "circuit.json").read_bytes())
+    message = refused(USAGE, "evaluate", alone)
     assert "of the behaviour 'mine', which is not built in; give its prompt file with --behaviour FILE" in message
 
 

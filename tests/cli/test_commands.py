@@ -30,6 +30,7 @@ COMMANDS = (
     "check",
     "models",
     "behaviours",
+    "prompts",
 )
 
 

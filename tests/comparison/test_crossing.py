@@ -23,17 +23,19 @@ def column(
     random: float | None = 0.05,
     noise: float = 0.1,
     digest: str = "",
+    n: int = N,
+    draws: int = 5,
 ) -> Column:
     """Make up a behaviour with clean 4 and corrupted -2 that loses these shares, and keeps those alone."""
     generator = np.random.default_rng(len(name) + ord(name[0]))
-    clean, corrupted = 4 + generator.normal(size=N), -2 + generator.normal(size=N)
+    clean, corrupted = 4 + generator.normal(size=n), -2 + generator.normal(size=n)
 
     def values(share: float) -> np.ndarray:
-        return corrupted + share * (clean - corrupted) + generator.normal(size=N) * noise
+        return corrupted + share * (clean - corrupted) + generator.normal(size=n) * noise
 
     kept = {key: values(1 - loss) for key, loss in losses.items()}
-    controls = {} if random is None else {key: np.stack([values(1 - random)] * 5) for key in losses}
-    beside = {} if random is None else {key: np.stack([values(random)] * 5) for key in alone or {}}
+    controls = {} if random is None else {key: np.stack([values(1 - random)] * draws) for key in losses}
+    beside = {} if random is None else {key: np.stack([values(random)] * draws) for key in alone or {}}
     return Column(
         name,
         name,
@@ -131,6 +133,35 @@ def test_in_short_says_the_verdicts_that_the_sentences_give(
     assert ("this is a double dissociation" in " ".join(rest)) is ("they are doubly dissociated" in first)
 
 
+def words_of(columns: list[Column]) -> tuple[str, str]:
+    """What is said in short of two circuits, and the rest."""
+    circuits = (circuit_of({"input->m0": 1.0}, name="a"), circuit_of({"input->m1": 1.0}, name="b"))
+    first, *rest = compare(*circuits).with_columns(columns).sentences()
+    return first, " ".join(rest)
+
+
+def test_a_dissociation_in_one_direction_is_called_so_in_short_and_in_full() -> None:
+    lost = ({"a": 0.9, "b": 0.8}, {"a": 0.1, "b": 0.8})
+    first, rest = words_of([column(name, shares) for name, shares in zip("ab", lost, strict=True)])
+    assert "they are dissociated in one direction only" in first
+    assert "this is a dissociation in one direction, and no double dissociation" in rest
+
+
+@pytest.mark.parametrize(("n", "draws"), [(4, 1), (4, 10), (40, 1), (40, 4)])
+def test_no_verdict_is_based_on_a_few_pairs_or_random_circuits(n: int, draws: int) -> None:
+    columns = [
+        column(own, {own: 0.9, other: 0.1}, alone={own: 1.0, other: 0.9}, n=n, draws=draws)
+        for own, other in (("a", "b"), ("b", "a"))
+    ]
+    first, rest = words_of(columns)
+    assert "they are too little measured to say whether they are dissociated" in first
+    assert "whether a's does b's work is open" in first
+    assert "Of the circuits no verdict is given: it takes at least 8 pairs of each behaviour and 5 random" in rest
+    assert f"and there are {n} and {draws}. Raise --pairs and --random." in rest
+    assert "this cannot be told from chance" in rest
+    assert "double dissociation" not in rest
+
+
 # -------------------------------------------------------------------------------------------------------- dissociation
 
 
@@ -151,7 +182,7 @@ def test_losses_gains_and_interaction_are_those_worked_out_by_hand() -> None:
         ({"a": 0.9, "b": 0.8}, {"a": 0.1, "b": 0.8}, 0.05, False, "in one direction, and no double dissociation"),
         ({"a": 0.9, "b": 0.9}, {"a": 0.9, "b": 0.9}, 0.05, False, "there is no double dissociation"),
         ({"a": 0.1, "b": 0.9}, {"a": 0.9, "b": 0.1}, 0.05, False, "there is no double dissociation"),
-        ({"a": 0.9, "b": 0.1}, {"a": 0.1, "b": 0.9}, None, True, "Random knock-outs were not measured"),
+        ({"a": 0.9, "b": 0.1}, {"a": 0.1, "b": 0.9}, None, False, "and 5 random knock-outs, and there are 40 and 0"),
     ],
 )
 def test_the_verdict_follows_the_numbers(

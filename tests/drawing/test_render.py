@@ -1,5 +1,7 @@
 """Pictures with and without an installed Graphviz."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,3 +74,23 @@ def test_an_unknown_kind_of_picture_is_refused_with_the_closest_one(tmp_path: Pa
 def test_a_place_that_cannot_be_written_to_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         render(DOT, tmp_path / "absent" / "x.svg")
+
+
+def test_warnings_of_the_bundled_graphviz_never_reach_the_user(tmp_path: Path) -> None:
+    """Fontconfig writes past Python; here it warns of a configuration that holds an unknown element."""
+    fonts = tmp_path / "fonts.conf"
+    fonts.write_text('<?xml version="1.0"?><fontconfig><unknown-element/></fontconfig>')
+    code = (
+        "import sys, os, logging; logging.basicConfig(filename=sys.argv[1], level=logging.INFO)\n"
+        "from circuits.drawing.render import _bundled; assert _bundled('digraph{a->b}', 'png')\n"
+        "os.write(2, b'still there')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "log")],
+        env={**os.environ, "FONTCONFIG_FILE": str(fonts)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "still there"
+    assert "unknown element" in (tmp_path / "log").read_text()

@@ -23,6 +23,7 @@ class PairsOfFile:
     """What a :class:`~circuits.behaviours.behaviour.Behaviour` asks of a prompt file; call it with a tokenizer.
 
     ``left_out`` rows are those that the data set itself leaves out, ``unreadable`` ones those that cannot be read.
+    Token ids are ``verified`` where this package wrote the file.
     """
 
     name: str
@@ -31,6 +32,7 @@ class PairsOfFile:
     left_out: int = 0
     unreadable: tuple[Unusable, ...] = ()
     told: tuple[str, ...] = ()
+    verified: bool = False
 
     def __call__(self, tokenizer: Tokenizer) -> tuple[Pair, ...]:
         """Return all pairs that a tokenizer can be asked; the file's order."""
@@ -47,7 +49,8 @@ class PairsOfFile:
         told = [text for _, text in found if text]
         remarks = [*self.told]
         remarks += [f"{len(told)} of {len(found)} rows are not read as they are written. {told[0]}."] if told else []
-        remarks += _on_ids(self.name, [pair for pair, text in found if pair and not text], tokenizer)
+        given = [] if self.verified else [pair for pair, text in found if pair and not text]
+        remarks += _on_ids(self.name, given, tokenizer)
         remarks += _on_spaces(self.name, self.pairs)
         total = len(self.pairs) + self.left_out + len(self.unreadable)
         if usable < total:
@@ -85,7 +88,9 @@ def read_file(path: Path, *, skip_unusable: bool = False) -> tuple[PairsOfFile, 
         raise FormatError(refusal(problems, len(rows.rows)))
     if not pairs:
         raise FormatError(f"{path.name} has no prompt pairs: every record lacks its counterfactual prompt.")
-    return PairsOfFile(path.name, tuple(pairs), layout, left_out, tuple(problems), rows.remarks), rows.behaviour
+    own = bool(rows.behaviour)
+    found = PairsOfFile(path.name, tuple(pairs), layout, left_out, tuple(problems), rows.remarks, own)
+    return found, rows.behaviour
 
 
 def _read(row: Row, layout: Layout | None) -> Pair | None:

@@ -118,8 +118,16 @@ def _json(text: str, name: str, suffix: str) -> Rows:
     if document is None:
         return Rows(tuple(_parsed(line, f"{name}, line {number}") for number, line in lines), remarks)
     if isinstance(document, dict) and str(cast(Record, document).get("format", "")).startswith("circuits/prompts"):
-        return Rows(tuple(_records(document, name)), remarks, str(cast(Record, document).get("behaviour", "")))
+        rows = tuple(_with_ids(row) for row in _records(document, name))
+        return Rows(rows, remarks, str(cast(Record, document).get("behaviour", "")))
     return Rows(tuple(_records(document, name)), remarks)
+
+
+def _with_ids(row: Row) -> Row:
+    """Return a row of a ``prompts.json`` with the token ids of its answers in place of the texts, where it has them."""
+    ids = {"answers": row.record.get("answer_ids"), "wrong_answers": row.record.get("wrong_ids")}
+    kept = {key: value for key, value in row.record.items() if key not in ("answer_ids", "wrong_ids")}
+    return Row(row.source, {**kept, **{key: value for key, value in ids.items() if value}}, row.problem)
 
 
 def _document(lines: Sequence[tuple[int, str]], name: str, suffix: str) -> Any:

@@ -2,11 +2,14 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SHOWN = 3
 """How many of them one error message describes."""
+UNUSABLE = "unusable.csv"
+"""The file in which commands list what they left out."""
 ADVICE = (
     "`circuits prompts FILE` lists every unusable row and writes the rest; --skip-unusable (in Python, "
     "`load_behaviour(path, skip_unusable=True)`) goes on without them."
@@ -24,6 +27,11 @@ class Unusable:
     def reason(self) -> str:
         """What is wrong, without the place."""
         return self.text.removeprefix(self.source).lstrip(",: ")
+
+
+def in_order(problems: Iterable[Unusable]) -> tuple[Unusable, ...]:
+    """Return them by the number that their place ends with, as the rows of one file follow each other."""
+    return tuple(sorted(problems, key=lambda problem: int((re.search(r"\d+$", problem.source) or ["0"])[0])))
 
 
 def refusal(problems: Sequence[Unusable], total: int) -> str:

@@ -101,7 +101,7 @@ def ablate(
     part, intervention = acting.part(found), acting.intervention
     if acting.target is ActedOn.NODES:
         acting_nodes(part, acting.which)  # none of a kind: said before the model is loaded
-    file = prepared_file(out, (".json",)) if out else None
+    file = prepared_file(out, (".json",), "ablation.json") if out else None
 
     from circuits.ablation.circuit_ablation import ablate_circuit
     from circuits.files.atomic import write

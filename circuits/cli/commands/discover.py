@@ -63,7 +63,7 @@ def discover(
     )
     settings = search.settings(measurement, verifying, options)
     folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
-    session = Session(machine, measurement, output)
+    session = Session(machine, measurement, output, folder)
     found = _found(folder, session, chosen, settings, resume=resume, heads=heads)
     _report(found, folder, output)
 
@@ -87,6 +87,7 @@ def _found(
         model = session.machine.load(progress)
         behaviour = session.measurement.suited(behaviour, model, output)
         prompts = prompts_for(model, behaviour, settings)
+        session.measurement.list_unusable(prompts.unusable, folder, output)
         known = kept_of(
             model, prompts.discovery, settings.options_for(prompts), reference=prompts.reference, journal=journal
         )

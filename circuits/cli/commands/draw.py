@@ -29,11 +29,12 @@ def draw(
     Tooltips and report tell what is in the heads.json and prompts.json beside the circuit, where they are there.
     """
     output = voice.output()
-    found, remarks = draw_saved(circuit, prepared_file(out, DRAWINGS), title=title)
+    file = prepared_file(out, DRAWINGS, "circuit.svg")
+    found, remarks = draw_saved(circuit, file, title=title)
     for remark in remarks:
         output.warn(remark)
-    output.show(f"circuit of {len(found)} edges drawn into {out}")
-    output.finish({"edges": len(found), "file": str(out)})
+    output.show(f"circuit of {len(found)} edges drawn into {file}")
+    output.finish({"edges": len(found), "file": str(file)})
 
 
 @command

@@ -12,7 +12,7 @@ from circuits.cli.arguments import CircuitArgument, Machine, Measurement, Voice,
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_beside
-from circuits.cli.session import circuit_behaviour_name, fitted, imported
+from circuits.cli.session import circuit_behaviour_name, fitted, imported, require_same_prompts
 from circuits.cli.tables import evaluation_rows, facts, size_rows
 from circuits.errors import UsageError
 from circuits.interchange.sidecars import scores_beside
@@ -53,12 +53,13 @@ def evaluate(
     read = imported(circuit, output)
     if read.anonymous and machine.model is None:
         raise UsageError(f"{circuit} does not say of which model it is; give the model with --model.")
-    found, name = read.circuit, circuit_behaviour_name(read.circuit, behaviour, "--behaviour")
+    found = read.circuit
+    name = circuit_behaviour_name(found, behaviour, "--behaviour", file=circuit)
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     if out is not None and not read.anonymous:
         _require_own(found, chosen)
     options = measurement.options(chosen, machine, ablation=found.method.ablation)
-    file = prepared_file(out, (".json",)) if out else None
+    file = prepared_file(out, (".json",), "circuit.json") if out else None
 
     from circuits.evaluation.circuit_evaluation import evaluate_circuit
     from circuits.files.atomic import write
@@ -66,6 +67,7 @@ def evaluate(
     with kept_beside(circuit, "evaluate", file, output, resume=resume) as journal, output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         read = fitted(read, model.info, output)
+        require_same_prompts(chosen, name, read.circuit, model)
         chosen = measurement.suited(chosen, model, output)
         judged = evaluate_circuit(
             model,
@@ -81,6 +83,7 @@ def evaluate(
         )
         for remark in judged.remarks:
             output.warn(remark)
+        measurement.list_unusable(judged.unusable, (file or circuit).parent, output)
         if file is not None:
             write(file, judged.circuit.to_json(), make_folder=True)
     _show(judged, chosen, model.info.id, output, read_from=circuit, file=file)

@@ -13,7 +13,7 @@ from rich.text import Text
 from circuits.cli.arguments import PAIRS, CircuitArgument, Machine, Measurement, Voice, command
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
-from circuits.cli.session import circuit_behaviour_name, require_same_model
+from circuits.cli.session import circuit_behaviour_name, require_same_model, require_same_prompts
 from circuits.cli.tables import facts, table
 from circuits.graph import Edge
 from circuits.interchange.foreign import read_circuit
@@ -52,10 +52,10 @@ def heads(
     """Say what each head of a circuit does: where it attends, what it writes and copies, with the numbers."""
     output = voice.output()
     found = read_circuit(circuit).circuit
-    name = circuit_behaviour_name(found, behaviour, "--behaviour")
+    name = circuit_behaviour_name(found, behaviour, "--behaviour", file=circuit)
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     options = measurement.options(chosen, machine, direction=found.method.direction, ablation=found.method.ablation)
-    file = prepared_file(out or circuit.with_name(HEADS), (".json", ".csv"))
+    file = prepared_file(out or circuit.with_name(HEADS), (".json", ".csv"), HEADS)
 
     from circuits.files.atomic import write
     from circuits.heads import head_roles
@@ -63,9 +63,11 @@ def heads(
     with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         require_same_model(found, model, output)
+        require_same_prompts(chosen, name, found, model)
         chosen = measurement.suited(chosen, model, output)
         seed = found.method.seed if measurement.seed is None else measurement.seed
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=measurement.pairs or PAIRS, seed=seed)
+        measurement.list_unusable(prompts.unusable, file.parent, output)
         told = partial(progress, "measuring heads")
         roles = head_roles(model, found, prompts.heldout, options=options, seed=seed, progress=told, journal=journal)
         text = roles.to_csv() if file.suffix.lower() == ".csv" else roles.to_json()

@@ -75,11 +75,11 @@ def patch(
         chosen = replace(chosen, one_length=True)  # positions of prompts of several lengths have nothing in common
     options = measurement.options(chosen, machine, direction=direction or Direction.DENOISING)
     file = out or default_folder(model_name(machine), chosen.name) / f"patch-{place}.svg"
-    prepared_file(file, (".svg", ".png", ".pdf"))
+    file = prepared_file(file, (".svg", ".png", ".pdf"), f"patch-{place}.svg")
 
     from circuits.patching.sites import patch_sites
 
-    session = Session(machine, measurement, output)
+    session = Session(machine, measurement, output, file.parent)
     with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
         begun = recorded(session, chosen, options, progress, pairs=PATCHING_PAIRS, journal=journal)
         tokens = position_labels(begun.model.tokenizer, begun.pairs)
@@ -134,7 +134,8 @@ def _report(begun: Recorded, found: "SitePatching", files: dict[str, Path], outp
     )
     if any("‹" in column for column in found.columns):
         output.show("‹…›: the prompts differ here, so the first pair's token is shown; with ≠ the two sides differ.")
-    output.finish({**_document(found, begun.warnings, files), "prefix_cache": str(begun.experiment.prefix_cache)})
+    more = {"n": len(begun.pairs), "prefix_cache": str(begun.experiment.prefix_cache)}
+    output.finish({**_document(found, begun.warnings, files), **more})
 
 
 def _by_position(site: Site, by: str | None) -> bool:

@@ -6,7 +6,8 @@ import typer
 
 from circuits.cli.arguments import BehaviourArgument, Machine, Measurement, Voice, command
 from circuits.cli.output import Output
-from circuits.cli.session import Recorded, Session, recorded
+from circuits.cli.places import default_folder
+from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.scores import Floats
@@ -36,7 +37,12 @@ def path(
     from circuits.patching.paths import Path, path_effects
 
     with output.progress() as progress:
-        begun = recorded(Session(machine, measurement, output), chosen, options, progress)
+        begun = recorded(
+            Session(machine, measurement, output, default_folder(model_name(machine), chosen.name)),
+            chosen,
+            options,
+            progress,
+        )
         parsed = [Path.parse(text, begun.model.graph) for text in paths]
         progress("measuring paths", 0, 0)
         effects = path_effects(begun.of_one_token, parsed)

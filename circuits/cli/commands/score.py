@@ -54,14 +54,15 @@ def score(
     searched = verifying.top_k(name)
     chosen = measurement.behaviour(behaviour)
     options = measurement.options(chosen, machine, direction=direction or Direction.NOISING, scorer=name)
-    file = prepared_file(out or default_folder(model_name(machine), chosen.name) / f"scores-{name}.csv", SUFFIXES)
+    folder = out or default_folder(model_name(machine), chosen.name)
+    file = prepared_file(folder, SUFFIXES, f"scores-{name}.csv")
 
     from circuits.scoring import score as score_edges
     from circuits.scoring.scorers import Settings
 
     seed = measurement.seed or 0
     with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
-        begun = recorded(Session(machine, measurement, output), chosen, options, progress, journal=journal)
+        begun = recorded(Session(machine, measurement, output, file.parent), chosen, options, progress, journal=journal)
         if machine.memory != "auto":
             output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)

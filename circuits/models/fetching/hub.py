@@ -21,6 +21,11 @@ MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 CONFIGURATION = ("config.json",)
 ADAPTER_CONFIGURATION = ("adapter_config.json",)
 ADAPTER_FILES = (*ADAPTER_CONFIGURATION, "adapter_model.safetensors", "tokenizer*.json", "tokenizer.model", "*.jinja")
+TOKENIZER_FILES = (
+    *("tokenizer*", "*.jinja", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
+    *CONFIGURATION,
+    *ADAPTER_CONFIGURATION,
+)
 UNWANTED = ("*/*", "consolidated*")
 
 

@@ -1,0 +1,88 @@
+"""``circuits prompts``: what is in a prompt file, as a model's tokenizer reads it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuits.cli.arguments import DEFAULT_MODEL, Voice, command, then_loading
+from circuits.cli.output import Output
+from circuits.cli.places import prepared_file
+from circuits.cli.tables import facts, table
+from circuits.vocabulary import Metric
+
+if TYPE_CHECKING:
+    from circuits.behaviours.survey import PromptRow, Prompts
+
+EXAMPLES, SHOWN = 5, 20
+"""How many pairs, and how many unusable rows, are shown; ``--json`` and ``--out`` have all."""
+
+
+@command
+def prompts(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A prompt file, or a built-in behaviour.")],
+    *,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Whose tokenizer reads it; weights are not needed.")
+    ] = DEFAULT_MODEL,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(Metric), help="What they are to be measured by; sequence takes long answers."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write the usable pairs as JSON Lines, and what is left out beside them."),
+    ] = None,
+    voice: Voice,
+) -> None:
+    """Look into a prompt file: decoded answers, lengths, splits, duplicates, and every row that cannot be used."""
+    output = voice.output()
+    place = prepared_file(out, (".jsonl",), "prompts.jsonl") if out else None
+
+    from circuits.prompts import read_prompts
+
+    with output.progress() as progress:
+        found = read_prompts(file, model, metric=metric, progress=then_loading(progress))
+    files = found.write(place) if place else (None, None)
+    _show(found, output)
+    for path, what in zip(files, ("usable pairs", "rows that are left out, with reasons"), strict=True):
+        if path is not None:
+            output.show(f"{what}: {path}")
+    output.finish(found.document() | {"files": [str(path) for path in files if path is not None]})
+
+
+def _show(found: "Prompts", output: Output) -> None:
+    lengths = ", ".join(f"{length} ({count})" for length, count in found.lengths.items())
+    output.show(
+        facts(
+            f"{found.name}, read by the tokenizer of {found.model}",
+            [
+                ("usable pairs", f"{len(found.pairs):,}"),
+                ("unusable rows", f"{len(found.unusable):,}"),
+                ("duplicates", f"{len(found.duplicates):,}"),
+                ("splits", ", ".join(f"{count:,} {split}" for split, count in found.splits.items())),
+                ("tokens (pairs)", lengths),
+            ],
+        ),
+        table(
+            f"the first {min(EXAMPLES, len(found.pairs))} pairs, with answers as the model would write them",
+            ["row", "text"],
+            [line for row in found.pairs[:EXAMPLES] for line in _lines(row)],
+        ),
+    )
+    for title, rows in (("unusable", found.unusable), ("duplicates", found.duplicates)):
+        if rows:
+            more = f", the first {SHOWN} of {len(rows):,}" if len(rows) > SHOWN else ""
+            output.show(table(f"{title}{more}", ["row", "why"], [[row.source, row.reason] for row in rows[:SHOWN]]))
+    for remark in found.remarks:
+        output.warn(remark)
+
+
+def _lines(row: "PromptRow") -> list[tuple[str, str]]:
+    return [
+        (row.source, repr(row.clean)),
+        ("corrupted", repr(row.corrupted)),
+        ("answers", ", ".join(map(repr, row.answers))),
+        ("wrong answers", ", ".join(map(repr, row.wrong_answers))),
+        ("", ""),
+    ]
