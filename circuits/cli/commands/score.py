@@ -54,8 +54,8 @@ def score(
     searched = verifying.top_k(name)
     chosen = measurement.behaviour(behaviour)
     options = measurement.options(chosen, machine, direction=direction or Direction.NOISING, scorer=name)
-    folder = out or default_folder(model_name(machine), chosen.name)
-    file = prepared_file(folder, SUFFIXES, f"scores-{name}.csv")
+    default = f"scores-{name}.csv"
+    file = prepared_file(out or default_folder(model_name(machine), chosen.name) / default, SUFFIXES, default)
 
     from circuits.scoring import score as score_edges
     from circuits.scoring.scorers import Settings
