@@ -1,5 +1,6 @@
 """From a model and a behaviour to a circuit judged on held-out prompts, on a tiny model; and resumed after a stop."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import circuits
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.circuit import Circuit
@@ -356,3 +358,50 @@ def test_the_closest_circuit_is_fitted_to_some_pairs_chosen_by_others_and_judged
 def test_no_time_for_pruning_is_refused(seconds: float) -> None:
     with pytest.raises(UsageError, match="must be more than 0 seconds"):
         DiscoverySettings(seconds=seconds)
+
+
+# ----------------------------------------------------------------------------------------------------------- the README
+
+
+@pytest.fixture
+def of_readme(
+    model: Model, behaviour: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], dict[str, Any]]:
+    """Run Python of the README on the tiny model, in a small setting, and return its names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(circuits, "load_model", lambda _: model)
+    monkeypatch.setattr(circuits, "load_behaviour", lambda _: behaviour)
+    monkeypatch.setattr(circuits, "DiscoverySettings", lambda seed, **_: replace(SETTINGS, seed=seed))
+    names: dict[str, Any] = {"circuits": circuits, "name": "tiny"}
+
+    def run(code: str) -> dict[str, Any]:
+        exec(code, names)
+        return names
+
+    return run
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs_as_it_stands_and_its_words_for_other_tools_too(
+    of_readme: Callable[[str], dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = of_readme(README.partition("```python\n")[2].partition("```")[0])
+    printed = capsys.readouterr().out
+    assert printed.startswith(names["found"].circuit.evaluation.likeness.fidelity.describe())
+    assert (tmp_path / "ioi.svg").is_file()
+    assert (tmp_path / "outputs/ioi/circuit.json").is_file()
+
+    found = names["found"]
+    names |= {"edges": found.circuit.edges, "masks": [found.circuit.mask()], "scores": found.scores}
+    names |= {"paths": ["input->m0->logits"], "tokens": [""] * len(found.prompts.heldout[0].clean)}
+    rows = README.partition("| there | here |")[2].partition("\n\n")[0]
+    calls = [
+        code
+        for row in rows.splitlines()
+        for code in re.findall(r"`((?:circuits|experiment|scores|model)\.[^`]+)`", row.rpartition(" | ")[2])
+    ]
+    assert len(calls) == 14
+    for call in calls:
+        assert of_readme(f"result = {call}")["result"] is not None
