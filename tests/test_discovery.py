@@ -402,6 +402,6 @@ def test_the_python_of_the_readme_runs_as_it_stands_and_its_words_for_other_tool
         for row in rows.splitlines()
         for code in re.findall(r"`((?:circuits|experiment|scores|model)\.[^`]+)`", row.rpartition(" | ")[2])
     ]
-    assert len(calls) == 14
+    assert len(calls) == 13
     for call in calls:
         assert of_readme(f"result = {call}")["result"] is not None
