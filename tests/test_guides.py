@@ -253,7 +253,7 @@ def test_figures_that_take_no_model_are_those_of_the_code() -> None:
 
 
 def phrase_counts() -> dict[str, int]:
-    rows = (ROOT / "circuits" / "behaviours" / "data" / "refusal.tsv").read_text("utf-8").splitlines()
+    rows = next((ROOT / "circuits").rglob("refusal.tsv")).read_text("utf-8").splitlines()
     splits = [row.partition("\t")[0] for row in rows if row and not row.startswith(("#", "template"))]
     return {"discovery": splits.count("discovery"), "heldout": len(splits) - splits.count("discovery")}
 
