@@ -60,9 +60,10 @@ def shares() -> list[list[str]]:
 publish(
     "README.md",
     "ioi",
-    f"With `--pruner minimal` the circuit has {len(circuit)} of {circuit.graph.n_edges:,} edges. On {evaluation.n} held-out prompt pairs its "
-    f"fidelity is {alike.fidelity.describe(2)} and its faithfulness {evaluation.faithfulness:.2f} [{low:.2f}, "
-    f"{high:.2f}]. Searching and judging took {seconds:.0f} s of processor time and at most {peak / 1024:.1f} GB.",
+    f"With `--pruner minimal` the circuit has {len(circuit)} of {circuit.graph.n_edges:,} edges. On {evaluation.n} "
+    f"held-out prompt pairs its fidelity is {alike.fidelity.describe(2)} and its faithfulness "
+    f"{evaluation.faithfulness:.2f} [{low:.2f}, {high:.2f}]. Searching and judging took {seconds:.0f} s of processor "
+    f"time and at most {peak / 1024:.1f} GB.",
 )
 publish("evidence.md", "ioi", table(["number", "value", "what it is"], shares()))
 curve = [
