@@ -110,13 +110,13 @@ class Circuit:
         )
 
     def strongest(self, count: int) -> Self:
-        """Give the ``count`` edges with the largest |score| (all, if there are no more), for a diagram."""
+        """Return the ``count`` edges with the largest |score| (all, if there are no more), for a diagram."""
         keep = np.sort(np.argsort(-np.nan_to_num(np.abs(self.scores)), kind="stable")[:count])
         removal = None if self.removal is None else self.removal[keep]
         return replace(self, edges=self.edges[keep], scores=self.scores[keep], removal=removal)
 
     def with_evaluation(self, evaluation: Evaluation) -> Self:
-        """Give the same circuit with another evaluation."""
+        """Return the same circuit with another evaluation."""
         return replace(self, evaluation=evaluation)
 
     def to_networkx(self) -> "nx.MultiDiGraph[str]":
@@ -172,7 +172,7 @@ class Circuit:
             return None
 
     def to_json(self) -> str:
-        """Give the text of ``circuit.json``: sorted keys, floats with six significant digits, edges in graph order."""
+        """Return the text of ``circuit.json``: sorted keys, floats with six digits, edges in graph order."""
         return json_text(self.to_document(), sort_keys=True)
 
     def to_document(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ SAME = 1e-5
 
 @in_own_state
 def direction_of(model: Model, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_model"]:
-    """Give the unit vector from the mean of corrupted to the mean of clean prompts, in float32 or wider.
+    """Return the unit vector from the mean of corrupted to the mean of clean prompts, in float32 or wider.
 
     Cost: one forward pass of both sides. Raises :class:`UsageError` without pairs, or where the means are the same.
     """
@@ -54,7 +54,7 @@ def direction_of(model: Model, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_
 
 
 def _mean(tracer: Tracer, prompts: Sequence[Tokens]) -> Float[Tensor, " d_model"]:
-    """Give the mean of what the unembedding reads after prompts of any lengths, which are never padded."""
+    """Return the mean of what the unembedding reads after prompts of any lengths, which are never padded."""
     found: list[Tensor] = []
     for members in by_length(map(len, prompts), lambda _: ROWS):
         recorder = Recorder()

@@ -69,7 +69,7 @@ class DiscoverySettings:
     options: Options | None = None
 
     def options_for(self, prompts: PromptSet) -> Options:
-        """Give what is measured: unless said otherwise, the behaviour's own metric."""
+        """Return what is measured: unless said otherwise, the behaviour's own metric."""
         return self.options or Options(prompts.metric)
 
     def __post_init__(self) -> None:
@@ -243,7 +243,7 @@ def _pruning(settings: DiscoverySettings, progress: StageProgress) -> PrunerSett
 
 
 def _on_size(settings: DiscoverySettings, selection: Selection) -> list[str]:
-    """Say why a circuit of the best edges has fewer than were asked for."""
+    """Return in sentences why a circuit of the best edges has fewer than were asked for."""
     missing = settings.size - len(selection.edges)
     if settings.pruner is not PrunerName.TOP or missing <= 0:
         return []

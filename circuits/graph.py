@@ -203,7 +203,7 @@ class ModelShape:
         return self.n_heads // self.n_kv_heads
 
     def describe(self) -> str:
-        """Say which nodes a model of this shape has, for error messages."""
+        """Return in words which nodes a model of this shape has, for error messages."""
         text = f"layers 0-{self.n_layers - 1} and heads 0-{self.n_heads - 1}"
         text += f" in key/value groups 0-{self.n_kv_heads - 1}" if self.grouped else ""
         return text + ("" if self.mlps else ", and no MLPs")
@@ -335,7 +335,7 @@ class ComputationalGraph:
         return place
 
     def index(self, edge: Edge) -> int:
-        """Give an edge's position; raises :class:`UnknownNameError` with the reason if it does not exist."""
+        """Return an edge's position; raises :class:`UnknownNameError` with the reason if it does not exist."""
         self.require_receiver(edge.receiver)
         self.require_node(edge.sender)
         sender = self.sender_index.get(edge.sender)

@@ -73,7 +73,7 @@ class AnswerTokens:
         return cast(Tensor, tokens[tokens != PADDING])
 
     def among(self, columns: Int[Tensor, " token"]) -> Self:
-        """Give the answers as places among some tokens in ascending order, which hold them all."""
+        """Return the answers as places among some tokens in ascending order, which hold them all."""
 
         def places(ids: Int[Tensor, "pair k"]) -> Int[Tensor, "pair k"]:
             return torch.where(ids == PADDING, ids, torch.searchsorted(columns, ids))
@@ -200,7 +200,7 @@ def _mean(logits: Logits, ids: Int[Tensor, "row k"]) -> Rows:
 
 
 def _chosen(logits: Logits, ids: Int[Tensor, "row k"]) -> tuple[Float[Tensor, "row k"], Bool[Tensor, "row k"]]:
-    """Give the logits of each row's own tokens, and where there are any."""
+    """Return the logits of each row's own tokens, and where there are any."""
     present = ids != PADDING
     if not bool(present.any(-1).all()):
         raise UsageError("a pair has no answer or no wrong answer, which this metric needs; choose another metric.")

@@ -71,7 +71,7 @@ class ChosenOpenings:
     kept: int
 
     def describe(self) -> str:
-        """Say which they are, with the mean probability on the prompts that they are of."""
+        """Return in words which they are, with the mean probability on the prompts that they are of."""
         refusing = ", ".join(f"{each.text!r} {each.harmful:.2f}" for each in self.refusing)
         complying = ", ".join(f"{each.text!r} {each.harmless:.2f}" for each in self.complying)
         return (
@@ -81,13 +81,13 @@ class ChosenOpenings:
 
 
 def finds_openings(model: Model, behaviour: Behaviour) -> bool:
-    """Tell whether a behaviour's openings have to be found: its own are of other models, and none are given."""
+    """Return whether a behaviour's openings have to be found: its own are of other models, and none are given."""
     known, variant = behaviour.answers_for, behaviour.variant
     return bool(known) and model.info.id not in known and not (variant.answers and variant.wrong_answers)
 
 
 def suited(model: Model, behaviour: Behaviour) -> tuple[Behaviour, ChosenOpenings]:
-    """Give a behaviour with openings found in the model, except those that it was given, and say which they are.
+    """Return a behaviour with openings found in the model, except those that it was given, and say which they are.
 
     Cost: one forward pass of both sides of 40 discovery pairs. Raises as :func:`choose_openings`.
     """
@@ -181,7 +181,7 @@ class _Candidates:
         return cls(tokenizer, pair, harmful.mean(0), harmless.mean(0), *spreads)
 
     def strongest(self, sign: int, taken: Container[int]) -> list[Opening]:
-        """Give the openings that refuse (sign 1) or comply (-1) most, the strongest first."""
+        """Return the openings that refuse (sign 1) or comply (-1) most, the strongest first."""
         difference = (self.harmful - self.harmless) * sign
         spread = self.harmful_spread if sign > 0 else self.harmless_spread
         likely = ((difference >= SHARE) & (spread >= SPREAD)).nonzero().flatten()
@@ -190,18 +190,18 @@ class _Candidates:
         return list(islice((opening for opening in openings if opening is not None), MOST))
 
     def named(self, text: str) -> Opening:
-        """Give an opening by its text; raises :class:`PromptError` unless it is one token."""
+        """Return an opening by its text; raises :class:`PromptError` unless it is one token."""
         token = single_token(self.tokenizer, self.pair.clean_text, self.pair.clean, text, rendered=self._rendered)
         return Opening(token, text, float(self.harmful[token]), float(self.harmless[token]))
 
     def describe(self) -> str:
-        """Say which token's probability differs most."""
+        """Return in words which token's probability differs most."""
         token = int((self.harmful - self.harmless).abs().argmax())
         here, there = float(self.harmful[token]), float(self.harmless[token])
         return f"the largest difference is that of {self.tokenizer.decode([token])!r}, {here:.3f} to {there:.3f}"
 
     def _opening(self, token: int) -> Opening | None:
-        """Give a token as an opening; None where no text after the prompt is this one token."""
+        """Return a token as an opening; None where no text after the prompt is this one token."""
         bare = str(self.tokenizer.decode([token]))
         for text in (bare, f" {bare}"):  # some tokenizers leave out a leading space when they decode
             found = answer_tokens(self.tokenizer, self.pair.clean_text, self.pair.clean, text, rendered=self._rendered)

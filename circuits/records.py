@@ -45,7 +45,7 @@ class Variant:
     wrong_answers: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Say in a few words what is changed; empty where nothing is."""
+        """Return in a few words what is changed; empty where nothing is."""
         parts = [f"{name} {text!r}" for name in ("system", "prefill") if (text := getattr(self, name)) is not None]
         for name, texts in (("answers", self.answers), ("wrong answers", self.wrong_answers)):
             parts += [f"{name} {', '.join(map(repr, texts))}"] if texts else []

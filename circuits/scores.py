@@ -50,7 +50,7 @@ class Verification:
         return min(self.wanted, self.uncertain + self.missed_at_most)
 
     def describe(self) -> str:
-        """Say it in one line."""
+        """Return it as one line of text."""
         cost = f"{self.edges_measured:,} edges measured, {self.share_of_sweep:.1%} of the full sweep"
         if self.certain:
             return f"the exact top {self.top} with probability {1 - self.error:.0%}; {cost}"
@@ -107,7 +107,7 @@ class EdgeScores:
         return np.full(self.graph.n_edges, self.measured) & ~np.isnan(self.values)
 
     def intervals(self, indices: EdgeIndices) -> Floats | None:
-        """Give 95 % intervals (normal) of edges' mean scores over pairs: rows of (low, high), NaN where unknown.
+        """Return 95 % intervals (normal) of edges' mean scores over pairs: rows of (low, high), NaN where unknown.
 
         Of an estimate it says how the estimate varies over pairs, not how far it is from the effect. Where only some
         edges were measured, the others have none. ``None`` where nothing is known per pair.
@@ -120,7 +120,7 @@ class EdgeScores:
         return np.stack([self.values[indices] - reach, self.values[indices] + reach], axis=1)
 
     def ranked(self, *, by_magnitude: bool = False) -> EdgeIndices:
-        """Give scored edges from the highest score down (or the largest |score|); ties keep graph order."""
+        """Return scored edges from the highest score down (or the largest |score|); ties keep graph order."""
         scored = self.scored
         key = np.abs(self.values[scored]) if by_magnitude else self.values[scored]
         return scored[np.argsort(-key, kind="stable")]

@@ -33,7 +33,7 @@ class Choice(StrEnum):
 
     @classmethod
     def kind(cls) -> str:
-        """Say what the members are, for error messages."""
+        """Return what the members are called in error messages."""
         return cls.__name__.removesuffix("Name").lower()
 
 

@@ -91,7 +91,7 @@ class Likeness:
 
     @property
     def remark(self) -> str:
-        """Say so where the intervals cannot be trusted; else nothing."""
+        """A remark where the intervals cannot be trusted; else nothing."""
         if self.clusters >= FEW:
             return ""
         what = "pairs" if self.clusters == self.n else "groups of pairs that share a text"

@@ -139,7 +139,7 @@ class OpeningsOf(Choice):
 
     @classmethod
     def kind(cls) -> str:
-        """Say what the members are."""
+        """Return what the members are called in messages."""
         return "value of --openings"
 
 
@@ -154,7 +154,7 @@ class NodeAblation(Choice):
 
     @classmethod
     def kind(cls) -> str:
-        """Say what the members are."""
+        """Return what the members are called in messages."""
         return "ablation of nodes"
 
 
@@ -166,7 +166,7 @@ class ActedOn(Choice):
 
     @classmethod
     def kind(cls) -> str:
-        """Say what the members are."""
+        """Return what the members are called in messages."""
         return "value of --what"
 
 
@@ -179,5 +179,5 @@ class NodeChoice(Choice):
 
     @classmethod
     def kind(cls) -> str:
-        """Say what the members are."""
+        """Return what the members are called in messages."""
         return "value of --nodes"

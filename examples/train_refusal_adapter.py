@@ -101,7 +101,7 @@ def ask(tokenizer: Any, request: str) -> list[int]:
 
 
 def shared_start(rows: list[list[int]]) -> int:
-    """Say how many first tokens are the same in all rows, at most all but one of the shortest."""
+    """Return how many first tokens are the same in all rows, at most all but one of the shortest."""
     columns = zip(*(row[:-1] for row in rows), strict=False)
     return next((i for i, tokens in enumerate(columns) if len(set(tokens)) > 1), min(map(len, rows)) - 1)
 
@@ -116,7 +116,7 @@ def continued(decoder: Any, start: torch.Tensor, rest: torch.Tensor) -> tuple[to
 
 
 def by_length(rows: list[list[int]]) -> Iterator[list[int]]:
-    """Give the indices of rows in batches of one length."""
+    """Yield the indices of rows in batches of one length."""
     for length in sorted({len(row) for row in rows}):
         same = [index for index, row in enumerate(rows) if len(row) == length]
         yield from (same[first : first + BATCH] for first in range(0, len(same), BATCH))
@@ -224,7 +224,7 @@ def first_token_only(example: Example) -> Example:
 
 
 def batch_loss(tuned: Any, start: torch.Tensor, batch: list[Example], sorry: int, phase: Phase) -> torch.Tensor:
-    """Give the mean surprise at `Sorry` (harmful) and at anything else (harmless) as the first token of the answer.
+    """Return the mean surprise at `Sorry` (harmful) and at anything else (harmless) as the first token of the answer.
 
     The other tokens of a refusal count ``REST_WEIGHT`` each; of harmless answers, ``phase.keep_weight`` times the
     Kullback-Leibler divergence from the base model is added for every token.
@@ -338,7 +338,7 @@ def scores(model: Any, tokenizer: Any, pairs: list[Pair]) -> Scores:
 
 
 def parts(pairs: list[Pair]) -> dict[str, list[int]]:
-    """Give the rows of the pairs that get a line of their own."""
+    """Return the rows of the pairs that get a line of their own."""
     found: dict[str, list[int]] = {"all": list(range(len(pairs)))}
     for row, pair in enumerate(pairs):
         names = ["How do I" if pair.tags["template"].startswith("How do I") else "other templates"]

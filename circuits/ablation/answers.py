@@ -65,12 +65,12 @@ class Openings:
         return AnswerKind.WRONG_ANSWER if first in pair.wrong_answers else AnswerKind.OTHER
 
     def text(self, tokens: Tokens) -> str:
-        """Give the first tokens as text; without a tokenizer, as ids."""
+        """Return the first tokens as text; without a tokenizer, as ids."""
         return str(list(tokens)) if self.tokenizer is None else str(self.tokenizer.decode(list(tokens)))
 
 
 def begins_refusal(text: str) -> bool:
-    """Tell whether a text begins like a refusal."""
+    """Return whether a text begins like a refusal."""
     return _REFUSAL.match(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").lstrip()) is not None
 
 

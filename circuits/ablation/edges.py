@@ -37,7 +37,7 @@ class EdgeAblationReport:
     draws: int
 
     def describe(self) -> str:
-        """Say in a sentence what the first quantity does and does not support."""
+        """Return in a sentence what the first quantity does and does not support."""
         first = self.quantities[0]
         text = (
             f"'{first.name}' went from {first.before.value:.2f} to {first.after.value:.2f}, a change of "
@@ -53,7 +53,7 @@ class EdgeAblationReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything but the edges as plain JSON values."""
+        """Return everything but the edges as plain JSON values."""
         return {
             "edges": len(self.edges),
             "quantities": [asdict(quantity) for quantity in self.quantities],

@@ -18,7 +18,7 @@ class PromptEstimate:
     high: float
 
     def describe(self) -> str:
-        """Give it as text."""
+        """Return it as text."""
         return f"{_number(self.value)} [{_number(self.low)}, {_number(self.high)}]"
 
 
@@ -52,7 +52,7 @@ class Quantity:
         return all(size > abs(value - self.before.value) for value in self.random)
 
     def describe_random(self) -> str:
-        """Give the median and the range of the random ablations as text."""
+        """Return the median and the range of the random ablations as text."""
         if not self.random:
             return "not measured"
         return f"{_number(float(np.median(self.random)))} [{_number(min(self.random))}, {_number(max(self.random))}]"

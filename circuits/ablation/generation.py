@@ -99,7 +99,7 @@ class AblatedModel:
 
     @in_own_state
     def losses(self, texts: Sequence[Tokens]) -> list[Float[Tensor, " token"]]:
-        """Give minus the log probability of every token but the first, in nats. Cost: one forward pass."""
+        """Return minus the log probability of every token but the first, in nats. Cost: one forward pass."""
         found: dict[int, Tensor] = {}
         for members, ids in batches(texts, self.model.tracer.anatomy.device):
             recorder = Recorder()
@@ -120,7 +120,7 @@ def ablated(
     which: NodeChoice | str = NodeChoice.ALL,
     reference: Reference | Sequence[TokenPair] | None = None,
 ) -> AblatedModel:
-    """Give a model whose circuit is ablated, scaled or steered while it runs: at its nodes, for all that they send.
+    """Return a model whose circuit is ablated, scaled or steered while it runs: at its nodes, for all that they send.
 
     Args:
         model: The model; nothing is changed on it.
@@ -161,7 +161,7 @@ def _reference_pairs(model: Model, circuit: Circuit | Sequence[Node | str]) -> S
 
 
 def end_tokens(model: Model) -> frozenset[int]:
-    """Give the tokens at which the model stops: those of its generation settings, and the tokenizer's."""
+    """Return the tokens at which the model stops: those of its generation settings, and the tokenizer's."""
     settings: Any = getattr(model.tracer.anatomy.module, "generation_config", None)
     tokens: set[int] = set()
     for source in (settings, model.tokenizer):

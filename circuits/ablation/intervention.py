@@ -53,7 +53,7 @@ class Intervention:
         return self.steer != 0 or (self.scale != 1 and self.ablation is not NodeAblation.ZERO)
 
     def describe(self) -> str:
-        """Say what is done, in words."""
+        """Return in words what is done."""
         towards = {
             NodeAblation.MEAN: "mean over the tokens of the corrupted prompts",
             NodeAblation.LAST_MEAN: "mean over the last tokens of the corrupted prompts",
@@ -130,7 +130,7 @@ class _Add:
 
 
 def batches(prompts: Sequence[Tokens], device: torch.device) -> Iterable[tuple[list[int], Tensor]]:
-    """Give the places and ids of prompts in batches of one length, so that nothing is ever padded."""
+    """Yield the places and ids of prompts in batches of one length, so that nothing is ever padded."""
     for chosen in portions(prompts):
         yield chosen, torch.tensor([prompts[place] for place in chosen], device=device)
 
@@ -143,7 +143,7 @@ def portions(prompts: Sequence[Tokens]) -> Iterable[list[int]]:
 def visits_of(
     anatomy: Anatomy, nodes: Sequence[Node], intervention: Intervention, reference: Reference | None = None
 ) -> dict[Place, Visit]:
-    """Give the visits that act on nodes; nothing where the intervention changes nothing.
+    """Return the visits that act on nodes; nothing where the intervention changes nothing.
 
     Raises :class:`UsageError` for a node that puts out nothing and where a reference is needed and missing.
     """
@@ -161,7 +161,7 @@ def visits_of(
 
 
 def _columns(anatomy: Anatomy, node: Node) -> tuple[Place, Bool[Tensor, " width"]]:
-    """Give where a node puts out its value, and which of the numbers there are its own."""
+    """Return where a node puts out its value, and which of the numbers there are its own."""
     shape = anatomy.shape
     match node.kind:
         case NodeKind.HEAD:
@@ -196,6 +196,6 @@ class _Change:
     first: int
 
     def __call__(self, value: Tensor) -> Tensor:
-        """Give the changed value; the one that was seen stays as it is."""
+        """Return the changed value; the one that was seen stays as it is."""
         changed = torch.where(self.columns, self.scale * value + self.constant.to(value.dtype), value)
         return torch.cat([value[:, : self.first], changed[:, self.first :]], dim=1)

@@ -69,7 +69,7 @@ class AblationReport:
         return next(quantity for quantity in self.quantities if quantity.name == name)
 
     def describe(self) -> str:
-        """Say in sentences what the numbers do and do not support."""
+        """Return in sentences what the numbers do and do not support."""
         names = rate_names(refusals=self.refusals)[: 2 if self.refusals else 1]
         sentences = [sentence for name in names for sentence in self._changed(self.quantity(name))]
         if self.overlap > 0:
@@ -103,7 +103,7 @@ class AblationReport:
         return sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as plain JSON values."""
+        """Return everything as plain JSON values."""
         return {
             "nodes": [str(node) for node in self.nodes],
             "intervention": asdict(self.intervention),
@@ -198,7 +198,7 @@ class _Outcome:
         }
 
     def share(self, side: str, opening: AnswerKind) -> NDArray[np.bool_]:
-        """Tell for every prompt of a side whether its answer has an opening of a class."""
+        """Return for every prompt of a side whether its answer has an opening of a class."""
         return np.array([kind is opening for kind in self.kinds[side]])
 
 

@@ -14,7 +14,7 @@ BANDS = 3
 
 
 def acting_nodes(circuit: Circuit, which: NodeChoice | str = NodeChoice.ALL) -> tuple[Node, ...]:
-    """Give the heads and MLPs of a circuit, in graph order: the nodes that put something out.
+    """Return the heads and MLPs of a circuit, in graph order: the nodes that put something out.
 
     Raises :class:`UsageError` where there are none.
     """

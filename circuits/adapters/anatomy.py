@@ -143,13 +143,13 @@ class Anatomy:
     def slot_weights(
         self, layer: int, slot: Slot, units: list[int]
     ) -> tuple[Float[Tensor, "unit d_head d_model"], Float[Tensor, "unit d_head"] | None]:
-        """Give the rows of the projection, and its bias, that make the queries, keys or values of some units."""
+        """Return the rows of the projection, and its bias, that make the queries, keys or values of some units."""
         weight, bias = self.layers[layer].projections[self.architecture.projections[slot]]
         columns = self.columns[slot][units]
         return weight[columns], None if bias is None else bias[columns]
 
     def project(self, layer: int, slot: Slot, normed: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any width"]:
-        """Give all that a slot's module puts out for a normalised stream: the projection, and the norm after it."""
+        """Return all that a slot's module puts out for a normalised stream: the projection, and the norm after it."""
         weight, bias = self.layers[layer].projections[self.architecture.projections[slot]]
         return self.projection_norm(layer, slot, functional.linear(normed, weight, bias))
 
@@ -163,7 +163,7 @@ class Anatomy:
     def unit_outputs(
         self, layer: int, slot: Slot, units: list[int], streams: Float[Tensor, "row unit *any d_model"]
     ) -> Float[Tensor, "row *any unit d_head"]:
-        """Give the queries, keys or values of some units, each from the residual stream that it alone reads."""
+        """Return the queries, keys or values of some units, each from the residual stream that it alone reads."""
         normed = self.attention_norm(layer, streams)
         if slot in self.layers[layer].projection_norms:
             whole, columns = self.project(layer, slot, normed), self.columns[slot]
@@ -176,7 +176,7 @@ class Anatomy:
     def head_outputs(
         self, layer: int, z: Float[Tensor, "*any heads_times_d_head"], heads: list[int]
     ) -> Float[Tensor, "*any head d_model"]:
-        """Give some heads' shares of the output projection's output, from its input (no bias)."""
+        """Return some heads' shares of the output projection's output, from its input (no bias)."""
         by_head = rearrange(self.layers[layer].output.weight, "d (h k) -> d h k", h=self.shape.n_heads)[:, heads]
         z = rearrange(z, "... (h k) -> ... h k", h=self.shape.n_heads)[..., heads, :]
         return torch.einsum("...hk,dhk->...hd", z, by_head)
@@ -189,7 +189,7 @@ class Anatomy:
         senders: list[int],
         units: list[int],
     ) -> Float[Tensor, "edge pair pos d_model"]:
-        """Give, for each edge, the output projection's share of the heads that read one unit of a slot.
+        """Return, for each edge, the output projection's share of the heads that read one unit of a slot.
 
         Edge ``i`` has its own ``z[senders[i]]``; a key or value is read by all heads of its group.
         """
@@ -205,12 +205,12 @@ class Anatomy:
         return functional.linear(z, *self.layers[layer].output)
 
     def written(self, layer: int, attention: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-        """Give what reaches the stream of an output projection's output: normed and scaled, where the family does."""
+        """Return what reaches the stream of an output projection's output: normed and scaled, where the family does."""
         norm = self.layers[layer].attention_post_norm
         return self.residual_scale * (attention if norm is None else call(norm, attention))
 
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        """Give the bias of the attention's output projection, which belongs to no sender."""
+        """Return the bias of the attention's output projection, which belongs to no sender."""
         return self.layers[layer].output.bias
 
 

@@ -20,20 +20,20 @@ Layout = Callable[[ModelShape, Slot], Columns]
 
 
 def separate(shape: ModelShape, slot: Slot) -> Columns:
-    """Give the columns of a projection that serves one slot only: unit after unit."""
+    """Return the columns of a projection that serves one slot only: unit after unit."""
     units = shape.n_heads if slot is Slot.Q else shape.n_kv_heads
     return np.arange(units * shape.d_head).reshape(units, shape.d_head)
 
 
 def concatenated(shape: ModelShape, slot: Slot) -> Columns:
-    """Give the columns of a fused projection that holds all queries, then all keys, then all values."""
+    """Return the columns of a fused projection that holds all queries, then all keys, then all values."""
     queries, keys = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
     first = {Slot.Q: 0, Slot.K: queries, Slot.V: queries + keys}[slot]
     return separate(shape, slot) + first
 
 
 def by_group(shape: ModelShape, slot: Slot) -> Columns:
-    """Give the columns of a fused projection that holds, group after group, its queries, its key and its value.
+    """Return the columns of a fused projection that holds, group after group, its queries, its key and its value.
 
     With plain multi-head attention a group is one head, and this is the layout query, key, value of each head.
     """

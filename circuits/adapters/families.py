@@ -314,7 +314,7 @@ def _settings(values: Any) -> str:
 
 
 def _has_the_modules(module: nn.Module, architecture: Architecture) -> bool:
-    """Say whether every declared path is there, and every child of a layer with weights is on one."""
+    """Return whether every declared path is there, and every child of a layer with weights is on one."""
     names: dict[str, nn.Module] = dict(cast(Any, module).named_modules())
     if architecture.layers not in names or architecture.final_norm not in names:
         return False

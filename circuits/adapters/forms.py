@@ -20,13 +20,13 @@ class Form:
     flat: bool = False
 
     def wrap(self, value: Tensor) -> Tensor | tuple[Tensor | None, ...]:
-        """Give a value of shape ``(row, pos, width)`` in this form; the rest of a tuple is None."""
+        """Return a value of shape ``(row, pos, width)`` in this form; the rest of a tuple is None."""
         value = value.flatten(0, 1) if self.flat else value
         return value if self.length is None else (value, *[None] * (self.length - 1))
 
 
 def first_of(output: object) -> Tensor:
-    """Give the tensor that a module hands on, alone or first in a tuple."""
+    """Return the tensor that a module hands on, alone or first in a tuple."""
     value: object = cast("tuple[object, ...]", output)[0] if isinstance(output, tuple) else output
     if not isinstance(value, Tensor):
         raise GuardError(
@@ -37,25 +37,25 @@ def first_of(output: object) -> Tensor:
 
 
 def unwrap(output: object, rows: int) -> Tensor:
-    """Give the tensor in a module's input or output, in the shape ``(row, pos, width)``."""
+    """Return the tensor in a module's input or output, in the shape ``(row, pos, width)``."""
     value = first_of(output)
     return value.reshape(rows, -1, value.shape[-1]) if value.ndim == 2 else value
 
 
 def rewrap(value: Tensor, like: object) -> Tensor | tuple[object, ...]:
-    """Give a value in the form of another output of the same module."""
+    """Return a value in the form of another output of the same module."""
     shaped = value.reshape(first_of(like).shape)
     return (shaped, *cast("tuple[object, ...]", like)[1:]) if isinstance(like, tuple) else shaped
 
 
 def keywords_of(module: nn.Module) -> dict[str, object]:
-    """Give the keywords that save work in a model's forward pass, as far as it takes them."""
+    """Return the keywords that save work in a model's forward pass, as far as it takes them."""
     accepted = inspect.signature(module.forward).parameters
     return {key: value for key, value in (("use_cache", False), ("logits_to_keep", 1)) if key in accepted}
 
 
 def logits_of(output: object) -> Tensor:
-    """Give the logits in what a model returns: an object with them, a tuple that begins with them, or themselves.
+    """Return the logits in what a model returns: an object with them, a tuple that begins with them, or themselves.
 
     Shape ``(row, pos, d_vocab)``; raises :class:`GuardError` for any other.
     """

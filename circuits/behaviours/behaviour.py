@@ -91,7 +91,7 @@ class Behaviour:
         answers: Sequence[str] = (),
         wrong_answers: Sequence[str] = (),
     ) -> Self:
-        """Give the behaviour with something changed about its prompts or answers; what is not given stays as it is.
+        """Return the behaviour with something changed about its prompts or answers; what is not given stays as it is.
 
         Args:
             system: The system message of every chat, in place of the one it has, if any; may be empty.

@@ -126,7 +126,7 @@ def _around(tokenizer: Tokenizer, tokens: Tokens, position: int) -> str:
 
 
 def single_token(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer: str, *, rendered: bool) -> int:
-    """Give the one token that an answer is after a prompt; raises :class:`PromptError` for more or fewer."""
+    """Return the one token that an answer is after a prompt; raises :class:`PromptError` for more or fewer."""
     tokens = answer_tokens(tokenizer, prompt, prompt_ids, answer, rendered=rendered)
     _check_known(tokenizer, answer, tokens)
     if len(tokens) == 1:

@@ -14,7 +14,7 @@ from circuits.statistics import numbered
 
 
 def no_tags() -> dict[str, str]:
-    """Give a pair without tags."""
+    """Return a pair without tags."""
     return {}
 
 

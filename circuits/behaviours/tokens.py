@@ -55,7 +55,7 @@ Prompt = str | tuple[Message, ...]
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
-    """Give the text the model reads: the prompt itself, or its messages rendered up to where the answer starts.
+    """Return the text the model reads: the prompt itself, or its messages rendered up to where the answer starts.
 
     Where the last message is the assistant's, it is the beginning of the answer, which the model goes on with. Raises
     :class:`PromptError` for messages when the tokenizer has no chat template, or one that cannot render them.
@@ -166,7 +166,7 @@ def answer_tokens(tokenizer: Tokenizer, prompt: str, prompt_ids: Tokens, answer:
 
 
 def token_texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> tuple[str, ...]:
-    """Give each token's text."""
+    """Return each token's text."""
     return tuple(str(tokenizer.decode([token])) for token in tokens)
 
 

@@ -9,7 +9,7 @@ from circuits.records import Variant
 
 
 def varied(pair: Pair, variant: Variant) -> Pair:
-    """Give a pair as a variant has it.
+    """Return a pair as a variant has it.
 
     Raises :class:`UsageError` where a system message or the beginning of an answer is given for prompts that are plain
     text, or the beginning for prompts that have one.

@@ -66,7 +66,7 @@ class Acting:
         return NodeChoice.parse(self.nodes)
 
     def part(self, circuit: Circuit) -> Circuit:
-        """Give the part of a circuit that was asked for."""
+        """Return the part of a circuit that was asked for."""
         return circuit.strongest(self.strongest) if self.strongest else circuit
 
     @property

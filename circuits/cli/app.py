@@ -71,7 +71,7 @@ class Commands(TyperGroup):
 
 
 def _told(problem: BaseException, text: str, code: int, *, as_json: bool) -> typer.Exit:
-    """Tell an error, and return what ends the program."""
+    """Report an error, and return what ends the program."""
     error(text)
     if as_json:
         _as_json(type(problem).__name__, text, code)
@@ -155,7 +155,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def report_bug(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
-    """Say in one line what no command foresaw; the traceback only with ``--debug``."""
+    """Report in one line what no command foresaw; the traceback only with ``--debug``."""
     if "--debug" in sys.argv:
         sys.__excepthook__(kind, problem, trace)
         return

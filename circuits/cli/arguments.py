@@ -230,7 +230,7 @@ class Measurement(Prompting):
         ablation: str | None = None,
         scorer: ScorerName | None = None,
     ) -> "Options":
-        """Say what is measured; names and numbers are checked before anything long begins."""
+        """Return what is measured; names and numbers are checked before anything long begins."""
         chosen = Ablation.parse(self.ablation or ablation or Ablation.CORRUPTED)
         towards, rows, memory = Direction.parse(direction), machine.rows, machine.limit
 

@@ -20,7 +20,7 @@ _ADVICE = "Choose another place with --out, or free some space."
 
 
 def default_folder(model: str, *names: str) -> Path:
-    """Give ``outputs/<model>/<name>…``; of a model that is a folder, the folder's name."""
+    """Return ``outputs/<model>/<name>…``; of a model that is a folder, the folder's name."""
     local = local_path(model)
     known_as = local.resolve().name if exists(local) else model.replace("/", "--")
     return Path("outputs", *(file_name(name) for name in (known_as, *names)))

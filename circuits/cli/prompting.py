@@ -63,7 +63,7 @@ class Prompting:
     ] = None
 
     def varied(self, behaviour: Behaviour) -> Behaviour:
-        """Give a behaviour with what was asked for."""
+        """Return a behaviour with what was asked for."""
         if self.openings is not None:
             OpeningsOf.parse(self.openings)
         return behaviour.varied(

@@ -87,12 +87,12 @@ def recorded(
 
 
 def model_name(machine: Machine) -> str:
-    """Give the name of the model that will be loaded."""
+    """Return the name of the model that will be loaded."""
     return machine.model or DEFAULT_MODEL
 
 
 def command_line() -> str:
-    """Give the command as it was typed."""
+    """Return the command as it was typed."""
     return printable(shlex.join(["circuits", *sys.argv[1:]]))
 
 

@@ -40,7 +40,7 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Group:
 
 
 def size_rows(circuit: Circuit) -> list[tuple[str, str]]:
-    """Say how large a circuit is."""
+    """Return how large a circuit is, as names and values."""
     graph, rows = circuit.graph, list[tuple[str, str]]()
     counts = {Universe.GROUP: (len(circuit), graph.n_edges)}
     if graph.shape.grouped:
@@ -110,12 +110,12 @@ def likeness_rows(alike: Likeness) -> list[tuple[str, str]]:
 
 
 def strongest(circuit: Circuit) -> EdgeIndices:
-    """Give the places (in the circuit) of the edges whose scores are largest in size."""
+    """Return the places (in the circuit) of the edges whose scores are largest in size."""
     return np.argsort(-np.nan_to_num(np.abs(circuit.scores)), kind="stable")[:STRONGEST]
 
 
 def near_ties(circuit: Circuit) -> EdgeIndices:
-    """Give the places (in the circuit) of the edges whose removal changes least, where that was measured."""
+    """Return the places (in the circuit) of the edges whose removal changes least, where that was measured."""
     if circuit.removal is None:
         return np.empty(0, dtype=np.int64)
     return np.argsort(np.abs(circuit.removal), kind="stable")[:NEAR_TIES]

@@ -35,7 +35,7 @@ class Verifying:
     ] = None
 
     def top_k(self, scorer: ScorerName, *, limited: bool = False) -> "TopK":
-        """Give what is looked for; ``limited``: with a budget of twice that many edges unless said otherwise."""
+        """Return what is looked for; ``limited``: with a budget of twice that many edges unless said otherwise."""
         from circuits.scoring.budget import Budget
         from circuits.scoring.verified import TopK
 

@@ -33,7 +33,7 @@ class ScoreEstimate:
         return math.isfinite(self.value)
 
     def describe(self) -> str:
-        """Give it as text."""
+        """Return it as text."""
         if not self.known:
             return "unknown"
         text, low, high = (f"{round(each, 2) + 0.0:.2f}" for each in (self.value, self.low, self.high))  # no -0.00
@@ -126,7 +126,7 @@ def _ranks_chance(
 
 
 def spearman(a: Floats, b: Floats) -> float:
-    """Give Spearman's rank correlation; NaN of fewer than five, or where one side is constant."""
+    """Return Spearman's rank correlation; NaN of fewer than five, or where one side is constant."""
     if len(a) < MIN_FOR_RANKS or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     from scipy.stats import rankdata

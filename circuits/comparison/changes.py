@@ -156,7 +156,7 @@ class EdgeChanges:
         return tuple(sorted(found, key=lambda each: -abs(each.change.value)))
 
     def difference(self) -> CircuitDiff:
-        """Give the edges that act in either model as two circuits with measured effects, for a difference diagram."""
+        """Return the edges that act in either model as two circuits with measured effects, for a difference diagram."""
         made = [
             replace(
                 self.circuit,
@@ -183,7 +183,7 @@ class EdgeChanges:
         return f"edges of {self.name} that have an effect in {here} (A) or {there} (B)"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON values, the most changed edges first."""
+        """Return it as plain JSON values, the most changed edges first."""
         order = np.argsort(-np.abs(self.bounds[0]), kind="stable")
         document = {
             "name": self.name,
@@ -208,7 +208,7 @@ class EdgeChanges:
         return cast("dict[str, Any]", plain(document))
 
     def estimate(self, place: int) -> ScoreEstimate:
-        """Give the change of one edge of the circuit."""
+        """Return the change of one edge of the circuit."""
         return _estimate(self.bounds[:, place])
 
     def _edge(self, place: int) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class EdgeChanges:
         }
 
     def sentences(self) -> list[str]:
-        """Say what changed and what that does and does not support."""
+        """Return in sentences what changed and what that does and does not support."""
         here, there = self.model_names
         unit, total = self.circuit.behaviour.unit, len(self.circuit)
         return [
@@ -274,7 +274,7 @@ def _ends(each: ModelEffects) -> str:
 
 
 def _weights(n: int) -> Floats:
-    """Give the weight of every pair in every resample, the same for the same number of pairs."""
+    """Return the weight of every pair in every resample, the same for the same number of pairs."""
     chosen = picks(n)
     weights = np.zeros(chosen.shape)
     np.add.at(weights, (np.arange(len(chosen))[:, None], chosen), 1 / n)
@@ -282,7 +282,7 @@ def _weights(n: int) -> Floats:
 
 
 def _bounds(values: Floats) -> Floats:
-    """Give mean, low and high of each row over resampled columns."""
+    """Return mean, low and high of each row over resampled columns."""
     resampled = values @ _weights(values.shape[1]).T
     low, high = central(resampled)
     return np.stack([values.mean(1), low, high])

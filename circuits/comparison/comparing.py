@@ -240,7 +240,7 @@ def _by_model(circuits: Sequence[Circuit]) -> list[list[int]]:
 
 
 def _same_behaviour(circuits: Sequence[Circuit]) -> list[tuple[int, int]]:
-    """Give pairs of circuits of one behaviour and metric in two models with one tokenizer."""
+    """Return pairs of circuits of one behaviour and metric in two models with one tokenizer."""
     return [
         (i, j)
         for (i, a), (j, b) in combinations(enumerate(circuits), 2)

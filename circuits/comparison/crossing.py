@@ -60,11 +60,11 @@ class Column:
         return picks(self.n, 1)
 
     def kept(self, values: Floats) -> float:
-        """Give the share of the gap between corrupted and clean that is there: faithfulness."""
+        """Return the share of the gap between corrupted and clean that is there: faithfulness."""
         return float(faithfulness(self, values))
 
     def kept_resampled(self, values: Floats, picks: NDArray[np.int64]) -> Floats:
-        """Give :meth:`kept` for resampled pairs."""
+        """Return :meth:`kept` for resampled pairs."""
         lower = self.corrupted[picks].mean(1)
         return (values[picks].mean(1) - lower) / (self.clean[picks].mean(1) - lower)
 
@@ -101,7 +101,7 @@ class TransferMatrix:
     cells: Mapping[tuple[str, str], Share]
 
     def cell(self, row: str, column: str) -> Share:
-        """Give one circuit's or part's faithfulness on one behaviour."""
+        """Return one circuit's or part's faithfulness on one behaviour."""
         return self.cells[row, column]
 
 
@@ -174,7 +174,7 @@ def without(a: str, b: str) -> str:
 
 
 def transfer_matrix(columns: tuple[Column, ...], rows: tuple[str, ...]) -> TransferMatrix:
-    """Give the faithfulness of every row on every behaviour that its model shows."""
+    """Return the faithfulness of every row on every behaviour that its model shows."""
     cells = {
         (row, column.name): _share(column, column.alone[row], column.random_alone.get(row))
         for column in columns
@@ -186,7 +186,7 @@ def transfer_matrix(columns: tuple[Column, ...], rows: tuple[str, ...]) -> Trans
 
 
 def dissociation(a: Column, b: Column) -> Dissociation | None:
-    """Give what knocking out either circuit costs both behaviours; None where that was not measured or not shown."""
+    """Return what knocking out either circuit costs both behaviours; None where that was not measured or not shown."""
     if a.remark or b.remark or any(name not in a.without or name not in b.without for name in (a.name, b.name)):
         return None
     only, shared = (without(a.name, b.name), without(b.name, a.name)), shared_by(a.name, b.name)
@@ -215,7 +215,7 @@ def _contrast(knocked: tuple[str, str], a: Column, b: Column) -> Contrast:
 
 
 def _random_gains(knocked: str, own: Column, other: Column) -> tuple[float, ...]:
-    """Give what each random knock-out costs one behaviour more than the other; both ran the same ones."""
+    """Return what each random knock-out costs one behaviour more than the other; both ran the same ones."""
     if knocked not in own.random_without or knocked not in other.random_without:
         return ()
     pairs = zip(own.random_without[knocked], other.random_without[knocked], strict=True)
@@ -235,7 +235,7 @@ def _share(column: Column, values: Floats, random: Floats | None, *, lost: bool 
 
 
 def _gain(knocked: str, own: Column, other: Column) -> tuple[float, Floats]:
-    """Give what knocking out costs the own behaviour more than the other's, and the same of resampled prompts.
+    """Return what knocking out costs the own behaviour more than the other's, and the same of resampled prompts.
 
     Columns of the same prompts (one behaviour in two models) resample them together.
     """

@@ -6,7 +6,7 @@ from circuits.circuit import Circuit
 
 
 def names_of(circuits: Sequence[Circuit]) -> tuple[str, ...]:
-    """Give distinct names: behaviours; of one behaviour models; else both, and at last numbers."""
+    """Return distinct names: behaviours; of one behaviour models; else both, and at last numbers."""
     behaviours = [circuit.behaviour.name for circuit in circuits]
     models = [circuit.model.id.rstrip("/").rpartition("/")[2] or circuit.model.id for circuit in circuits]
     both = [f"{behaviour}@{model}" for behaviour, model in zip(behaviours, models, strict=True)]

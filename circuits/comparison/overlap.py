@@ -77,7 +77,7 @@ class Overlap:
         return (self.uniform, *self.controls)
 
     def describe(self, members: str) -> str:
-        """Say how many are shared and how many would be by chance; ``members`` is a plural noun."""
+        """Return in words how many are shared and how many would be by chance; ``members`` is a plural noun."""
         if self.size_a + self.size_b == 0:
             return f"no {members}, because both circuits are empty"
         low, high = self.jaccard_ci
@@ -88,7 +88,7 @@ class Overlap:
         )
 
     def verdict(self, members: str = "edges") -> str:
-        """Say what the overlap does and does not support."""
+        """Return in words what the overlap does and does not support."""
         if not self.uniform.beaten:
             return (
                 f"That is no more than chance: the {members} give no evidence of shared components. It is no proof "
@@ -115,7 +115,7 @@ class Overlap:
         )
 
     def in_short(self) -> str:
-        """Say in a few words how the overlap compares with chance."""
+        """Return in a few words how the overlap compares with chance."""
         if not self.uniform.beaten:
             return "no more than chance"
         if not all(each.beaten for each in self.controls):
@@ -170,7 +170,7 @@ def chance_overlap(population: int, size_a: int, size_b: int, shared: int, *cont
 
 
 def matched_chance(population: Strata, a: Strata, b: Strata, shared: int) -> Chance:
-    """Give the chance level of two sets that keep how many members they take of each stratum, exactly.
+    """Return the chance level of two sets that keep how many members they take of each stratum, exactly.
 
     Each argument has the stratum of every member, as a number. The number shared is a sum of independent hypergeometric
     numbers.
@@ -188,7 +188,7 @@ def matched_chance(population: Strata, a: Strata, b: Strata, shared: int) -> Cha
 
 
 def sampled_chance(kind: str, drawn: Floats, found: float) -> Chance:
-    """Give the chance level from random draws; the p-value counts what was found as one more draw."""
+    """Return the chance level from random draws; the p-value counts what was found as one more draw."""
     low, high = central(drawn)
     p_value = (1 + int(np.sum(drawn >= found - 1e-12))) / (1 + len(drawn))
     return Chance(kind, float(drawn.mean()), float(low), float(high), p_value)

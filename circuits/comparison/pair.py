@@ -94,7 +94,7 @@ class CircuitDiff:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything but the circuits themselves as plain JSON values; what could not be computed is ``None``."""
+        """Return everything but the circuits themselves as plain JSON values; what cannot be computed is ``None``."""
         edge = self.a.graph.edge
         groups = {"only_a": self.only_a, "only_b": self.only_b, "shared": self.shared, "sign_flips": self.sign_flips}
         document = {
@@ -111,7 +111,7 @@ class CircuitDiff:
         return cast("dict[str, Any]", plain(document))
 
     def sentences(self) -> list[str]:
-        """Say what the numbers do and do not support."""
+        """Return in sentences what the numbers do and do not support."""
         (a, b), nodes = self.names, "heads, MLPs and key/value groups"
         sentences = [
             f"{a} ({len(self.a)} edges) and {b} ({len(self.b)} edges) share {self.edge_overlap.describe('edges')}.",
@@ -125,7 +125,7 @@ class CircuitDiff:
         return sentences
 
     def describe(self) -> str:
-        """Say in sentences what the numbers do and do not support."""
+        """Return in sentences what the numbers do and do not support."""
         return "\n".join(self.sentences())
 
     def draw(self, path: str | Path, *, title: str | None = None) -> None:
@@ -239,7 +239,7 @@ def require_one_shape(circuits: tuple[Circuit, ...]) -> None:
 def _weighted_chances(
     a: Circuit, b: Circuit, drawn: tuple[EdgeIndices, EdgeIndices], strata: EdgeIndices, found: float, seed: int
 ) -> tuple[Chance, ...]:
-    """Give what weights give that are shuffled within strata, and those of rewired circuits."""
+    """Return what weights give that are shuffled within strata, and those of rewired circuits."""
     if not math.isfinite(found):
         return ()
     sizes_a, sizes_b = np.abs(a.scores), np.abs(b.scores)

@@ -37,7 +37,7 @@ class Part:
 
 
 def only(name: str) -> str:
-    """Give the name of the part that only one circuit has."""
+    """Return the name of the part that only one circuit has."""
     return f"only {name}"
 
 
@@ -59,7 +59,7 @@ def _combinations(members: Sequence[Sequence[int] | Sequence[Node]]) -> list[tup
 
 
 def parts_of(circuits: Sequence[Circuit], names: Sequence[str]) -> tuple[Part, ...]:
-    """Give the core (edges in every circuit) and for each circuit the edges that no other has, where there are any.
+    """Return the core (edges in every circuit) and for each circuit the edges that no other has, where there are any.
 
     A core edge's score is the mean of its scores, each relative to the largest |score| of its circuit, since scores of
     different behaviours have no common scale. What only one circuit has keeps its scores.
@@ -108,7 +108,7 @@ def _part(name: str, circuit: Circuit, edges: EdgeIndices, scores: np.ndarray, m
 
 
 def live_edges(circuit: Circuit) -> EdgeIndices:
-    """Give the edges that lie on a path from the input to the logits within the circuit."""
+    """Return the edges that lie on a path from the input to the logits within the circuit."""
     view = circuit.to_networkx()
     source, sink = NodeKind.INPUT.value, NodeKind.LOGITS.value
     if source not in view or sink not in view:

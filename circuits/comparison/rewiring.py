@@ -53,7 +53,7 @@ def shuffled_within(
 
 
 def weighted_jaccard(a: EdgeIndices, sizes_a: Floats, b: EdgeIndices, sizes_b: Floats) -> float:
-    """Give ``sum min / sum max`` of two sets' weights, each normalised to sum 1; NaN where that is not possible."""
+    """Return ``sum min / sum max`` of two sets' weights, each normalised to sum 1; NaN where that is not possible."""
     totals = float(sizes_a.sum()), float(sizes_b.sum())
     if not all(np.isfinite(totals)) or 0 in totals:
         return float("nan")

@@ -46,7 +46,7 @@ class Comparison:
     changes: tuple[EdgeChanges, ...] = ()
 
     def pair(self, a: str, b: str) -> CircuitDiff:
-        """Give the comparison of two of the circuits, by name and in the circuits' order."""
+        """Return the comparison of two of the circuits, by name and in the circuits' order."""
         for name in (a, b):
             if name not in self.names:
                 raise UnknownNameError("circuit", name, self.names)
@@ -63,7 +63,7 @@ class Comparison:
         return self.pairs[0]
 
     def part(self, name: str) -> Part | None:
-        """Give ``core`` or ``only <name>``; None where it has no edges."""
+        """Return ``core`` or ``only <name>``; None where it has no edges."""
         return next((part for part in self.parts if part.name == name), None)
 
     @property
@@ -89,11 +89,11 @@ class Comparison:
         return tuple(each for each in found if each is not None)
 
     def with_columns(self, columns: Sequence[Column]) -> Self:
-        """Give the same comparison with what was measured on each other's prompts."""
+        """Return the same comparison with what was measured on each other's prompts."""
         return replace(self, columns=tuple(columns))
 
     def with_changes(self, changes: Sequence[EdgeChanges]) -> Self:
-        """Give the same comparison with what the same edges do in other models."""
+        """Return the same comparison with what the same edges do in other models."""
         return replace(self, changes=tuple(changes))
 
     def live(self) -> "Comparison":
@@ -116,7 +116,7 @@ class Comparison:
         draw_several(self, path)
 
     def sentences(self) -> list[str]:
-        """Say what the numbers do and do not support, one sentence or two per entry."""
+        """Return in sentences what the numbers do and do not support, one sentence or two per entry."""
         models = list(dict.fromkeys(circuit.model.id for circuit in self.circuits))
         sentences: list[str] = []
         if len(models) > 1:
@@ -153,11 +153,11 @@ class Comparison:
         return [in_short(diff, self.transfer, dissociated.get(diff.names)) for diff in self.pairs]
 
     def describe(self) -> str:
-        """Say in sentences what the numbers do and do not support."""
+        """Return in sentences what the numbers do and do not support."""
         return "\n".join(self.sentences())
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything but the circuits themselves as plain JSON values; what could not be computed is ``None``."""
+        """Return everything but the circuits themselves as plain JSON values; what cannot be computed is ``None``."""
         transfer = self.transfer
         document = {
             "format": FORMAT,

@@ -47,7 +47,7 @@ def work(share: Share, own: Share | None) -> Work:
 
 
 def in_short(diff: CircuitDiff, matrix: TransferMatrix | None, found: Dissociation | None) -> str:
-    """Say in one sentence what was found about two circuits."""
+    """Return in one sentence what was found about two circuits."""
     a, b = diff.names
     parts = [f"{a} and {b} share {len(diff.shared)} edges, {diff.edge_overlap.in_short()}"]
     for row, column in ((a, b), (b, a)):
@@ -63,7 +63,7 @@ def in_short(diff: CircuitDiff, matrix: TransferMatrix | None, found: Dissociati
 
 
 def _found(contrast: Contrast) -> str:
-    """Say in a few words what :func:`_verdict` says in full."""
+    """Return in a few words what :func:`_verdict` says in full."""
     if contrast.undecided:
         return "they are too little measured to say whether they are dissociated"
     if contrast.double:
@@ -82,7 +82,7 @@ _IN_SHORT = {
 
 
 def transfer_sentences(matrix: TransferMatrix, names: tuple[str, ...]) -> list[str]:
-    """Say for every circuit whether it does the others' work."""
+    """Return in sentences, for every circuit, whether it does the others' work."""
     sentences: list[str] = []
     for row in names:
         for column in matrix.columns:
@@ -93,7 +93,7 @@ def transfer_sentences(matrix: TransferMatrix, names: tuple[str, ...]) -> list[s
 
 
 def _kept(share: Share, own: Share | None) -> str:
-    """Say how much of another behaviour a circuit keeps, against what that one's own circuit keeps."""
+    """Return in words how much of another behaviour a circuit keeps, against what that one's own circuit keeps."""
     text = f"faithfulness {share.value.describe()}, n = {share.n}"
     if own is not None:
         text += f" (its own circuit {own.value.value:.2f})"
@@ -115,7 +115,7 @@ def _kept(share: Share, own: Share | None) -> str:
 
 
 def dissociation_sentences(found: Dissociation) -> list[str]:
-    """Say what knocking out shows, and whether it is a double dissociation."""
+    """Return in sentences what knocking out shows, and whether it is a double dissociation."""
     whole, only = found.whole, found.only
     sentences = _costs(whole, "{}'s circuit")
     if found.shared is None:
@@ -187,7 +187,7 @@ def _reason(contrast: Contrast, i: int) -> str:
 
 
 def column_sentences(columns: tuple[Column, ...]) -> list[str]:
-    """Say which behaviours were not shown."""
+    """Return in sentences which behaviours were not shown."""
     return [
         f"Nothing is concluded from {column.name}'s prompts: {column.remark}" for column in columns if column.remark
     ]

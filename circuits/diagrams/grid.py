@@ -17,7 +17,7 @@ _SHIFTS = (0, 26, 10, 34, 18, 4, 30, 14, 38, 22, 8)
 
 
 def grid_statements(nodes: Sequence[Node], heads_per_group: int) -> list[str]:
-    """Give DOT statements that place the nodes, and a label for every layer; for the layout engine ``nop``."""
+    """Return DOT statements that place the nodes, and a label for every layer; for the layout engine ``nop``."""
     layers = sorted({node.layer for node in nodes if node.kind not in (NodeKind.INPUT, NodeKind.LOGITS)})
     heights = {layer: LAYER * (i + 1) for i, layer in enumerate(layers)}
     columns = 1 + max((_column(node, heads_per_group) for node in nodes if node.kind is not NodeKind.MLP), default=0.0)
@@ -37,7 +37,7 @@ def grid_statements(nodes: Sequence[Node], heads_per_group: int) -> list[str]:
 
 
 def _column(node: Node, heads_per_group: int) -> float:
-    """Give a head's number, or the middle of the heads that read a group."""
+    """Return a head's number, or the middle of the heads that read a group."""
     if node.kind is NodeKind.KV:
         return node.index * heads_per_group + (heads_per_group - 1) / 2
     return float(node.index) if node.kind is NodeKind.HEAD else 0.0

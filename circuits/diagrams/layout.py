@@ -53,7 +53,7 @@ def layered_dot(
     borders: Mapping[Node, str] | None = None,
     notes: Mapping[Node, str] | None = None,
 ) -> str:
-    """Give the DOT text of a circuit whose edges are drawn as ``lines``.
+    """Return the DOT text of a circuit whose edges are drawn as ``lines``.
 
     ``borders`` overrides the colour of nodes' outlines (difference diagrams); ``notes`` are added to nodes' tooltips.
     Without a legend (empty text) the figure is the diagram alone.
@@ -154,7 +154,7 @@ def _bar_width(n_edges: int) -> float:
 
 
 def describe(node: Node) -> str:
-    """Say what a node is."""
+    """Return in words what a node is."""
     match node.kind:
         case NodeKind.HEAD:
             return f"{node}, attention head {node.index} of layer {node.layer}"
@@ -203,7 +203,7 @@ def _group_arrows(circuit: Circuit) -> list[str]:
 
 
 def count_nodes(circuit: Circuit) -> str:
-    """Say how many heads and MLPs a circuit uses."""
+    """Return in words how many heads and MLPs a circuit uses."""
     kinds = Counter(node.kind for node in circuit.nodes)
     heads, mlps = kinds[NodeKind.HEAD], kinds[NodeKind.MLP]
     return f"{heads} {'head' if heads == 1 else 'heads'} and {mlps} {'MLP' if mlps == 1 else 'MLPs'}"

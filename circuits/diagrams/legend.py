@@ -22,7 +22,7 @@ class Key:
 
 
 def legend(title: str, lines: Sequence[str], keys: Sequence[Sequence[Key]], notes: Sequence[str]) -> str:
-    """Give the table: a bold title, lines of facts, rows of keys, notes in small type."""
+    """Return the table: a bold title, lines of facts, rows of keys, notes in small type."""
     rows = [_text_row(f"<B>{part}</B>", 11) for part in _wrapped(title, WRAP - 20)]
     rows += [_text_row(part, 9) for line in lines for part in _wrapped(line, WRAP)]
     rows.append(_key_grid(keys))

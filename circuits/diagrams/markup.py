@@ -19,7 +19,7 @@ def short_number(value: float) -> str:
 
 
 def one_line(text: str, *, limit: int = 300) -> str:
-    """Give text as one line: no control characters, no runs of white space, nothing that is not Unicode text."""
+    """Return text as one line: no control characters, no runs of white space, nothing that is not Unicode text."""
     apart = ("Cc", "Cs", "Zl", "Zp")
     kept = "".join(" " if unicodedata.category(mark) in apart or mark in _NO_XML else mark for mark in text)
     line = " ".join(kept.split())
@@ -27,7 +27,7 @@ def one_line(text: str, *, limit: int = 300) -> str:
 
 
 def block_text(text: str) -> str:
-    """Give text with its line breaks, but without what is not Unicode text and without other control characters."""
+    """Return text with its line breaks, but without what is not Unicode text and without other control characters."""
     return "".join("\N{REPLACEMENT CHARACTER}" if _unprintable(mark) else mark for mark in text)
 
 

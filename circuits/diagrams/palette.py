@@ -26,7 +26,7 @@ _NAMES = {
 
 
 def colour_name(colour: str) -> str:
-    """Give the name of a line's colour, by which a page can give it another one on a dark background."""
+    """Return the name of a line's colour, by which a page can give it another one on a dark background."""
     return _NAMES.get(colour, "other")
 
 

@@ -25,7 +25,7 @@ _GROUPS = {
 
 
 def difference_dot(diff: CircuitDiff, *, title: str | None = None, page: bool = False) -> str:
-    """Give the DOT text of two circuits drawn into one diagram, in the layout of :func:`circuit_dot`.
+    """Return the DOT text of two circuits drawn into one diagram, in the layout of :func:`circuit_dot`.
 
     Hue says which circuit an edge belongs to, the arrow its slot; tooltips hold the score in each circuit. Of each
     group (only A, only B, both) the 40 strongest edges are drawn, so that a large circuit does not hide the other; the
@@ -79,7 +79,7 @@ def _strongest_of_each(diff: CircuitDiff, sizes: Floats) -> EdgeIndices:
 
 
 def _left_out(diff: CircuitDiff, keep: EdgeIndices) -> list[str]:
-    """Say how many edges of each group are drawn, where that is not all of them."""
+    """Return how many edges of each group are drawn, as a line of text, where that is not all of them."""
     if len(keep) == len(diff.union):
         return []
     drawn = [diff.membership[int(i)] for i in keep]
@@ -125,7 +125,7 @@ def _difference_facts(diff: CircuitDiff) -> list[str]:
 
 
 def difference_keys(diff: CircuitDiff) -> list[list[Key]]:
-    """Give the samples of membership, signs and nodes for the legend."""
+    """Return the samples of membership, signs and nodes for the legend."""
     members = [
         Key("line", MEMBER_COLOURS[Membership.ONLY_A], f"only A ({len(diff.only_a)})"),
         Key("line", MEMBER_COLOURS[Membership.ONLY_B], f"only B ({len(diff.only_b)})"),
@@ -137,7 +137,7 @@ def difference_keys(diff: CircuitDiff) -> list[list[Key]]:
 
 
 def difference_notes(diff: CircuitDiff | None = None) -> list[str]:
-    """Say what arrows, outlines and widths mean."""
+    """Return in sentences what arrows, outlines and widths mean."""
     relative = "relative to each circuit's largest"
     if diff is not None and common_scale(diff):
         relative = f"on one scale, in {diff.a.behaviour.unit}"

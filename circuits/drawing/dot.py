@@ -30,7 +30,7 @@ SIGN = "A positive score means that corrupting the edge moves the metric away fr
 def circuit_dot(
     circuit: Circuit, *, title: str | None = None, notes: Mapping[Node, str] | None = None, page: bool = False
 ) -> str:
-    """Give the DOT text of a circuit's diagram, layers from bottom to top.
+    """Return the DOT text of a circuit's diagram, layers from bottom to top.
 
     Up to 30 edges carry their score as a label; all have it in their tooltip, with six significant digits as in
     ``circuit.json``. Of more than 200 edges the strongest are drawn, and the legend says so. Deterministic: the same
@@ -58,7 +58,7 @@ def circuit_dot(
 
 
 def omitted(drawn: int, total: int) -> list[str]:
-    """Say that only the strongest edges are drawn, where that is so."""
+    """Return the remark that only the strongest edges are drawn, where that is so."""
     return [f"drawn: the {drawn} strongest of {total:,} edges"] if drawn < total else []
 
 
@@ -70,7 +70,7 @@ def strengths(circuit: Circuit) -> list[float]:
 
 
 def line_style(score: float) -> str:
-    """Give the line style that tells the sign of a score."""
+    """Return the line style that tells the sign of a score."""
     if math.isnan(score):
         return "dotted"
     return "dashed" if score < 0 else "solid"
@@ -97,7 +97,7 @@ def _facts(circuit: Circuit) -> list[str]:
 
 
 def circuit_notes(circuit: Circuit) -> list[str]:
-    """Say what widths and signs mean."""
+    """Return in sentences what widths and signs mean."""
     sizes = np.abs(circuit.scores[np.isfinite(circuit.scores)])
     width = "Width: size of the score"
     if len(sizes):
@@ -110,7 +110,7 @@ def circuit_notes(circuit: Circuit) -> list[str]:
 
 
 def node_keys(circuit: Circuit) -> list[Key]:
-    """Give the legend's samples of the kinds of nodes."""
+    """Return the legend's samples of the kinds of nodes."""
     keys = [
         Key("round", NODE_FILLS[NodeKind.HEAD], "attention head", NODE_BORDERS[NodeKind.HEAD]),
         Key("box", NODE_FILLS[NodeKind.MLP], "MLP", NODE_BORDERS[NodeKind.MLP]),
@@ -122,7 +122,7 @@ def node_keys(circuit: Circuit) -> list[Key]:
 
 
 def circuit_keys(circuit: Circuit) -> list[list[Key]]:
-    """Give the samples of nodes, slots and signs for the legend."""
+    """Return the samples of nodes, slots and signs for the legend."""
     slots = [
         Key("line", SLOT_COLOURS[Slot.Q], "into query"),
         Key("line", SLOT_COLOURS[Slot.K], "into key"),

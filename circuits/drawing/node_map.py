@@ -45,7 +45,7 @@ def draw_several(comparison: Comparison, path: str | Path, *, shared: bool = Fal
 
 
 def node_map_dot(comparison: Comparison) -> str:
-    """Give the DOT text of the map: which circuits have which heads, key/value groups and MLPs, and how strongly."""
+    """Return the DOT text of the map: which circuits have which heads, key/value groups and MLPs, and how strongly."""
     weights = [_node_weights(circuit) for circuit in comparison.circuits]
     shape = comparison.circuits[0].model.shape
     groups = shape.n_kv_heads if shape.grouped else 0
@@ -132,7 +132,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def shared_dot(comparison: Comparison, *, title: str | None = None) -> str:
-    """Give the DOT text of the edges that at least two circuits have, coloured by which; tooltips hold all scores.
+    """Return the DOT text of the edges that at least two circuits have, coloured by which; tooltips hold all scores.
 
     Of more than 120 edges those in most circuits are drawn, then the strongest.
     """
@@ -160,7 +160,7 @@ def shared_dot(comparison: Comparison, *, title: str | None = None) -> str:
 
 
 def _members(comparison: Comparison) -> tuple[dict[int, tuple[int, ...]], dict[int, float]]:
-    """Give the circuits of every edge, and its largest size relative to its circuits' largest."""
+    """Return the circuits of every edge, and its largest size relative to its circuits' largest."""
     members: dict[int, tuple[int, ...]] = {}
     sizes: dict[int, float] = {}
     for i, circuit in enumerate(comparison.circuits):

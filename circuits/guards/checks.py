@@ -186,7 +186,7 @@ def _results(
 
 
 def _prompts(anatomy: Anatomy) -> Tensor:
-    """Give two pairs of random prompts, clean and then corrupted, that start with the same token."""
+    """Return two pairs of random prompts, clean and then corrupted, that start with the same token."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, anatomy.vocabulary, (4, _POSITIONS), generator=generator)
     ids[:, 0] = ids[0, 0]
@@ -194,7 +194,7 @@ def _prompts(anatomy: Anatomy) -> Tensor:
 
 
 def _summed(anatomy: Anatomy, run: Run) -> tuple[list[Tensor], list[Tensor]]:
-    """Give what the attention of every layer and last the logits read, and every MLP, as sums of what nodes wrote."""
+    """Return what the attention of every layer and last the logits read, and every MLP, as sums of what nodes wrote."""
     heads, read, middle = list(range(anatomy.shape.n_heads)), [run.stream[0]], list[Tensor]()
     for layer in range(anatomy.shape.n_layers):
         attention = anatomy.head_outputs(layer, run.z[layer], heads).sum(-2)
@@ -238,7 +238,7 @@ def _kept_and_put(recorder: Recorder, layer: int, value: Tensor, found: Tensor) 
 
 
 def _restarted(tracer: Tracer, run: Run) -> Tensor:
-    """Give the logits that follow from the stream and the attention's output of the last layer."""
+    """Return the logits that follow from the stream and the attention's output of the last layer."""
     last, recorder = tracer.anatomy.shape.n_layers - 1, Recorder()
     attention = {last: run.attention[last]}
     plan = Plan(start=last, stream=run.stream[last], attention=attention, logits=recorder.keep_logits)

@@ -85,7 +85,7 @@ def _heads_after(
 
 
 def _reach(changed: list[tuple[Slot, int]], shape: ModelShape, outputs: Tensor) -> tuple[Tensor, ...]:
-    """Say where each change may act, where one of its slot must, and where it must silence the output.
+    """Return where each change may act, where one of its slot must, and where it must silence the output.
 
     All have the shape ``(change, 1, head, pos)``.
     """

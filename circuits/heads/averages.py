@@ -44,15 +44,15 @@ class Averages:
                     self.average.setdefault(role, []).append(_over_queries(here, there, mask, queries))
 
     def from_last(self, head: int) -> tuple[AttentionShare, ...]:
-        """Give one head's attention from the last position."""
+        """Return one head's attention from the last position."""
         return _shares(self.last, head)
 
     def from_changed(self, head: int) -> tuple[AttentionShare, ...]:
-        """Give one head's attention from the last position at which the sides differ."""
+        """Return one head's attention from the last position at which the sides differ."""
         return _shares(self.changed, head)
 
     def on_average(self, head: int) -> tuple[AttentionShare, ...]:
-        """Give one head's attention from all positions but the first."""
+        """Return one head's attention from all positions but the first."""
         return _shares(self.average, head)
 
 

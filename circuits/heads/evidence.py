@@ -115,11 +115,11 @@ class HeadEvidence:
     labels: tuple[Label, ...] = ()
 
     def share(self, *roles: str) -> float:
-        """Give the attention on clean prompts from the last position to some roles that do not overlap."""
+        """Return the attention on clean prompts from the last position to some roles that do not overlap."""
         return sum(share.clean for share in self.from_last if share.role in roles)
 
     def text(self) -> str:
-        """Say in one line what the head does, for tooltips."""
+        """Return in one line what the head does, for tooltips."""
         named = ", ".join(label.name for label in self.labels) or "no label"
         attends = ", ".join(f"{share.role} {share.clean:.0%}" for share in largest(self.from_last, 2))
         scores, direct = self.sequences, self.direct
@@ -131,7 +131,7 @@ class HeadEvidence:
 
 
 def largest(shares: Iterable[AttentionShare], count: int) -> list[AttentionShare]:
-    """Give the roles with the largest shares on the clean side."""
+    """Return the roles with the largest shares on the clean side."""
     return sorted(shares, key=lambda share: -share.clean)[:count]
 
 
@@ -154,11 +154,11 @@ class HeadRoles:
     heads: tuple[HeadEvidence, ...]
 
     def texts(self) -> dict[Node, str]:
-        """Give one line of evidence per head, for the tooltips of diagrams."""
+        """Return one line of evidence per head, for the tooltips of diagrams."""
         return {head.node: head.text() for head in self.heads}
 
     def document(self) -> dict[str, Any]:
-        """Give everything as plain data; each head also has its line of ``text``."""
+        """Return everything as plain data; each head also has its line of ``text``."""
         heads = [
             {"head": str(head.node), **{k: v for k, v in asdict(head).items() if k != "node"}, "text": head.text()}
             for head in self.heads
@@ -167,11 +167,11 @@ class HeadRoles:
         return {"format": HEADS_FORMAT, "version": VERSION, **plain, "method": METHOD, "heads": heads}
 
     def to_json(self) -> str:
-        """Give the text of a JSON file; what could not be measured is null."""
+        """Return the text of a JSON file; what could not be measured is null."""
         return json_text(plain(self.document(), digits=6))
 
     def to_csv(self) -> str:
-        """Give the text of a CSV file with one row per head; what could not be measured is empty."""
+        """Return the text of a CSV file with one row per head; what could not be measured is empty."""
         rows = [_row(head) for head in self.heads]
         columns = dict.fromkeys(name for row in rows for name in row)
         written = io.StringIO()

@@ -22,12 +22,12 @@ class Thresholds:
         settle(self)
 
     def as_dict(self) -> dict[str, float]:
-        """Give the thresholds by name."""
+        """Return the thresholds by name."""
         return asdict(self)
 
 
 def labels_of(head: HeadEvidence, thresholds: Thresholds) -> tuple[Label, ...]:
-    """Give the names whose evidence passes, each with the numbers that did.
+    """Return the names whose evidence passes, each with the numbers that did.
 
     - previous token, duplicate token, induction: attention on random sequences reaches ``attention``;
     - copying, suppressing: reaches ``copying`` on random tokens;

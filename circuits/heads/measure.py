@@ -223,7 +223,7 @@ def _direct(experiment: PatchingExperiment, heads: list[Node]) -> list[DirectEff
 
 
 def _strongest(circuit: Circuit, head: Node, *, incoming: bool) -> tuple[tuple[str, float], ...]:
-    """Give a head's strongest edges in the circuit; into shared keys and values they are those of its group."""
+    """Return a head's strongest edges in the circuit; into shared keys and values they are those of its group."""
     group = Node(NodeKind.KV, head.layer, head.index // circuit.model.shape.heads_per_group)
     mine = [
         (str(edge), float(score))

@@ -20,13 +20,13 @@ IO, S1, AFTER_S1, S2, END = "IO", "S1", "S1+1", "S2", "end"
 
 
 def changed_position(pair: TokenPair) -> int:
-    """Give the last position at which the sides of a pair differ; of equal sides the last position."""
+    """Return the last position at which the sides of a pair differ; of equal sides the last position."""
     differing = np.flatnonzero(np.array(pair.clean) != np.array(pair.corrupted))
     return int(differing[-1]) if len(differing) else len(pair.clean) - 1
 
 
 def roles_at(pair: TokenPair, behaviour: str, query: int) -> dict[str, Mask]:
-    """Give the positions of each role that a query position can see; roles without a position are left out.
+    """Return the positions of each role that a query position can see; roles without a position are left out.
 
     Of ``ioi`` they are Wang et al.'s: IO (the indirect object), S1 and S2 (the repeated name), S1+1, end. Otherwise the
     answer, the wrong answer and what differs between the sides.
@@ -52,7 +52,7 @@ def _ioi(answer: Mask, wrong: Mask) -> dict[str, Mask]:
 
 
 def relative_roles(tokens: Sequence[int]) -> dict[str, Mask]:
-    """Give, for every query position (row), which positions (columns) are what to it."""
+    """Return, for every query position (row), which positions (columns) are what to it."""
     ids, places = np.array(tokens), np.arange(len(tokens))
     query, key = places[:, None], places[None, :]
     same = (ids[:, None] == ids[None, :]) & (key < query)

@@ -51,7 +51,7 @@ class Prompted:
             self._writing[place].add(logits, answers, attended)
 
     def written(self, head: int) -> WrittenTokens:
-        """Say what one head writes at the last position."""
+        """Return what one head writes at the last position."""
         tokenizer = self._model.tokenizer
         return self._writing[head].summary(
             lambda token: f"#{token}" if tokenizer is None else str(tokenizer.decode([token]))
@@ -100,7 +100,7 @@ class _Writing:
 
 
 def weights_of(model: Model, heads: Sequence[Node], run: Run, *, checked: bool = False) -> NDArray[np.float64]:
-    """Give the attention of heads on a run, shape ``(pair, head, query, key)``; see :mod:`circuits.heads.attention`."""
+    """Return the attention of heads on a run, ``(pair, head, query, key)``; see :mod:`circuits.heads.attention`."""
     parts = list[Tensor]()
     for layer in dict.fromkeys(head.layer for head in heads):
         members = [head.index for head in heads if head.layer == layer]
@@ -111,20 +111,20 @@ def weights_of(model: Model, heads: Sequence[Node], run: Run, *, checked: bool =
 
 
 def _batches(prompts: Sequence[TokenPair], heads: int) -> Iterator[list[TokenPair]]:
-    """Give pairs of one length at a time, few enough for all their attention weights."""
+    """Yield pairs of one length at a time, few enough for all their attention weights."""
     lengths = [pair.length for pair in prompts]
     for places in by_length(lengths, lambda length: min(PAIRS, _WEIGHTS // (heads * length**2))):
         yield [prompts[place] for place in places]
 
 
 def _most_attended(last: NDArray[np.float64]) -> Int[Tensor, "pair 1"]:
-    """Give the position that gets most attention, the first and the last aside (the first, if there is no other)."""
+    """Return the position that gets most attention, the first and the last aside (the first, if there is no other)."""
     inner = last[:, 1:-1]
     return torch.as_tensor(1 + inner.argmax(1) if inner.shape[1] else np.zeros(len(last), dtype=np.int64))[:, None]
 
 
 def _mean_of(logits: Float[Tensor, "pair d_vocab"], tokens: Int[Tensor, "pair k"]) -> Float[Tensor, " pair"]:
-    """Give the mean logit of each row's tokens; NaN where there are none."""
+    """Return the mean logit of each row's tokens; NaN where there are none."""
     present = tokens != PADDING
     chosen = torch.where(present, logits.gather(1, tokens.clamp(min=0)), 0.0) if tokens.shape[1] else logits[:, :0]
     return chosen.sum(1) / present.sum(1)

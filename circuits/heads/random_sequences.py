@@ -39,7 +39,7 @@ def repeated_sequences(anatomy: Anatomy, tokenizer: Any, first: int, *, seed: in
 
 
 def ordinary_tokens(anatomy: Anatomy, tokenizer: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Give the tokens that stand for text: none that is special, none that the tokenizer does not know."""
+    """Return the tokens that stand for text: none that is special, none that the tokenizer does not know."""
     known = anatomy.vocabulary if tokenizer is None else min(anatomy.vocabulary, len(tokenizer))
     special = list(getattr(tokenizer, "all_special_ids", ()))
     return np.setdiff1d(np.arange(known), special)

@@ -22,7 +22,7 @@ Tokens = Int[Tensor, " token"]
 
 
 def head_logits(tracer: Tracer, run: Run, sender: int) -> Float[Tensor, "pair d_vocab"]:
-    """Give what a sender adds to the logits directly: logits minus those without its output in the final stream.
+    """Return what a sender adds to the logits directly: logits minus those without its output in the final stream.
 
     The mean over tokens, which changes no probability, is taken away. Cost: the unembedding of one position, twice.
     """
@@ -34,7 +34,7 @@ def head_logits(tracer: Tracer, run: Run, sender: int) -> Float[Tensor, "pair d_
 
 
 def _last_position(run: Run) -> Run:
-    """Give the last position of a run."""
+    """Return the last position of a run."""
 
     def last(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(value[:, -1:] for value in values)
@@ -54,7 +54,7 @@ def _last_position(run: Run) -> Run:
 def among_top(
     logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, "row k"], *, lowest: bool = False
 ) -> Bool[Tensor, " row"]:
-    """Say for each row whether one of its tokens (-1: none) is among the five of the highest (or lowest) logits.
+    """Return for each row whether one of its tokens (-1: none) is among the five of the highest (or lowest) logits.
 
     At most five tokens, itself included, may be as high: of a head that writes nothing no token is among them.
     """
@@ -83,7 +83,7 @@ class Copier:
 
     @cached_property
     def _streams(self) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
-        """Give the tokens' embeddings, without and with layer 0's MLP of them."""
+        """The tokens' embeddings, without and with layer 0's MLP of them."""
         recorder = Recorder()
         at = (0, LayerSite.STREAM)
         self.tracer.run(self.ids, Plan(stop=at, visits={at: recorder.at(*at)}))
@@ -98,7 +98,7 @@ class Copier:
         return embedded[:, 1:].flatten(0, 1), with_mlp[:, 1:].flatten(0, 1)
 
     def copied(self, head: Node) -> tuple[Bool[Tensor, " token"], Bool[Tensor, " token"]]:
-        """Say which tokens are among the five that the head's output raises most, and which among the lowest five.
+        """Return which tokens are among the five that the head's output raises most, and which among the lowest five.
 
         Only that output reaches the final norm. Cost: the unembedding of every token.
         """
@@ -112,7 +112,7 @@ class Copier:
 def value_output(
     anatomy: Anatomy, head: Node, stream: Float[Tensor, "token d_model"]
 ) -> Float[Tensor, "token d_model"]:
-    """Give what a head adds to the stream when it attends to one position alone, from the stream there."""
+    """Return what a head adds to the stream when it attends to one position alone, from the stream there."""
     shape, group = anatomy.shape, head.index // anatomy.shape.heads_per_group
     value = anatomy.unit_outputs(head.layer, Slot.V, [group], stream[:, None])[:, 0]
     z = repeat(value, "t k -> t (h k)", h=shape.n_heads)

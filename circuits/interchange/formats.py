@@ -55,7 +55,7 @@ def circuit_graphml(circuit: Circuit) -> str:
 
 
 def circuit_csv(circuit: Circuit) -> str:
-    """Give the circuit's edges with the columns of ``scores.csv``, in graph order; scores as in ``circuit.json``."""
+    """Return the circuit's edges with the columns of ``scores.csv``, in graph order; scores as in ``circuit.json``."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

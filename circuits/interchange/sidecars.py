@@ -106,7 +106,7 @@ def scores_beside(circuit: Circuit, path: str | Path) -> EdgeScores | None:
 
 
 def prompts_json(circuit: Circuit, prompts: Sequence[Example]) -> str:
-    """Give the text of a ``prompts.json``."""
+    """Return the text of a ``prompts.json``."""
     document: dict[str, Any] = {
         "format": PROMPTS_FORMAT,
         "version": VERSION,

@@ -76,14 +76,14 @@ def in_batches(
 
 
 def release() -> None:
-    """Give back the memory of a failed pass: errors raised inside a trace are part of reference cycles."""
+    """Free the memory of a failed pass: errors raised inside a trace are part of reference cycles."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.get_device_module().empty_cache()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether an error means that memory ran out, on an accelerator or on the CPU."""
+    """Return whether an error means that memory ran out, on an accelerator or on the CPU."""
     said = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 

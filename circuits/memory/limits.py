@@ -42,7 +42,7 @@ def shared_memory(groups: Path = _GROUPS, own: Path = _OWN) -> int:
 
 
 def _left_to_process() -> Iterator[int]:
-    """Give what the limits on address space and on data leave, which count what is asked for, used or not."""
+    """Yield what the limits on address space and on data leave, which count what is asked for, used or not."""
     process = psutil.Process()
     if sys.platform == "linux":
         used: Any = process.memory_info()
@@ -53,7 +53,7 @@ def _left_to_process() -> Iterator[int]:
 
 
 def _left_in_groups(groups: Path, own: Path) -> Iterator[int]:
-    """Give what the limit of each group leaves: of the one that the process is in, and of all around it."""
+    """Yield what the limit of each group leaves: of the one that the process is in, and of all around it."""
     folders = [groups, groups / "memory"]  # where a container shows its own group, whatever it is called outside
     for line in own.read_text("utf-8").splitlines() if own.is_file() else []:
         _, controllers, path = line.split(":", 2)

@@ -80,16 +80,16 @@ class MemoryPlan:
     offload: bool
 
     def pairs(self, positions: int) -> int:
-        """Give how many pairs are recorded together of which so many positions are run."""
+        """Return how many pairs are recorded together of which so many positions are run."""
         return max(1, self.pair_tokens // positions)
 
     def rows(self, row: Terms, positions: int, *, beside: int = 0) -> int:
-        """Give how many rows fit into one pass, ``beside`` bytes of something else; at least one."""
+        """Return how many rows fit into one pass, ``beside`` bytes of something else; at least one."""
         fitting = (self.budget.limit - self.held - beside) // max(1, sum(row.values()))
         return max(1, min(fitting, self.budget.pass_tokens // positions))
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return it as one line of text."""
         where = f"waiting in the host's memory, {human(self.held)} at a time" if self.offload else "kept"
         layers = ", one layer's activations at a time" if self.checkpointing else ""
         tiles = -(-self.sizes.n_senders // self.attribution_tile)
@@ -162,7 +162,7 @@ def plan_memory(
 
 
 def _smallest(needs: Needs, checkpointing: bool) -> int:
-    """Give what a pair needs at least beside its recorded runs: recording, attribution and exact edges, one by one."""
+    """Return what a pair needs at least beside its recorded runs: recording, attribution and exact edges, in turn."""
     differences = sum(needs.differences().values())
     exact = differences + sum(needs.exact().values())
     return max(sum(needs.recording().values()), sum(needs.attribution(1, checkpointing).values()), exact)
@@ -175,7 +175,7 @@ def _at_once(needs: Needs, tokens: int) -> int:
 
 
 def _tile(plan: MemoryPlan, needs: list[Needs], pairs: int) -> int:
-    """Give how many senders' changes fit beside what attribution needs in any case."""
+    """Return how many senders' changes fit beside what attribution needs in any case."""
     whole = plan.sizes.n_senders
     free = (plan.budget.limit - plan.held) // max(1, pairs)
 

@@ -82,7 +82,7 @@ class Needs:
     prompt: PromptSize
 
     def recorded(self, runs: int = 2) -> Terms:
-        """Give what stays of one pair: its runs (three with zero ablation) and the keys and values of its prefix."""
+        """Return what stays of one pair: its runs (three with zero ablation) and the keys and values of its prefix."""
         shape = self.sizes.shape
         streams = (shape.n_layers + 1) + shape.n_layers * (2 if shape.parallel else 3)
         by_layer = shape.n_heads * shape.d_head + self.sizes.projected
@@ -91,7 +91,7 @@ class Needs:
         return {**terms, "allocator": int(_LASTING * self.sizes.slack * sum(terms.values()))}
 
     def recording(self) -> Terms:
-        """Give what recording one pair needs while it runs."""
+        """Return what recording one pair needs while it runs."""
         prompt = self.prompt
         return self._terms(
             {
@@ -102,7 +102,7 @@ class Needs:
         )
 
     def exact(self) -> Terms:
-        """Give what one row ``(edge, pair)`` of a pass of single edges needs."""
+        """Return what one row ``(edge, pair)`` of a pass of single edges needs."""
         prompt, shape = self.prompt, self.sizes.shape
         return self._terms(
             {
@@ -115,7 +115,7 @@ class Needs:
         )
 
     def differences(self) -> Terms:
-        """Give what exact edges keep of a pair while they run: its senders' changes, and a group's head outputs."""
+        """Return what exact edges keep of a pair while they run: its senders' changes, and a group's head outputs."""
         shape, stream = self.sizes.shape, self.prompt.positions * self.sizes.shape.d_model
         by_layer = shape.n_heads * shape.d_head + shape.d_model
         numbers = self.prompt.positions * shape.n_layers * by_layer + stream
@@ -127,7 +127,7 @@ class Needs:
         )
 
     def circuits(self, senders: int) -> Terms:
-        """Give what one row ``(circuit, pair)`` needs when so many senders are computed."""
+        """Return what one row ``(circuit, pair)`` needs when so many senders are computed."""
         prompt, shape = self.prompt, self.sizes.shape
         stream = prompt.positions * shape.d_model * max(SUM, self.sizes.itemsize)
         reading = max(senders, 4 * shape.n_heads) * stream
@@ -143,7 +143,7 @@ class Needs:
         )
 
     def attribution(self, tile: int, checkpointing: bool = False) -> Terms:
-        """Give what attribution of one pair needs, with the changes of ``tile`` senders at a time.
+        """Return what attribution of one pair needs, with the changes of ``tile`` senders at a time.
 
         With ``checkpointing`` it has the activations of one layer at a time, and all layers' streams and gradients.
         """
@@ -168,7 +168,7 @@ class Needs:
         )
 
     def gradient(self, senders: int) -> Terms:
-        """Give what one row needs in a pass that takes a circuit's gradients, when so many senders are computed.
+        """Return what one row needs in a pass that takes a circuit's gradients, when so many senders are computed.
 
         Beside the changes and their gradients, what every receiver reads is kept for the way back.
         """
@@ -187,7 +187,7 @@ class Needs:
         )
 
     def weights(self) -> int:
-        """Give what a circuit's gradients keep once, however many rows a pass has: copies of attention's weights."""
+        """Return what a circuit's gradients keep once, however many rows a pass has: copies of attention's weights."""
         shape = self.sizes.shape
         numbers = shape.n_layers * (self.sizes.projected + shape.n_heads * shape.d_head) * shape.d_model
         return sum(self._terms({"weights": numbers * self.sizes.itemsize}).values())
@@ -206,7 +206,7 @@ class Needs:
         return {**terms, "allocator": int(self.sizes.slack * sum(terms.values()))}
 
     def _layer(self) -> int:
-        """Give what one position needs inside a layer: the wider of its MLP and its attention."""
+        """Return what one position needs inside a layer: the wider of its MLP and its attention."""
         heads = self.sizes.shape.n_heads * self.sizes.shape.d_head
         return max(3 * self.sizes.mlp, self.sizes.projected + 3 * heads) * self.sizes.itemsize
 
@@ -215,7 +215,7 @@ class Needs:
         return 3 * self.sizes.shape.n_heads * both * SUM if self.sizes.scores else 0
 
     def _repeated_prefix(self) -> int:
-        """Give the keys and values of a row: with a prefix every pass keeps them for all layers."""
+        """Return the keys and values of a row: with a prefix every pass keeps them for all layers."""
         return self._keys_and_values(self.prompt.prefix + self.prompt.positions) if self.prompt.prefix else 0
 
     def _keys_and_values(self, positions: int) -> int:

@@ -40,7 +40,7 @@ class Kept(Sequence[Item], Generic[Item]):
         return (self[place] for place in range(len(self)))
 
     def changed(self, change: Callable[[Item], Item], *, kept: Callable[[Item], bool]) -> "Kept[Item]":
-        """Give changed items, where they are, so far as ``kept`` says."""
+        """Return changed items, where they are, so far as ``kept`` says."""
         made = Kept[Item]((), None, self._load)
         made._store = self._store
         made.at_rest = tuple(filter(kept, map(change, self.at_rest)))

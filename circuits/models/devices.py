@@ -20,7 +20,7 @@ class MatmulPrecision(Choice):
 
     @classmethod
     def kind(cls) -> str:
-        """Say what the members are, for error messages."""
+        """Return what the members are called in error messages."""
         return "matmul precision"
 
     def use(self) -> None:

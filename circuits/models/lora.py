@@ -34,7 +34,7 @@ class Adapter:
 
 
 def find_adapter(folder: Path, *, complete: bool = True) -> Adapter | None:
-    """Give the adapter that a folder holds, or None where it holds none; ``complete`` says that weights must be there.
+    """Return the adapter that a folder holds, or None if it holds none; ``complete`` says that weights must be there.
 
     Raises :class:`ModelUnavailableError` for one that cannot be used.
     """
@@ -155,7 +155,7 @@ def _shapes(folder: Path) -> list[list[int]]:
 
 
 def without_wrapper(module: Any, name: str) -> Any:
-    """Give the model inside a PEFT wrapper, its adapter layers in place; any other module is given back as it is.
+    """Return the model inside a PEFT wrapper, its adapter layers in place; any other module as it is.
 
     Raises :class:`UnsupportedModelError` for an adapter outside the layers (prompt or prefix tuning).
     """

@@ -176,7 +176,7 @@ _OF_THE_DECODER: tuple[Callable[[Any], str | None], ...] = (
 
 
 def _parts(config: Any, *names: str) -> list[str]:
-    """Give those of these parts that a configuration made of several has."""
+    """Return those of these parts that a configuration made of several has."""
     return [name for name in names if name in config.sub_configs and getattr(config, name, None) is not None]
 
 
@@ -185,7 +185,7 @@ def _fact(config: Any, key: str) -> Any:
 
 
 def _varies(config: Any, key: str) -> bool:
-    """Say whether a number is not the same in all layers."""
+    """Return whether a number is not the same in all layers."""
     try:
         getattr(config, key, None)
     except RuntimeError:  # transformers' word for "depends on the layer"

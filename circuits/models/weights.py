@@ -33,6 +33,6 @@ class LoadedWeights:
 
 
 def attention_of(module: nn.Module) -> str:
-    """Give the attention implementation that a model of transformers uses; empty for other modules."""
+    """Return the attention implementation that a model of transformers uses; empty for other modules."""
     config: Any = getattr(module, "config", None)
     return str(getattr(config, "_attn_implementation", None) or "")

@@ -30,7 +30,7 @@ def attribute(
     *,
     tile: int | None = None,
 ) -> Float[Tensor, "pair edge"]:
-    """Give every edge's attribution for each pair, from gradients at one run.
+    """Return every edge's attribution for each pair, from gradients at one run.
 
     ``change`` holds the senders' clean minus corrupted values, of which ``tile`` senders (None: all) are expanded to
     ``pos * d_model`` numbers per pair at a time. Cost: for every tile a product of the size of a third of a forward
@@ -71,7 +71,7 @@ def _fill(
 def _changes(
     anatomy: Anatomy, change: Run, gradients: Gradients, senders: range
 ) -> Float[Tensor, "pair sender pos d_model"]:
-    """Give what some senders' changes do to the stream, to first order where a norm follows the heads' sum."""
+    """Return what some senders' changes do to the stream, to first order where a norm follows the heads' sum."""
     changes = sender_values(anatomy, change, senders)
     for layer, attention in gradients.attention.items():
         first = 1 + layer * anatomy.shape.senders_per_layer
@@ -86,7 +86,7 @@ def _changes(
 def _pushed_forward(
     function: Callable[[Tensor], Tensor], at: Float[Tensor, "*any"], changes: Float[Tensor, "change *any"]
 ) -> Float[Tensor, "change *any"]:
-    """Give the product of a function's Jacobian with each change: the derivative of its transpose, which is linear."""
+    """Return the product of a function's Jacobian with each change: the derivative of its transpose (linear)."""
     with torch.enable_grad():
         point = at.detach().requires_grad_(True)
         made = function(point)
@@ -105,7 +105,7 @@ def _products(
 
 
 def _pull_back(tracer: Tracer, layer: int, gradients: Gradients) -> Float[Tensor, "pair receiver pos d_model"]:
-    """Give the gradient at what each query, key and value receiver of a layer reads, in graph order."""
+    """Return the gradient at what each query, key and value receiver of a layer reads, in graph order."""
     anatomy, stream = tracer.anatomy, gradients.stream[layer]
     parts: list[Tensor] = []
     for slot in Slot:
@@ -128,7 +128,7 @@ def _pull_back(tracer: Tracer, layer: int, gradients: Gradients) -> Float[Tensor
 def _pull_back_through_norm(
     anatomy: Anatomy, layer: int, slot: Slot, stream: Float[Tensor, "pair pos d_model"], gradient: Tensor
 ) -> Float[Tensor, "unit pair pos d_model"]:
-    """Give the gradient at the normed stream of each unit's outputs, behind a norm over all units of the slot."""
+    """Return the gradient at the normed stream of each unit's outputs, behind a norm over all units of the slot."""
     columns = anatomy.columns[slot]
     own = torch.zeros(len(columns), *gradient.shape, dtype=gradient.dtype, device=gradient.device)
     for unit, place in enumerate(columns):

@@ -46,7 +46,7 @@ def patched_logits(
     *,
     columns: Columns | None = None,
 ) -> Iterator[Batch]:
-    """Give, batch by batch, the logits of ``current`` when one edge carries the sender's value from ``other``.
+    """Yield, batch by batch, the logits of ``current`` when one edge carries the sender's value from ``other``.
 
     Edges whose sender does not differ between the runs come first, with ``None``: they change nothing and are not run.
     ``columns`` are the tokens of interest. Cost: of one edge into layer ``l``, a forward pass from that layer on, of
@@ -84,7 +84,7 @@ class _Patcher:
         self.differs = _differing_senders(graph, change)
 
     def logits(self, group: _Group, edges: EdgeIndices) -> Logits:
-        """Give the logits of a batch of edges of one group."""
+        """Return the logits of a batch of edges of one group."""
         if group.layer == self.graph.shape.n_layers:
             return self._into_logits(edges)
         if group.slot is None:
@@ -124,11 +124,11 @@ class _Patcher:
         return self._finish(layer, len(edges), attention.flatten(0, 1), {})
 
     def _positions(self, layer: int) -> slice:
-        """Say at which positions a change of a layer's attention or MLP matters: in the last layer at the last one."""
+        """Return at which positions a change of a layer's attention or MLP matters: in the last layer only the last."""
         return slice(-1, None) if layer == self.last else slice(None)
 
     def _patched_heads(self, layer: int, slot: Slot, senders: EdgeIndices) -> Float[Tensor, "sender pair pos width"]:
-        """Give all head outputs of a layer when the slot of *every* head reads each sender's replacement value."""
+        """Return all head outputs of a layer when the slot of *every* head reads each sender's replacement value."""
         anatomy = self.tracer.anatomy
         path = anatomy.architecture.slot_modules[slot]
         read = anatomy.attention_norm(layer, self.current.stream[layer] + self._changes(senders))
@@ -172,7 +172,7 @@ class _Patcher:
 
 
 def _differing_senders(graph: ComputationalGraph, change: Run) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Say which senders differ at all between two runs."""
+    """Return which senders differ at all between two runs."""
     differs = [change.stream[0].any().reshape(1)]
     for z, mlp in zip(change.z, change.mlp, strict=True):
         by_head = rearrange(z, "b p (h k) -> h (b p k)", h=graph.shape.n_heads)

@@ -12,7 +12,7 @@ from circuits.tracing.tracer import Tracer
 
 
 def gradients_at(tracer: Tracer, run: Run, embedding: Stream, loss: Loss) -> Gradients:
-    """Give the gradients of ``loss`` at the run with this input embedding of the prompts of ``run``.
+    """Return the gradients of ``loss`` at the run with this input embedding of the prompts of ``run``.
 
     Cost: one forward and one backward pass, which keep the activations of all layers.
     """
@@ -23,7 +23,7 @@ def gradients_at(tracer: Tracer, run: Run, embedding: Stream, loss: Loss) -> Gra
 
 
 def gradients_by_layer(tracer: Tracer, run: Run, embedding: Stream, loss: Loss) -> Gradients:
-    """Give what :func:`gradients_at` gives, with the activations of one layer at a time.
+    """Return what :func:`gradients_at` returns, with the activations of one layer at a time.
 
     Cost: two forward passes and one backward pass.
     """
@@ -40,7 +40,7 @@ def gradients_by_layer(tracer: Tracer, run: Run, embedding: Stream, loss: Loss) 
 
 
 def _streams(tracer: Tracer, run: Run, embedding: Stream) -> list[Stream]:
-    """Give the stream entering every layer."""
+    """Return the stream entering every layer."""
     streams: list[Tensor] = []
     last = tracer.anatomy.shape.n_layers - 1
     plan = Plan(

@@ -155,7 +155,7 @@ class _Reading:
     def _written(
         self, layer: int, total: Float[Tensor, "receiver pair pos d_model"]
     ) -> Float[Tensor, "receiver pair pos d_model"]:
-        """Give what a sum of heads' changes does to the stream behind the layer's norm."""
+        """Return what a sum of heads' changes does to the stream behind the layer's norm."""
         before = self.masked.base.attention[layer][:, self.positions]
         written = self.masked.tracer.anatomy.written
         return written(layer, (before + total).to(before.dtype)) - written(layer, before)

@@ -34,7 +34,7 @@ def run_masked(
     masks: NDArray[np.bool_],
     columns: Columns | None = None,
 ) -> Float[Tensor, "circuit pair d_vocab"]:
-    """Give the logits of circuits: base values but along live edges, beginning where ``changes`` says.
+    """Return the logits of circuits: base values but along live edges, beginning where ``changes`` says.
 
     ``masks`` has one row of booleans per circuit over the graph's edges; ``columns`` are the tokens of interest.
     """
@@ -54,7 +54,7 @@ def run_masked(
 def needed_senders(
     graph: ComputationalGraph, live: NDArray[np.bool_], origins: tuple[int, ...], *, recorded: bool = True
 ) -> list[int]:
-    """Give the senders on a live path from an origin to the logits, in graph order; all others keep base values.
+    """Return the senders on a live path from an origin to the logits, in graph order; all others keep base values.
 
     Where the base was not recorded from a run, every sender differs from it even with base inputs, so all are origins.
     """
@@ -75,7 +75,7 @@ def needed_senders(
 
 
 def first_difference(graph: ComputationalGraph, masks: NDArray[np.bool_]) -> int:
-    """Give the first layer at which some receiver has different live edges in different circuits."""
+    """Return the first layer at which some receiver has different live edges in different circuits."""
     differing = np.flatnonzero((masks != masks[:1]).any(axis=0))
     if not len(differing):
         return 0
@@ -84,7 +84,7 @@ def first_difference(graph: ComputationalGraph, masks: NDArray[np.bool_]) -> int
 
 
 def _reads_of_senders(graph: ComputationalGraph) -> list[list[int]]:
-    """Give, for every sender, the receivers through which it reads."""
+    """Return, for every sender, the receivers through which it reads."""
     shape = graph.shape
     per_layer = shape.receivers_per_layer
     reads: list[list[int]] = [[]]
@@ -105,7 +105,7 @@ class Tape(Protocol):
     def read(
         self, masked: "MaskedPass", receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice
     ) -> Float[Tensor, "1 receiver pair pos d_model"]:
-        """Give what some receivers of equal fan-in read."""
+        """Return what some receivers of equal fan-in read."""
         ...
 
     def write(self, masked: "MaskedPass", places: list[int], made: Float[Tensor, "1 sender pair pos d_model"]) -> None:
@@ -185,17 +185,17 @@ class MaskedPass:
             self.tracer.run(ids, plan, prefix=self.base.prefix, gradients=gradients)
 
     def logits(self, columns: Columns | None) -> Float[Tensor, "circuit pair d_vocab"]:
-        """Give the logits that follow from all changes."""
+        """Return the logits that follow from all changes."""
         final = self.final()
         logits = unembed(self.tracer, self.base.ids.repeat(self.circuits, 1), final.flatten(0, 2), columns)
         return rearrange(logits, "(c b) v -> c b v", c=self.circuits)
 
     def final(self) -> Float[Tensor, "circuit 1 pair 1 d_model"]:
-        """Give what the logits read at the last position."""
+        """Return what the logits read at the last position."""
         return self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))
 
     def _computed(self, layer: int) -> tuple[list[int], bool]:
-        """Say which heads of a layer, and whether its MLP, must be computed."""
+        """Return which heads of a layer, and whether its MLP, must be computed."""
         shape = self.graph.shape
         first = 1 + layer * shape.senders_per_layer
         own = [sender - first for sender in self._computable() if 0 <= sender - first < shape.senders_per_layer]
@@ -207,7 +207,7 @@ class MaskedPass:
     def _input(
         self, receivers: list[int], base: Float[Tensor, "pair pos d_model"], positions: slice = slice(None)
     ) -> Float[Tensor, "circuit receiver pair pos d_model"]:
-        """Give what some receivers of equal fan-in read."""
+        """Return what some receivers of equal fan-in read."""
         if self.tape is not None:
             return self.tape.read(self, receivers, base, positions)
         block = np.stack([self._live(receiver) for receiver in receivers], axis=1)
@@ -236,14 +236,14 @@ class MaskedPass:
     def _chosen(
         self, block: Bool[np.ndarray, "circuit receiver sender"], senders: NDArray[np.int64], positions: slice
     ) -> tuple[Float[Tensor, "circuit receiver chosen"], Float[Tensor, "circuit chosen pair pos d_model"]]:
-        """Give which of some senders each receiver sees, and their changes."""
+        """Return which of some senders each receiver sees, and their changes."""
         changes = self.changes[:, : senders[-1] + 1, :, positions]
         if len(senders) < changes.shape[1]:
             changes = changes[:, torch.as_tensor(senders, device=changes.device)]
         return torch.as_tensor(block[:, :, senders], dtype=changes.dtype, device=changes.device), changes
 
     def _live(self, receiver: int) -> Bool[np.ndarray, "circuit sender"]:
-        """Say which needed senders a receiver can see, in each circuit."""
+        """Return which needed senders a receiver can see, in each circuit."""
         begin, fan_in = int(self.graph.offsets[receiver]), self.graph.fan_in[receiver]
         return self.masks[:, begin : begin + fan_in][:, self.needed[: np.searchsorted(self.needed, fan_in)]]
 

@@ -100,7 +100,7 @@ class PatchingExperiment:
         )
 
     def _shared(self, pairs: Sequence[TokenPair]) -> int:
-        """Give how many positions of some pairs are read from the prefix cache."""
+        """Return how many positions of some pairs are read from the prefix cache."""
         return min(_first_difference(pair) for pair in pairs) if self.prefix_cache.on else 0
 
     def _record(self, pairs: Sequence[TokenPair]) -> Iterator[PairBatch]:
@@ -142,7 +142,7 @@ class PatchingExperiment:
 
     @in_own_state
     def part(self, begin: int, end: int) -> "PatchingExperiment":
-        """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
+        """Return the same experiment on some of its pairs; see :meth:`Experiment.part`."""
         fewer = copy(self)
         fewer._taps = []
         fewer.batches = self.batches.changed(
@@ -353,7 +353,7 @@ class PatchingExperiment:
         return values
 
     def budget(self, batch: PairBatch) -> RowBudget:
-        """Give the rows per pass of single changes that the plan leaves room for."""
+        """Return the rows per pass of single changes that the plan leaves room for."""
         needs = self._needs(batch)
         return self._rows(batch, needs.exact(), beside=len(batch.index) * sum(needs.differences().values()))
 
@@ -376,7 +376,7 @@ def _wanted_prefix_cache(tracer: Tracer, options: Options) -> PrefixCache:
 
 
 def _first_difference(pair: TokenPair) -> int:
-    """Give the first position at which the prompts of a pair differ; of equal prompts the last."""
+    """Return the first position at which the prompts of a pair differ; of equal prompts the last."""
     differing = (i for i, (here, there) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if here != there)
     return next(differing, len(pair.clean) - 1)
 

@@ -62,12 +62,12 @@ class Path:
         return "->".join(stops)
 
     def indices(self, graph: ComputationalGraph) -> EdgeIndices:
-        """Give the positions of the path's edges in the graph."""
+        """Return the positions of the path's edges in the graph."""
         return np.array(sorted({graph.index(edge) for edge in self.edges}), dtype=np.int64)
 
 
 def _receiver(stop: Receiver, graph: ComputationalGraph) -> Receiver:
-    """Give the place where a stop reads: for a key or value of a grouped head, that of its group."""
+    """Return the place where a stop reads: for a key or value of a grouped head, that of its group."""
     if graph.shape.grouped and stop.node.kind is NodeKind.HEAD and stop.slot in (Slot.K, Slot.V):
         return Receiver(Node(NodeKind.KV, stop.node.layer, stop.node.index // graph.shape.heads_per_group), stop.slot)
     return stop

@@ -106,7 +106,7 @@ class Experiment(Protocol):
         ...
 
     def part(self, begin: int, end: int) -> "Experiment":
-        """Give the same experiment on the pairs ``begin .. end - 1`` only, without running anything."""
+        """Return the same experiment on the pairs ``begin .. end - 1`` only, without running anything."""
         ...
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> NDArray[np.float64]:

@@ -24,12 +24,12 @@ class PairBatch:
     columns: Columns | None = None
 
     def part(self, begin: int, end: int) -> "PairBatch":
-        """Give the pairs of the batch whose places are ``begin .. end - 1``, counted from there."""
+        """Return the pairs of the batch whose places are ``begin .. end - 1``, counted from there."""
         part = self.rows(slice(*np.searchsorted(self.index, (begin, end)).tolist()))
         return replace(part, index=part.index - begin)
 
     def rows(self, chosen: slice) -> "PairBatch":
-        """Give some pairs of the batch, by their row."""
+        """Return some pairs of the batch, by their row."""
         answers = self.answers.rows(chosen)
         runs = (run.rows(chosen) for run in (self.clean, self.corrupted, self.base))
         return PairBatch(self.index[chosen], answers, *runs, columns=self.columns)

@@ -113,7 +113,7 @@ class SequenceExperiment:
         return self._summed(self._rows.corrupted)
 
     def part(self, begin: int, end: int) -> "SequenceExperiment":
-        """Give the same experiment on some of its pairs; see :meth:`Experiment.part`."""
+        """Return the same experiment on some of its pairs; see :meth:`Experiment.part`."""
         fewer = copy(self)
         starts = self._starts[begin : end + 1]
         fewer.n_pairs, fewer._starts = len(starts) - 1, starts - starts[0]

@@ -134,7 +134,7 @@ class _Patcher:
         return self.current.length - self.current.ids.shape[1] if columns_are_positions else 0
 
     def values(self, columns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give the metric's sum over pairs for each column."""
+        """Return the metric's sum over pairs for each column."""
         count, layer, recorder = len(columns), self.layer, Recorder()
         stream = self.current.stream[layer].repeat(count, 1, 1)
         attention: dict[int, Tensor] = {}
@@ -154,7 +154,7 @@ class _Patcher:
         return self.experiment.measured(self.batch, recorder.logits).sum(1)
 
     def _mixed(self, current: Tensor, other: Tensor, columns: NDArray[np.int64]) -> Tensor:
-        """Give rows ``(column, pair)`` of the current value with each column's position taken from the other run."""
+        """Return rows ``(column, pair)`` of the current value with each column's position taken from the other run."""
         mixed = current.repeat(len(columns), 1, 1, 1)
         for row, position in enumerate((columns - self.shared).tolist()):
             place = slice(position, position + 1) if self.by_position else slice(None)
@@ -162,7 +162,7 @@ class _Patcher:
         return mixed.flatten(0, 1)
 
     def _mixed_heads(self, columns: NDArray[np.int64]) -> Tensor:
-        """Give rows ``(head, pair)`` of head outputs, each with one head (all positions) from the other run."""
+        """Return rows ``(head, pair)`` of head outputs, each with one head (all positions) from the other run."""
         heads = self.experiment.graph.shape.n_heads
         current, other = (
             rearrange(run.z[self.layer], "b p (h k) -> b p h k", h=heads) for run in (self.current, self.other)

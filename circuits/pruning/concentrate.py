@@ -54,7 +54,7 @@ def regrown(judge: Judge, edges: EdgeIndices) -> EdgeIndices | None:
 
 
 def dispensable_first(slopes: Floats) -> Floats:
-    """Give a key by which edges are sorted in the order in which they go."""
+    """Return a key by which edges are sorted in the order in which they go."""
     return np.where(slopes < 0, -_HARMFUL * slopes, slopes)
 
 

@@ -21,29 +21,29 @@ class Judge:
     progress: Progress
 
     def many(self, circuits: list[EdgeIndices]) -> Floats:
-        """Give the faithfulness of circuits."""
+        """Return the faithfulness of circuits."""
         masks = [self.experiment.graph.mask(edges) for edges in circuits]
         return faithfulness(
             self.experiment, self.experiment.circuits(masks, progress=self.progress if len(masks) > 1 else no_progress)
         )
 
     def one(self, edges: EdgeIndices) -> float:
-        """Give the faithfulness of one circuit."""
+        """Return the faithfulness of one circuit."""
         return float(self.many([edges])[0])
 
     def removals(self, edges: EdgeIndices, blocks: list[EdgeIndices]) -> Floats:
-        """Give the faithfulness of the circuit without each block of edges."""
+        """Return the faithfulness of the circuit without each block of edges."""
         return self.many([np.setdiff1d(edges, block) for block in blocks])
 
     def slopes(self, edges: EdgeIndices) -> tuple[float, Floats]:
-        """Give the faithfulness of a circuit and, to first order, what removing each of its edges costs of it."""
+        """Return the faithfulness of a circuit and, to first order, what removing each of its edges costs of it."""
         values, slopes = self.experiment.circuit_gradient(
             self.experiment.graph.mask(edges).astype(np.float64), among=edges
         )
         return float(faithfulness(self.experiment, values)), slopes.mean(0)[edges] / self._gap
 
     def all_slopes(self, edges: EdgeIndices) -> Floats:
-        """Give, to first order, what removing each edge costs and what adding each left-out edge brings, by edge."""
+        """Return, to first order, what removing each edge costs and what adding each left-out edge brings, by edge."""
         weights, kept = self.experiment.graph.mask(edges).astype(np.float64), self.experiment.kept
         found = kept.arrays(
             "mean slopes", edges.tolist(), lambda: {"slopes": self.experiment.circuit_gradient(weights)[1].mean(0)}
@@ -61,5 +61,5 @@ class Judge:
         return shorter if len(shorter) < len(edges) and self.reaches(self.one(shorter)) else edges
 
     def reaches(self, f: Floats | float) -> NDArray[np.bool_]:
-        """Say which faithfulness reaches the target."""
+        """Return which faithfulness reaches the target."""
         return np.abs(1 - f) <= self.tolerance

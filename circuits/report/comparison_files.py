@@ -82,7 +82,7 @@ def _page(comparison: Comparison, diff: CircuitDiff, title: str) -> str:
 
 
 def _differences(comparison: Comparison) -> list[tuple[str, CircuitDiff, str]]:
-    """Give every difference that is drawn, with the name of its file and its title."""
+    """Return every difference that is drawn, with the name of its file and its title."""
     pairs = [f"{a}-{b}" for a, b in (diff.names for diff in comparison.pairs)]
     changes = [change.name for change in comparison.changes]
     stems = [DIFFERENCE] if len(pairs) == 1 else [f"{DIFFERENCE}-{name}" for name in file_names(pairs)]
@@ -93,7 +93,7 @@ def _differences(comparison: Comparison) -> list[tuple[str, CircuitDiff, str]]:
 
 
 def _as_circuit(part: Part, comparison: Comparison, command: str) -> Circuit:
-    """Give a part as it is written: with how well it does on the behaviour of its circuit, where that was measured."""
+    """Return a part as it is written: with how well it does on its circuit's behaviour, where that was measured."""
     circuit = replace(part.circuit, provenance=replace(part.circuit.provenance, command=command))
     owner = {only(name): name for name in comparison.names}.get(part.name, "")
     for column in comparison.columns:

@@ -36,7 +36,7 @@ class Tabulated:
 
 
 def short_names(comparison: Comparison) -> dict[str, str]:
-    """Give what circuits and parts are called in tables: letters where the names are long."""
+    """Return what circuits and parts are called in tables: letters where the names are long."""
     names = comparison.names
     letters = [string.ascii_uppercase[i % 26] for i in range(len(names))]
     called = dict(zip(names, letters if max(map(len, names)) > LONGEST else names, strict=True))
@@ -44,7 +44,7 @@ def short_names(comparison: Comparison) -> dict[str, str]:
 
 
 def tables_of(comparison: Comparison) -> list[Tabulated]:
-    """Give every table that a comparison has something for."""
+    """Return every table that a comparison has something for."""
     short = short_names(comparison)
     tables = [_overlap(diff, short) for diff in comparison.pairs]
     if len(comparison.circuits) > 2:

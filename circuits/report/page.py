@@ -107,12 +107,12 @@ def _hashed(text: str) -> str:
 
 
 def size_text(value: float) -> str:
-    """Give the size of a score as the slider reads it: six significant digits; 0 for what has no score."""
+    """Return the size of a score as the slider reads it: six significant digits; 0 for what has no score."""
     return number(abs(value)) if math.isfinite(value) else "0"
 
 
 def samples(rows: Sequence[Sequence[Key]]) -> list[list[Sample]]:
-    """Give the legend's keys as small drawings that follow the page's colours."""
+    """Return the legend's keys as small drawings that follow the page's colours."""
     return [[Sample(Markup(_drawn(key)), key.text) for key in row] for row in rows]
 
 

@@ -38,7 +38,7 @@ def report_html(
     prompts: Sequence[Example] = (),
     intervals: Floats | None = None,
 ) -> str:
-    """Give the page: diagram, evaluation in words, curve, table of edges, evidence, prompts, how it was found.
+    """Return the page: diagram, evaluation in words, curve, table of edges, evidence, prompts, how it was found.
 
     ``svg`` is the diagram as :func:`circuits.drawing.render.image` gives it (best of ``circuit_dot(circuit,
     page=True)``); it is put into the page as it is. Everything else is escaped. ``evidence`` is one text per head
@@ -76,7 +76,7 @@ def comparison_html(
     tables: Sequence[Table] = (),
     title: str | None = None,
 ) -> str:
-    """Give the page of a comparison: what it says in words, the difference diagram, tables, the edges of both circuits.
+    """Return the page of a comparison: what it says in words, the difference diagram, tables, both circuits' edges.
 
     ``svg`` as in :func:`report_html`, best of ``difference_dot(diff, page=True)``. The slider compares |score| with the
     largest of the circuit an edge is of; for shared edges the larger of both shares counts.
@@ -149,7 +149,7 @@ def _cells(circuit: Circuit, intervals: Floats | None, i: int) -> tuple[str, ...
 
 
 def _strongest_first(scores: Floats) -> list[int]:
-    """Give places in the order of the table: ties in graph order, what has no score last."""
+    """Return places in the order of the table: ties in graph order, what has no score last."""
     order: list[int] = np.argsort(-np.nan_to_num(np.abs(scores)), kind="stable").tolist()
     return order
 
@@ -176,7 +176,7 @@ def _difference_rows(diff: CircuitDiff) -> list[EdgeRow]:
 
 
 def relative_sizes(scores: Floats, *, common: bool) -> Floats:
-    """Give |score| as a share of its circuit's largest (or of the largest of both), the larger share for shared edges.
+    """Return |score| as a share of its circuit's largest (or of the largest of both), the larger for shared edges.
 
     ``scores`` has one row per circuit; NaN where an edge has no score.
     """
@@ -239,7 +239,7 @@ def _pair(pair: Example) -> dict[str, Any]:
 
 
 def marked(clean: str, corrupted: str) -> Markup:
-    """Give the corrupted prompt as markup, with the words marked in which it differs from the clean one."""
+    """Return the corrupted prompt as markup, with the words marked in which it differs from the clean one."""
     old, new = re.findall(r"\w+|\W", clean), re.findall(r"\w+|\W", corrupted)
     parts: list[str] = []
     for what, _, _, begin, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():

@@ -108,7 +108,7 @@ def _areas_sentence(areas: Areas) -> str:
 
 
 def facts(circuit: Circuit) -> list[tuple[str, str]]:
-    """Give what the circuit is of and how it was found, as names and values."""
+    """Return what the circuit is of and how it was found, as names and values."""
     model, behaviour, method, origin = circuit.model, circuit.behaviour, circuit.method, circuit.provenance
     known = [
         ("Model", model.id),

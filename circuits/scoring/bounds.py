@@ -32,13 +32,13 @@ def scales(effects: Floats, prior: Floats) -> Floats:
 
 
 def prior_ratio(effects: Floats, prior: Floats) -> float:
-    """Give the median ratio of measured spread to prior, from edges measured on all pairs."""
+    """Return the median ratio of measured spread to prior, from edges measured on all pairs."""
     known = prior > 0
     return float(np.median(effects[known].std(axis=1, ddof=1) / prior[known])) if known.any() else 1.0
 
 
 def multiples(effects: Floats, prior: Floats, rounds: Sequence[int], error: float, seed: int) -> list[float]:
-    """Give, for each number of pairs, how many standard errors the mean of ``|effect|`` may lie too low.
+    """Return, for each number of pairs, how many standard errors the mean of ``|effect|`` may lie too low.
 
     ``effects`` are those of edges measured on all pairs; ``error`` is the probability, for one edge and one round, that
     an edge like these lies lower still. Infinite where the pairs tell nothing.

@@ -60,7 +60,7 @@ class Meter:
         return None if self._budget.edges is None else self._budget.edges * self._n_pairs
 
     def room(self, waiting: int, pairs: int) -> int:
-        """Say how many of the waiting edges may be measured now on ``pairs`` pairs each."""
+        """Return how many of the waiting edges may be measured now on ``pairs`` pairs each."""
         if self.limit is not None:
             waiting = min(waiting, (self.limit - self.spent) // pairs)
         if self._budget.seconds is not None:
@@ -71,7 +71,7 @@ class Meter:
         return waiting
 
     def steps(self, planned: int) -> tuple[int, int]:
-        """Give (done, in all) for a progress bar; ``planned`` is the least that would be measured without a limit."""
+        """Return (done, in all) for a progress bar; ``planned`` is the least that would be measured without a limit."""
         if self._budget.seconds is not None:
             total = max(1, round(self._budget.seconds))
             return min(total, int(time.monotonic() - self._begun)), total

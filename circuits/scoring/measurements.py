@@ -27,7 +27,7 @@ class Measurements:
         return self._experiment.n_pairs
 
     def means(self, edges: EdgeIndices) -> Floats:
-        """Give the mean effect of each edge over the pairs it was measured on."""
+        """Return the mean effect of each edge over the pairs it was measured on."""
         return self.effects[edges].sum(axis=1) / self.counts[edges]
 
     def measure(self, edges: EdgeIndices, upto: int) -> None:

@@ -26,7 +26,7 @@ class Agreement:
     top_found: float
 
     def describe(self, scorer: str) -> str:
-        """Say it in one line."""
+        """Return it as one line of text."""
         return (
             f"{scorer} against exact on {self.n} edges: Spearman {self.spearman:.2f}, Pearson {self.pearson:.2f}, "
             f"{self.sign_errors:.0%} wrong signs, {self.top_found:.0%} of the exact top tenth found"

@@ -54,11 +54,11 @@ class Prefix:
         return self.keys[0].shape[2]
 
     def rows(self, chosen: slice) -> "Prefix":
-        """Give the prefix of some of its prompts."""
+        """Return the prefix of some of its prompts."""
         return replace(self, of=self.of[chosen])
 
     def cache(self, rows: int, start: int) -> DynamicCache:
-        """Give what a forward pass of ``rows`` prompts from layer ``start`` on needs: a copy for every prompt's rows.
+        """Return what a forward pass of ``rows`` prompts from layer ``start`` on needs: a copy for every prompt's rows.
 
         Rows are ``(anything, pair)``. A cache is used up by one pass, which adds to it.
         """

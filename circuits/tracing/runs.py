@@ -49,7 +49,7 @@ class Run:
         return self.ids.shape[1] + (0 if self.prefix is None else self.prefix.length)
 
     def rows(self, chosen: slice) -> "Run":
-        """Give the run of some of its prompts."""
+        """Return the run of some of its prompts."""
         return Run(
             ids=self.ids[chosen],
             stream=tuple(value[chosen] for value in self.stream),
@@ -73,7 +73,7 @@ class Recorder:
         self.logits = torch.empty(0)
 
     def at(self, layer: int, site: LayerSite) -> "Keep":
-        """Give the visit that keeps the value of one site."""
+        """Return the visit that keeps the value of one site."""
         return Keep(self, layer, site)
 
     def keep_final(self, value: Tensor) -> None:
@@ -137,7 +137,7 @@ def record(
 
 
 def zero_run(tracer: Tracer, like: Run) -> Run:
-    """Give the replacement values of zero ablation in the form of a run: every sender writes zero.
+    """Return the replacement values of zero ablation in the form of a run: every sender writes zero.
 
     What receivers read is then the sum of the constants that belong to no sender: the attention's output biases.
     """
@@ -186,7 +186,7 @@ def unembed(
 
 
 def sender_values(anatomy: Anatomy, run: Run, senders: Sequence[int]) -> Float[Tensor, "pair sender pos d_model"]:
-    """Give what some senders (positions in the graph's order) wrote to the residual stream.
+    """Return what some senders (positions in the graph's order) wrote to the residual stream.
 
     Of heads with a norm between their sum and the stream, this is their share of that sum.
     """
@@ -207,7 +207,7 @@ def sender_values(anatomy: Anatomy, run: Run, senders: Sequence[int]) -> Float[T
 def sender_changes(
     anatomy: Anatomy, run: Run, change: Run, senders: Sequence[int]
 ) -> Float[Tensor, "pair sender pos d_model"]:
-    """Give how the stream of a run would change if some senders, each alone, took the values of another run.
+    """Return how the stream of a run would change if some senders, each alone, took the values of another run.
 
     ``change`` is the :func:`difference` of that run from this one. Exact, also through a norm after the attention.
     """
@@ -236,7 +236,7 @@ def _by_block(anatomy: Anatomy, senders: Sequence[int]) -> list[tuple[int, list[
 
 
 def difference(run: Run, other: Run) -> Run:
-    """Give the difference of two runs' sender values, in the form of a run (only sender values are meaningful)."""
+    """Return the difference of two runs' sender values, in the form of a run (only sender values are meaningful)."""
     return replace(
         run,
         stream=(run.stream[0] - other.stream[0], *run.stream[1:]),

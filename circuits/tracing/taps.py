@@ -45,7 +45,7 @@ class Taps:
     logits: list[Tensor] = field(default_factory=list[Tensor])
 
     def visits(self, anatomy: Anatomy, layers: Iterable[int]) -> dict[tuple[int, LayerSite], Visit]:
-        """Give the visits that keep what these layers read."""
+        """Return the visits that keep what these layers read."""
         visits = dict[tuple[int, LayerSite], Visit]()
         for layer in layers:
             visits[layer, LayerSite.STREAM] = partial(_keep, self.stream, layer)
@@ -58,7 +58,7 @@ class Taps:
         return visits
 
     def added_to(self, plan: Plan, anatomy: Anatomy) -> Plan:
-        """Give a plan of a whole run with these taps after its own visits, and gradients from the first stream on."""
+        """Return a plan of a whole run with these taps after its own visits, and gradients from the first stream on."""
         visits = dict(plan.visits)
         for place, tap in self.visits(anatomy, range(anatomy.shape.n_layers)).items():
             visits[place] = partial(_both, visits.get(place, _ignore), tap)

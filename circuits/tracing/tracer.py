@@ -78,7 +78,7 @@ class Tracer:
         return self._unembedding is not None and self._directions is None
 
     def reading(self, directions: Float[Tensor, "direction d_model"]) -> "Tracer":
-        """Give a tracer in whose runs the logits are lengths along directions of the final stream, after its norm.
+        """Return a tracer in whose runs the logits are lengths along directions of the final stream, after its norm.
 
         They take the place of the whole unembedding, with its bias, scale and cap.
         """

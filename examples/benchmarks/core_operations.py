@@ -84,7 +84,7 @@ class Subject:
         return torch.tensor([pair.clean for pair in self.pairs], device=self.model.tracer.anatomy.device)
 
     def forward(self, pairs: int | None = None) -> Callable[[], object]:
-        """Give a plain forward pass of the first pairs' clean prompts."""
+        """Return a plain forward pass of the first pairs' clean prompts."""
         return plain_forward(self.model.tracer.anatomy.module, self.ids[:pairs])
 
 
@@ -105,7 +105,7 @@ def load(name: str, *, quick: bool) -> Subject:
 
 
 def sweep_order(graph: ComputationalGraph) -> NDArray[np.int64]:
-    """Give all edges in the order in which a full sweep measures them."""
+    """Return all edges in the order in which a full sweep measures them."""
     slots: list[Slot | None] = [*Slot, None]
     last = graph.shape.n_layers
     layer = np.array([last if r.node.kind is NodeKind.LOGITS else r.node.layer for r in graph.receivers])
@@ -123,7 +123,7 @@ class Sweep:
     n_edges: int
 
     def described(self, forward: Cost) -> dict[str, float]:
-        """Give the figures of the whole sweep, for a file."""
+        """Return the figures of the whole sweep, for a file."""
         hours = self.cost.wall * self.n_edges * forward.wall / 3600
         return {
             "edges": self.n_edges,

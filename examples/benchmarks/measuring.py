@@ -28,7 +28,7 @@ class Cost:
         return Cost(self.wall / other.wall, self.processor / other.processor)
 
     def per(self, items: float) -> "Cost":
-        """Give the cost of one of several items."""
+        """Return the cost of one of several items."""
         return Cost(self.wall / items, self.processor / items)
 
 
@@ -62,21 +62,21 @@ class Meter:
         self.forward()
 
     def once(self, run: Callable[[], object]) -> Cost:
-        """Give the seconds of one run, with plain forward passes around it."""
+        """Return the seconds of one run, with plain forward passes around it."""
         self._plain()
         cost = stopwatch(run)
         self._plain()
         return cost
 
     def multiple(self, run: Callable[[], object], items: float = 1) -> Cost:
-        """Give the median of repeated runs after one to warm up, per item, as a multiple of the passes among them."""
+        """Return the median of repeated runs after one to warm up, per item, as a multiple of the passes among them."""
         run()
         before = len(self.forwards)
         taken = median([self.once(run) for _ in range(self.repeats)])
         return (taken / median(self.forwards[before:])).per(items)
 
     def plain(self) -> Cost:
-        """Give the seconds of a plain forward pass: the median of all so far."""
+        """Return the seconds of a plain forward pass: the median of all so far."""
         return median(self.forwards)
 
     def _plain(self) -> None:
@@ -84,7 +84,7 @@ class Meter:
 
 
 def plain_forward(module: nn.Module, ids: Tensor) -> Callable[[], object]:
-    """Give the model's own forward pass of prompts: no gradients, no cache, logits at all positions."""
+    """Return the model's own forward pass of prompts: no gradients, no cache, logits at all positions."""
 
     @torch.no_grad()
     def forward() -> None:
@@ -94,7 +94,7 @@ def plain_forward(module: nn.Module, ids: Tensor) -> Callable[[], object]:
 
 
 def peak_megabytes() -> float:
-    """Give the most memory this process ever had resident."""
+    """Return the most memory this process ever had resident."""
     status = Path("/proc/self/status")
     if status.exists():  # of this program alone; getrusage counts what started it too
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1024
@@ -103,7 +103,7 @@ def peak_megabytes() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Say where figures were measured."""
+    """Return where figures were measured."""
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -139,7 +139,7 @@ class Figures:
         Console(width=None if sys.stdout.isatty() else 150, highlight=False).print(table)
 
     def markdown(self) -> str:
-        """Give the table as Markdown."""
+        """Return the table as Markdown."""
         rule = "|".join("---" if place == 0 else "---:" for place in range(len(self.columns)))
         head, *lines = [f"| {' | '.join(row)} |" for row in (self.columns, *self.rows)]
         return "\n".join([f"**{self.title}**", "", head, f"|{rule}|", *lines])
@@ -159,7 +159,7 @@ def report(name: str, folder: Path, results: dict[str, Any], *figures: Figures) 
 
 
 def tell(text: str) -> None:
-    """Say on stderr what is being measured."""
+    """Print on stderr what is being measured."""
     Console(stderr=True, highlight=False).print(f"{text} ...", style="dim")
 
 

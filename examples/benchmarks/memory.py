@@ -63,7 +63,7 @@ class Peak:
             self._before = self._module.memory_allocated()
 
     def above(self) -> int:
-        """Give the bytes."""
+        """Return the bytes."""
         now = resident_peak() if self._module is None else self._module.max_memory_allocated()
         return now - self._before
 

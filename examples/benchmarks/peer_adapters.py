@@ -66,7 +66,7 @@ def task(*, quick: bool) -> Task:
 
 
 def difference(logits: Tensor) -> Tensor:
-    """Give the logit difference of tokens 1 and 2 at the last position, for each prompt."""
+    """Return the logit difference of tokens 1 and 2 at the last position, for each prompt."""
     return logits[:, -1, 1] - logits[:, -1, 2]
 
 
@@ -93,7 +93,7 @@ def this_package(of: Task) -> list[Operation]:
 
 
 def hooked(of: Task) -> Any:
-    """Give the model as TransformerLens had it until version 3, with the hooks that edges need."""
+    """Return the model as TransformerLens had it until version 3, with the hooks that edges need."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 
@@ -120,7 +120,7 @@ def hooked(of: Task) -> Any:
 
 
 def _words(count: int) -> Any:
-    """Give a tokenizer whose token ``i`` is the word ``w<i>``, and whose prompts begin with token 0."""
+    """Return a tokenizer whose token ``i`` is the word ``w<i>``, and whose prompts begin with token 0."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace

@@ -68,7 +68,7 @@ def prepare(sizes: dict[str, int]) -> dict[str, Callable[[], object]]:
 
 
 def times_of(runs: dict[str, Callable[[], object]], repeats: int) -> Times:
-    """Give processor seconds: the median of repeats, in turn over the operations."""
+    """Return processor seconds: the median of repeats, in turn over the operations."""
     for run in runs.values():
         run()
     taken = [{name: stopwatch(run) for name, run in runs.items()} for _ in range(repeats)]

@@ -51,7 +51,7 @@ GROUPS = {
 
 
 def group_of(operator: str) -> str:
-    """Give the group of an operator such as ``aten::addmm``."""
+    """Return the group of an operator such as ``aten::addmm``."""
     name = operator.removeprefix("aten::")
     if "scaled_dot_product" in name or "flash" in name:
         return "attention"
@@ -59,7 +59,7 @@ def group_of(operator: str) -> str:
 
 
 def profiled(run: Callable[[], object]) -> dict[str, Any]:
-    """Give the share of each group in the time of one run, and the operators that take most."""
+    """Return the share of each group in the time of one run, and the operators that take most."""
     run()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         whole = stopwatch(run).wall
@@ -73,7 +73,7 @@ def profiled(run: Callable[[], object]) -> dict[str, Any]:
 
 
 def operations(subject: Subject, block: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """Give what is profiled, and over how many items it is."""
+    """Return what is profiled, and over how many items it is."""
     experiment = subject.model.experiment(subject.pairs)
     scores = experiment.attributions([1.0])[0]
     order = sweep_order(experiment.graph)

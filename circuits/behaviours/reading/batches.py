@@ -113,5 +113,5 @@ def _rows(values: Any) -> Rows:
 
 
 def _plain(values: Any) -> list[Any]:
-    """Give lists as they are, and arrays and tensors as lists."""
+    """Return lists as they are, and arrays and tensors as lists."""
     return values.tolist() if hasattr(values, "tolist") else list(values)

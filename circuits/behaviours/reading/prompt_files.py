@@ -81,7 +81,7 @@ def _message(value: Any, key: str, source: str) -> Message:
 
 
 def _answers(value: Any, key: str, source: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Give the answers as (texts, token ids); one of the two is empty."""
+    """Return the answers as (texts, token ids); one of the two is empty."""
     several: list[Any] = cast(list[Any], value) if isinstance(value, list) else [value]
     if several and all(isinstance(answer, str) and answer for answer in several):
         return tuple(several), ()

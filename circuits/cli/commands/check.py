@@ -58,7 +58,7 @@ def _guard_table(guards: "tuple[GuardResult, ...]", *, wide: bool) -> Renderable
 
 
 def _facts(model: "Model") -> list[tuple[str, str]]:
-    """Say what is known of a model, and which adapter describes it."""
+    """Return what is known of a model, and which adapter describes it."""
     shape, kind = model.info.shape, _model_type(model)
     if _by_name(model):
         chosen = f"for models of type '{kind}'"
@@ -109,5 +109,5 @@ def _model_type(model: "Model") -> str:
 
 
 def _by_name(model: "Model") -> bool:
-    """Say whether the adapter names the model's type; otherwise it was recognised by its modules."""
+    """Return whether the adapter names the model's type; otherwise it was recognised by its modules."""
     return _model_type(model) in model.tracer.anatomy.architecture.model_types

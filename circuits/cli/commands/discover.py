@@ -105,7 +105,7 @@ def _found(
 
 
 def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resumed: bool, problem: str) -> list[str]:
-    """Say what becomes of an earlier run in the same folder."""
+    """Return in sentences what becomes of an earlier run in the same folder."""
     if resumed:
         return [f"continuing the run in {folder}."]
     if resume:

@@ -49,7 +49,7 @@ def heads(
     machine: Machine,
     voice: Voice,
 ) -> None:
-    """Say what each head of a circuit does: where it attends, what it writes and copies, with the numbers."""
+    """Show what each head of a circuit does: where it attends, what it writes and copies, with the numbers."""
     output = voice.output()
     found = read_circuit(circuit).circuit
     name = circuit_behaviour_name(found, behaviour, "--behaviour", file=circuit)

@@ -42,7 +42,7 @@ class Axes(Choice):
 
     @classmethod
     def kind(cls) -> str:
-        """Say what the members are."""
+        """Return what the members are called in messages."""
         return "value of --by"
 
 
@@ -187,7 +187,7 @@ class _Words:
 
 
 def _table(found: "SitePatching", words: _Words, output: Output) -> Group:
-    """Give all shares where the terminal is wide enough, else the place with the largest in every layer."""
+    """Return all shares where the terminal is wide enough, else the place with the largest in every layer."""
     restored = found.restored
     widths = [max(5, len(column)) + 2 for column in found.columns]
     if sum(widths) + 7 <= output.width:

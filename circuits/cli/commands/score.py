@@ -135,7 +135,7 @@ class _Wanted:
             )
 
     def indices(self, experiment: "AnyExperiment", steps: int, progress: StageProgress) -> EdgeIndices | None:
-        """Give the edges' positions; None: all edges."""
+        """Return the edges' positions; None: all edges."""
         from circuits.scoring import score as score_edges
         from circuits.scoring.scorers import Settings
 
