@@ -353,7 +353,7 @@ def test_evaluating_an_exported_file_gives_what_evaluating_the_circuit_gives(
 
 def test_scores_beside_a_file_of_an_unknown_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
     """Scores of a grouped model lie beside it, whose edges the file's graph does not have."""
-    (tmp_path / "theirs.json").write_text((Path(__file__).parents[1] / "export" / "eap_ig_graph.json").read_text())
+    (tmp_path / "theirs.json").write_text((Path(__file__).parents[1] / "interchange" / "eap_ig_graph.json").read_text())
     document = json.loads((tmp_path / "theirs.json").read_text())
     for edge in document["edges"].values():
         del edge["score"]

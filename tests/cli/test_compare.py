@@ -244,7 +244,7 @@ def test_behaviours_that_are_not_built_in_ask_for_their_files(
     assert "of the behaviour 'mine', which is not built in; give its prompt file with --behaviour FILE" in message
     message = refused(USAGE, "compare", *files, "-b", "ioi", "--out", tmp_path)
     assert "no circuit is of the behaviour 'ioi' that --behaviour gives; they are of mine, yours" in message
-    message = refused(FAILED, "compare", *files, "-b", "mine=nowhere.jsonl", "--out", tmp_path)
+    message = refused(USAGE, "compare", *files, "-b", "mine=nowhere.jsonl", "--out", tmp_path)
     assert "nowhere.jsonl does not exist" in message
 
 
@@ -280,7 +280,7 @@ def test_circuits_of_other_shapes_and_the_models_own_weights_are_refused(
 
 def test_an_unknown_file_format_of_prompts_and_a_missing_circuit(found: Path, tmp_path: Path) -> None:
     files = (found / "circuit.json", tmp_path / "absent.json")
-    assert "cannot read" in refused(FAILED, "compare", *files)
-    (tmp_path / "pairs.txt").write_text("hello")
+    assert "cannot read" in refused(USAGE, "compare", *files)
+    (tmp_path / "pairs.xml").write_text("hello")
     common = ("compare", found / "circuit.json", "--against-model", "smollm2-135m")
-    assert "there is no prompt file format '.txt'" in refused(USAGE, *common, "-b", f"mine={tmp_path / 'pairs.txt'}")
+    assert "there is no prompt file format '.xml'" in refused(USAGE, *common, "-b", f"mine={tmp_path / 'pairs.xml'}")

@@ -143,7 +143,7 @@ def test_json_on_the_terminal_holds_no_half_of_a_character(capsys: pytest.Captur
 )
 def test_empty_and_broken_texts_are_no_wish_for_the_default(arguments: list[str], message: str) -> None:
     result = invoke("score", "ioi", *arguments)
-    assert result.exit_code == (1 if "no file" in message else 2), result.exception
+    assert result.exit_code == 2, result.exception
     assert message in " ".join(result.stderr.split())
 
 

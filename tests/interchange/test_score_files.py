@@ -244,7 +244,7 @@ def test_a_score_file_is_an_edge_list_too(tmp_path: Path, suffix: str) -> None:
         (b"m0->m1\n\nm0->m77\n", r"edges.txt, line 3: there is no node 'm77'"),
         (b"m0->a1.h0<k>\n", r"line 1: .*write 'a1.kv0<k>'"),
         (b"# nothing\n\n", r"names no edge; expected one per line, such as"),
-        (b"\xff\xfe", r"edges.txt is not UTF-8 text"),
+        (b"\xff\xff", r"edges.txt is not UTF-8 text"),
     ],
 )
 def test_an_unreadable_edge_list_is_refused_with_the_line(tmp_path: Path, content: bytes, message: str) -> None:
