@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from circuits.patching.experiment import Options
     from circuits.patching.paths import Path, path_effects
     from circuits.patching.sites import patch_sites
-    from circuits.prompts import read_prompts
+    from circuits.prompt_reading import read_prompts
     from circuits.report.comparison_files import save_comparison
     from circuits.results import save_discovery
     from circuits.scores import EdgeScores
@@ -94,7 +94,7 @@ _HOMES = {
     "patch_sites": "circuits.patching.sites",
     "path_effects": "circuits.patching.paths",
     "read_circuit": "circuits.interchange.foreign",
-    "read_prompts": "circuits.prompts",
+    "read_prompts": "circuits.prompt_reading",
     "save_comparison": "circuits.report.comparison_files",
     "save_discovery": "circuits.results",
     "score": "circuits.scoring",

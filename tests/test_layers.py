@@ -43,7 +43,7 @@ ROWS = (
     ("guards",),
     ("patching",),
     ("model",),
-    ("openings", "directions", "prompts"),
+    ("openings", "directions", "prompt_reading"),
     ("experiments",),
     ("scoring", "pruning", "evaluation", "heads"),
     ("comparison.crossed_runs", "comparison.comparing"),

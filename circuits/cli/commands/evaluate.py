@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from circuits.evaluation.circuit_evaluation import CircuitEvaluation
 
 
+UniverseOption = Annotated[
+    str,
+    typer.Option(
+        metavar="query-head|group|both",
+        help="Whose edges CPR and CMD take shares of: MIB's, with keys and values per query head, or the model's.",
+        rich_help_panel="Measurement",
+    ),
+]
+
+
 @command
 def evaluate(
     circuit: CircuitArgument,
@@ -34,14 +44,7 @@ def evaluate(
         Path | None,
         typer.Option("--out", "-o", help="Write the circuit with this evaluation.", rich_help_panel="Output"),
     ] = None,
-    universe: Annotated[
-        str,
-        typer.Option(
-            metavar="query-head|group|both",
-            help="Whose edges CPR and CMD take shares of: MIB's, with keys and values per query head, or the model's.",
-            rich_help_panel="Measurement",
-        ),
-    ] = Universe.QUERY_HEAD,
+    universe: UniverseOption = Universe.QUERY_HEAD,
     resume: ResumeOption = False,
     measurement: Measurement,
     machine: Machine,

@@ -39,7 +39,7 @@ def prompts(
     output = voice.output()
     place = prepared_file(out, (".jsonl",), "prompts.jsonl") if out else None
 
-    from circuits.prompts import read_prompts
+    from circuits.prompt_reading import read_prompts
 
     with output.progress() as progress:
         found = read_prompts(file, model, metric=metric, progress=then_loading(progress))
