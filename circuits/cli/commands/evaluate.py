@@ -15,6 +15,7 @@ from circuits.cli.resuming import ResumeOption, kept_beside
 from circuits.cli.session import circuit_behaviour_name, fitted, imported, require_same_prompts
 from circuits.cli.tables import evaluation_rows, facts, size_rows
 from circuits.errors import UsageError
+from circuits.interchange.foreign import Imported
 from circuits.interchange.sidecars import scores_beside
 from circuits.vocabulary import Universe
 
@@ -53,11 +54,8 @@ def evaluate(
     """Measure a circuit on held-out prompts: faithfulness, necessity, random circuits of the same size."""
     output = voice.output()
     universes = tuple(Universe) if universe == "both" else (Universe.parse(universe),)
-    read = imported(circuit, output)
-    if read.anonymous and machine.model is None:
-        raise UsageError(f"{circuit} does not say of which model it is; give the model with --model.")
-    found = read.circuit
-    name = circuit_behaviour_name(found, behaviour, "--behaviour", file=circuit)
+    read = _read(circuit, machine, output)
+    found, name = read.circuit, circuit_behaviour_name(read.circuit, behaviour, "--behaviour", file=circuit)
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     if out is not None and not read.anonymous:
         _require_own(found, chosen)
@@ -90,6 +88,13 @@ def evaluate(
         if file is not None:
             write(file, judged.circuit.to_json(), make_folder=True)
     _show(judged, chosen, model.info.id, output, read_from=circuit, file=file)
+
+
+def _read(circuit: Path, machine: Machine, output: Output) -> Imported:
+    read = imported(circuit, output)
+    if read.anonymous and machine.model is None:
+        raise UsageError(f"{circuit} does not say of which model it is; give the model with --model.")
+    return read
 
 
 def _require_own(found: Circuit, chosen: Behaviour) -> None:
