@@ -14,7 +14,7 @@ from circuits.behaviours.lint import check_gap
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.split import parted
 from circuits.circuit import Circuit
-from circuits.errors import UsageError
+from circuits.errors import PromptError, UsageError
 from circuits.evaluation import evaluate
 from circuits.experiments import AnyExperiment, experiment_on
 from circuits.files.atomic import write
@@ -37,24 +37,25 @@ from circuits.vocabulary import PrunerName, ScorerName
 
 CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
 """The files that :func:`discover` writes."""
+_Pairs = tuple[TokenPair, ...]
 CONFIRMED = 0.05
-"""Held-out faithfulness may be this much further from 1 than the target without a doubt."""
+"""Held-out faithfulness or fidelity may be this much further from 1 than the target without a doubt."""
 
 
 @dataclass(frozen=True)
 class DiscoverySettings:
     """How a circuit is searched.
 
-    The pruner ``closest`` looks for the fewest edges with a fidelity of ``target``, which it needs ``choose`` pairs for
-    beside the ``pairs`` it fits circuits to; it ends with the best so far after ``seconds``. ``minimal`` looks for the
-    fewest with that faithfulness, and does not prune circuits of more than ``prune_limit`` edges edge by edge. ``size``
-    is the number of edges of ``top``. ``sample`` edges are measured exactly to check the scorer; ``verify`` is what the
-    scorer ``verified`` looks for (by default within a budget of twice as many edges as it finds). Without ``options``:
-    the behaviour's own metric, corrupted ablation, noising.
+    The pruner ``closest`` looks for the fewest edges with a fidelity of ``target`` on ``choose`` pairs, beside the
+    ``pairs`` it fits circuits to; it ends with the best so far after ``seconds``. ``minimal`` looks for the fewest with
+    that faithfulness, which is quicker and agrees less pair by pair, and does not prune circuits of more than
+    ``prune_limit`` edges edge by edge. ``size`` is the number of edges of ``top``. ``sample`` edges are measured
+    exactly to check the scorer; ``verify`` is what the scorer ``verified`` looks for (by default within a budget of
+    twice as many edges as it finds). Without ``options``: the behaviour's own metric, corrupted ablation, noising.
     """
 
     scorer: ScorerName = ScorerName.EAP_IG
-    pruner: PrunerName = PrunerName.MINIMAL
+    pruner: PrunerName = PrunerName.CLOSEST
     target: float = 0.9
     size: int = 200
     prune_limit: int = 400
@@ -116,13 +117,25 @@ class Discovery:
                 "circuits are chosen by; this is the smallest about as close as the closest. Use more --pairs, or a "
                 "lower --target."
             )
-        elif evaluation is None or target is None or self.selection.error is not None:
+        elif evaluation is None or target is None:
             return
+        elif self.selection.error is not None:
+            yield from self._unlike(self.selection.error, target)
         elif abs(1 - evaluation.faithfulness) > abs(1 - target) + CONFIRMED:
             searched, pairs = self.selection.faithfulness, self.circuit.behaviour.n_discovery
             yield (
                 f"faithfulness is {searched:.2f} on the {pairs} pairs that the circuit was searched on, but "
                 f"{evaluation.faithfulness:.2f} on held-out pairs: it fits the former too closely. Use more --pairs."
+            )
+
+    def _unlike(self, error: float, target: float) -> Iterator[str]:
+        """Yield a remark where a circuit that was chosen for its fidelity has clearly less on held-out prompts."""
+        alike = self.circuit.evaluation and self.circuit.evaluation.likeness
+        if alike and alike.fidelity.value < target - CONFIRMED:
+            yield (
+                f"fidelity is {1 - error**2:.2f} on the {self.selection.pairs} pairs that the circuit was chosen by, "
+                f"but {alike.fidelity.value:.2f} on held-out pairs: it fits the former too closely. Use more --pairs "
+                "and --choose."
             )
 
 
@@ -152,7 +165,7 @@ def discover(
 
     Raises ``PromptError`` for unusable pairs, ``BehaviourNotShownError`` when the gap between clean and corrupted
     runs is degenerate, and ``OutputError`` for a folder that cannot be written to or that another run is writing to.
-    Cost with the defaults: about a hundred forward passes of the discovery pairs to search, and fifty of the held-out
+    Cost with the defaults: 100 to 150 forward passes of the discovery pairs to search, and fifty of the held-out
     pairs to judge.
     """
     if folder is not None and journal is None:
@@ -163,7 +176,7 @@ def discover(
     begun = time.monotonic()
     settings = settings or DiscoverySettings()
     prompts = prompts_for(model, behaviour, settings)
-    fitted, choosing = _parts(prompts, settings)
+    fitted, choosing, remarks = _parts(prompts, settings)
     experiment, warnings = shown(model, replace(prompts, discovery=fitted), settings, progress, journal=journal)
     scores = _scored(experiment, settings, progress)
     if folder is not None:
@@ -189,7 +202,8 @@ def discover(
     circuit = replace(circuit, evaluation=evaluation, provenance=provenance)
     if folder is not None:
         write(Path(folder) / CIRCUIT, circuit.to_json(), make_folder=True)
-    return Discovery(circuit, scores, agreed, selection, prompts, (*warnings, *_on_size(settings, selection)))
+    remarks = (*warnings, *remarks, *_on_size(settings, selection))
+    return Discovery(circuit, scores, agreed, selection, prompts, remarks)
 
 
 def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings) -> PromptSet:
@@ -203,11 +217,17 @@ def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings)
     return behaviour.prompts(model.tokenizer, discovery=discovery, heldout=settings.heldout, seed=settings.seed)
 
 
-def _parts(prompts: PromptSet, settings: DiscoverySettings) -> tuple[tuple[TokenPair, ...], tuple[TokenPair, ...]]:
-    """Part discovery pairs into those that circuits are fitted to and those they are chosen by, as was asked for."""
+def _parts(prompts: PromptSet, settings: DiscoverySettings) -> tuple[_Pairs, _Pairs, tuple[str, ...]]:
+    """Part discovery pairs into those that circuits are fitted to and those they are chosen by, with a remark.
+
+    Where there are too few to part, the same pairs serve for both.
+    """
     if not PRUNERS[settings.pruner].chooses:
-        return prompts.discovery, ()
-    return parted(prompts.discovery, settings.pairs / (settings.pairs + settings.choose))
+        return prompts.discovery, (), ()
+    try:
+        return *parted(prompts.discovery, settings.pairs / (settings.pairs + settings.choose)), ()
+    except PromptError as few:
+        return prompts.discovery, prompts.discovery, (f"{few} Until then circuits are chosen by the pairs they fit.",)
 
 
 def shown(

@@ -24,7 +24,7 @@ from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 LETTERS = "BCDFGHKLMNPQRSVWXYZ"
-SETTINGS = DiscoverySettings(pairs=4, heldout=6, sample=12, target=0.7, options=Options())
+SETTINGS = DiscoverySettings(pruner=PrunerName.MINIMAL, pairs=4, heldout=6, sample=12, target=0.7, options=Options())
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +352,17 @@ def test_the_closest_circuit_is_fitted_to_some_pairs_chosen_by_others_and_judged
     stopped(model, behaviour, tmp_path, "comparing", CLOSEST)
     forbid(monkeypatch, ATTRIBUTION, "patching.experiment.PatchingExperiment._mask_gradient")
     same(found, discover(model, behaviour, CLOSEST, folder=tmp_path, resume=True))
+
+
+def test_the_closest_circuit_is_what_is_looked_for_unless_said_otherwise() -> None:
+    assert DiscoverySettings().pruner is PrunerName.CLOSEST
+
+
+def test_too_few_pairs_to_choose_by_serve_for_both_and_that_is_said(model: Model, behaviour: Behaviour) -> None:
+    few = Behaviour("few", "what the model says", lambda tokenizer: behaviour.pairs(tokenizer)[:14])
+    found = discover(model, few, replace(CLOSEST, sample=0))
+    assert found.selection.pairs == found.scores.n == found.prompts.n_discovery == 5
+    assert any("Until then circuits are chosen by the pairs they fit" in warning for warning in found.warnings)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])

@@ -86,8 +86,8 @@ def parted(pairs: Sequence[TokenPair], share: float) -> tuple[tuple[TokenPair, .
     if min(len(side) for side in sides) < MINIMUM:
         raise PromptError(
             f"{len(pairs)} discovery pairs with {len(counts)} clean prompts give {len(sides[0])} to fit circuits to, "
-            f"{len(sides[1])} to choose them by; at least {MINIMUM} of each are needed. Add pairs, or use the pruner "
-            "minimal (--pruner minimal), which needs none to choose by."
+            f"{len(sides[1])} to choose them by; at least {MINIMUM} of each are needed. Add pairs with "
+            "other clean prompts."
         )
     return tuple(sides[0]), tuple(sides[1])
 

@@ -22,8 +22,14 @@ class Search:
         str, typer.Option(metavar="|".join(ScorerName), help="How edges are ranked.", rich_help_panel="Search")
     ] = ScorerName.EAP_IG
     pruner: Annotated[
-        str, typer.Option(metavar="|".join(PrunerName), help="How edges are chosen.", rich_help_panel="Search")
-    ] = PrunerName.MINIMAL
+        str,
+        typer.Option(
+            metavar="|".join(PrunerName),
+            help="How edges are chosen: closest, as few as follow the model pair by pair; minimal, as few as have its "
+            "mean effect (quicker, fewer, further off on each pair); top, the best of the ranking.",
+            rich_help_panel="Search",
+        ),
+    ] = PrunerName.CLOSEST
     target: Annotated[
         float,
         typer.Option(

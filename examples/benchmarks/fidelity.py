@@ -5,7 +5,7 @@
 
 Prints a row per search with the size, fidelity, faithfulness, error and correlation on held-out pairs, with 95 %
 intervals, and seconds; of the search for the closest circuit also every circuit on its way. ``ranking`` is the best
-edges by |score| alone, at sizes on a grid.
+edges by |score| alone: as many as each search before it found, then more and more until they reach the target.
 """
 
 import argparse
@@ -24,11 +24,12 @@ from circuits.graph import EdgeIndices
 from circuits.model import Model
 from circuits.patching.experiment import PatchingExperiment
 from circuits.pruning import Selection, closest, minimal
+from circuits.pruning.stopping import candidate
 from circuits.scores import EdgeScores
 from circuits.scoring import score
 from circuits.statistics import Estimate, faithfulness, faithfulness_interval, likeness
 
-SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
+SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200)
 
 
 def measured(experiment: PatchingExperiment, edges: EdgeIndices, groups: np.ndarray) -> dict[str, object]:
@@ -50,15 +51,24 @@ def measured(experiment: PatchingExperiment, edges: EdgeIndices, groups: np.ndar
     }
 
 
+def reached(experiment: PatchingExperiment, edges: EdgeIndices, target: float) -> bool:
+    """Return whether a circuit has the target's fidelity on the held-out pairs, with faithfulness close to 1."""
+    mask = np.zeros(experiment.graph.n_edges, dtype=np.bool_)
+    mask[edges] = True
+    return candidate(experiment, edges, experiment.circuits([mask])[0]).reaches(target)
+
+
 def searches(
     wanted: list[str], fit: PatchingExperiment, choose: PatchingExperiment, scores: EdgeScores, target: float
 ) -> Iterator[tuple[str, EdgeIndices, float]]:
     """Run each search; give its name, what it found and the seconds it took."""
+    found_sizes: list[int] = []
     for name in wanted:
         begun = time.monotonic()
         if name == "ranking":
             ranked = scores.ranked(by_magnitude=True)
-            yield from ((f"best {size}", np.sort(ranked[:size]), 0.0) for size in SIZES)
+            sizes = sorted({*found_sizes, *(size for size in SIZES if size > max(found_sizes, default=0))})
+            yield from ((f"best {size}", np.sort(ranked[:size]), 0.0) for size in sizes)
             continue
         if name == "closest":
 
@@ -70,6 +80,7 @@ def searches(
             found = closest(fit, choose, scores, target=target, report=told)
         else:
             found = minimal(fit, scores, target=target)
+        found_sizes.append(len(found.edges))
         yield name, found.edges, time.monotonic() - begun
 
 
@@ -91,6 +102,8 @@ def run(model: Model, name: str, options: argparse.Namespace) -> list[dict[str, 
             row = {"behaviour": name, "search": search, **measured(heldout, edges, groups), "seconds": round(seconds)}
             print(row, flush=True)
             rows.append(row)
+            if search.startswith("best") and reached(heldout, edges, options.target):
+                break
     except BehaviourNotShownError as problem:
         print(f"{name}: {problem}")
     return rows

@@ -28,6 +28,6 @@ def test_half_of_distinct_prompts_is_every_other_one() -> None:
     assert ["".join(pair.clean_text for pair in side) for side in (first, second)] == ["aceg", "bdfh"]
 
 
-def test_too_few_prompts_to_part_are_refused_with_the_pruner_that_needs_none_to_choose_by() -> None:
-    with pytest.raises(PromptError, match=r"10 discovery pairs with 2 clean prompts give 8 to fit .*--pruner minimal"):
+def test_too_few_prompts_to_part_are_refused_with_what_is_missing() -> None:
+    with pytest.raises(PromptError, match=r"10 discovery pairs with 2 clean prompts give 8 to fit .*Add pairs"):
         parted(pairs(["a"] * 8 + ["b"] * 2), 0.5)

@@ -80,7 +80,8 @@ def other_prompts(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def discover_options(folder: Path, out: Path) -> list[str]:
     """Options of a quick discovery in the tiny model."""
-    return ["--model", f"{folder}", "--out", f"{out}", "--pairs", "6", "--heldout", "6", "--target", "0.8"]
+    quick = ["--pairs", "6", "--heldout", "6", "--target", "0.8", "--pruner", "minimal"]
+    return ["--model", f"{folder}", "--out", f"{out}", *quick]
 
 
 @pytest.fixture(scope="session")

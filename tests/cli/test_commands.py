@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 from circuits.circuit import Circuit
+from circuits.evaluation import evaluate
 from circuits.interchange.score_files import read_scores
+from circuits.records import Evaluation
+from circuits.statistics import Estimate
 from tests.cli.conftest import as_json, discover_options, done, invoke
 
 COMMANDS = (
@@ -114,6 +118,27 @@ def test_a_circuit_that_held_out_prompts_do_not_confirm_is_doubted(
     assert evaluation.faithfulness < 0.5  # a random model has nothing that carries over to other prompts
     assert "on held-out pairs: it fits the former too closely" in result.stderr
     assert "too closely" not in result.stdout
+
+
+def test_a_circuit_chosen_for_its_fidelity_that_held_out_prompts_do_not_confirm_is_doubted(
+    tiny_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model's circuits do hold on new prompts where they are chosen so: a worse judgement is put in place."""
+
+    def worse(*given: Any, **named: Any) -> Evaluation:
+        found = evaluate(*given, **named)
+        assert found.likeness is not None
+        assert found.likeness.fidelity.value > 0.9
+        return replace(found, likeness=replace(found.likeness, fidelity=Estimate(0.5)))
+
+    monkeypatch.setattr("circuits.discovery.evaluate", worse)
+    few = ["--pairs", "6", "--choose", "6", "--heldout", "6", "--no-heads"]
+    result = done("discover", prompts, "--model", tiny_folder, "--out", tmp_path, *few)
+    assert Circuit.load(tmp_path / "circuit.json").method.pruner == "closest"
+    words = " ".join(result.stderr.split())
+    assert re.search(
+        r"fidelity is 0\.9\d on the \d+ pairs that the circuit was chosen by, but 0\.50 on held-out", words
+    )
 
 
 def test_the_default_folder_is_named_after_model_and_behaviour(

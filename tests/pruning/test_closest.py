@@ -1,6 +1,6 @@
 """The closest circuit: predicted sums by hand, the rule of stopping, and every claim measured again on other pairs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from circuits.graph import Edge, EdgeIndices, ModelShape
 from circuits.patching.protocol import Progress, no_progress
 from circuits.pruning import Selection, closest
 from circuits.pruning.residuals import Residuals, greedily
-from circuits.pruning.stopping import Candidate, candidate, chosen
+from circuits.pruning.steps import exchanged, losses_without_each, without
+from circuits.pruning.stopping import Candidate, allowed, candidate, chosen
 from circuits.scoring import score
 from circuits.statistics import error, faithfulness, fidelity
 from circuits.vocabulary import Metric, ScorerName
@@ -77,13 +78,13 @@ def values_of(toy: LinearToy | Ways, edges: EdgeIndices) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------- by hand
 
 
-def test_the_loss_is_the_squared_error_and_three_times_the_squared_miss_of_the_mean() -> None:
+def test_the_loss_is_the_squared_error_and_the_squared_miss_of_the_mean() -> None:
     ends = Measured(np.array([4.0, 2.0]), np.zeros(2))
     values = np.array([3.0, 2.0])
     rows = Residuals(ends).of(values)
-    assert np.square(rows).sum() == pytest.approx(1 / 20 + 3 * (1 / 6) ** 2)
-    assert np.square(rows).sum() == pytest.approx(float(error(ends, values)) ** 2 + 3 * (1 - 5 / 6) ** 2)
-    assert np.square(Residuals(ends).of(np.zeros(2))).sum() == pytest.approx(4)
+    assert np.square(rows).sum() == pytest.approx(1 / 20 + (1 / 6) ** 2)
+    assert np.square(rows).sum() == pytest.approx(float(error(ends, values)) ** 2 + (1 - 5 / 6) ** 2)
+    assert np.square(Residuals(ends).of(np.zeros(2))).sum() == pytest.approx(2)
 
 
 def test_changes_that_cancel_pair_by_pair_go_together_and_others_that_cancel_on_average_do_not() -> None:
@@ -120,16 +121,64 @@ def made(size: int, error: float, f: float = 1.0, *, error_se: float = 0.02, f_s
     return Candidate(np.arange(size), error, error_se, f, f_se)
 
 
-def test_the_smallest_that_surely_reaches_the_target_is_taken_then_one_that_does_then_the_smallest_near_the_best() -> (
-    None
-):
-    sure, just, average = made(50, 0.28), made(40, 0.31), made(30, 0.5, 0.99)
-    assert chosen([made(90, 0.1), sure, just, average], 0.9) is sure
-    assert chosen([just, average, made(60, 0.311)], 0.9) is just
-    shrunk = made(20, 0.25, 0.75)  # close pair by pair for its size, a quarter short on average
-    assert not shrunk.reaches(0.9)
-    best, near = made(100, 0.40), made(70, 0.415)
-    assert chosen([best, near, average], 0.9) is near
+def test_the_smallest_circuit_within_what_is_allowed_is_taken() -> None:
+    """The target 0.9 is an error of 0.316; what is allowed is a standard error less where that is easy to reach."""
+    easy = [made(90, 0.1), made(50, 0.29), made(40, 0.31), made(30, 0.2, 0.85), made(20, 0.5)]
+    assert allowed(easy, 0.9) == pytest.approx(0.1**0.5 - 0.02)
+    assert chosen(easy, 0.9) is easy[1]
+    hard = [made(90, 0.305), made(50, 0.315), made(40, 0.32)]
+    assert allowed(hard, 0.9) == pytest.approx(0.1**0.5)
+    assert chosen(hard, 0.9) is hard[1]
+    between = [made(90, 0.285), made(50, 0.304), made(40, 0.31)]
+    assert allowed(between, 0.9) == pytest.approx(0.305)
+    assert chosen(between, 0.9) is between[1]
+
+
+def test_where_no_circuit_reaches_the_target_the_smallest_near_the_best_is_taken() -> None:
+    missed = [made(100, 0.40), made(70, 0.415), made(60, 0.43), made(30, 0.6)]
+    assert chosen(missed, 0.9) is missed[1]
+    assert not missed[1].reaches(0.9)
+    shrunk = [made(100, 0.2, 0.7), made(20, 0.21, 0.75)]  # close pair by pair, a quarter short on average
+    assert not any(each.reaches(0.9) for each in shrunk)
+    assert chosen(shrunk, 0.9) is shrunk[1]
+
+
+# -------------------------------------------------------------------------------------------------------- the steps
+
+
+def test_edges_that_cancel_on_every_pair_are_dropped_together() -> None:
+    fit = ways(24, 0)
+    left = without(fit, np.sort(fit.ways.flatten()), 2)
+    assert left.tolist() == sorted(fit.ways[:2].flatten().tolist())
+
+
+def loss_of(toy: LinearToy, edges: EdgeIndices) -> float:
+    return float(np.square(Residuals(toy).of(values_of(toy, edges))).sum())
+
+
+def test_an_edge_that_was_dropped_comes_back_where_it_brings_the_circuit_closer() -> None:
+    toy = planted_toy(SHAPE, 15, seed=1, n_pairs=16)
+    lost = [toy.graph.index(Edge.parse(text)) for text in ("input->a0.h0<q>", "input->a0.h3<q>", "a0.h0->logits")]
+    broken = np.setdiff1d(toy.planted, lost)
+    mended = exchanged(toy, broken, toy.planted)
+    assert np.setdiff1d(mended, broken).tolist() == [lost[1]]
+    assert loss_of(toy, mended) < loss_of(toy, broken) / 3
+
+
+def test_nothing_is_exchanged_where_that_does_not_bring_the_circuit_closer() -> None:
+    toy = planted_toy(SHAPE, 15, seed=1, n_pairs=16, noise=0.05)
+    everything = np.arange(toy.graph.n_edges)
+    assert exchanged(toy, toy.planted, everything).tolist() == toy.planted.tolist()
+    some = np.sort(score(toy, ScorerName.EAP).ranked()[:40])
+    assert loss_of(toy, exchanged(toy, some, everything)) <= loss_of(toy, some)
+
+
+def test_the_loss_without_each_edge_is_that_of_the_first_order() -> None:
+    fit = ways(24, 0)
+    edges = np.sort(fit.ways[:2].flatten())
+    effects = {int(edge): fit.effects[:, k] for k in (0, 1) for edge in fit.ways[k]}
+    expected = [np.square(Residuals(fit).rows(-effects[edge])).sum() for edge in edges.tolist()]
+    np.testing.assert_allclose(losses_without_each(fit, edges), expected)
 
 
 # ------------------------------------------------------------------------------------------------------- the search
@@ -165,7 +214,7 @@ def test_no_single_edge_can_go_from_what_is_said_to_be_locally_minimal() -> None
     assert found.locally_minimal
     for i in range(len(found.edges)):
         shorter = np.delete(found.edges, i)
-        assert not candidate(choose, shorter, values_of(choose, shorter)).reaches(0.9, by=1)
+        assert not candidate(choose, shorter, values_of(choose, shorter)).within(0.1**0.5 - 0.001)
 
 
 def ways(n_pairs: int, seed: int) -> Ways:
@@ -212,6 +261,26 @@ def test_where_no_circuit_reaches_the_target_the_best_one_is_returned_and_said_t
     assert len(found.edges)
     assert found.error is not None
     assert found.error > np.sqrt(0.1)
+
+
+def test_large_circuits_see_half_of_the_pairs_in_every_round_and_small_ones_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toy = planted_toy(replace(SHAPE, n_layers=13), 15, seed=1, n_pairs=48)
+    fit, choose = toy.part(0, 32), toy.part(32, 48)
+    scores, seen = score(fit, ScorerName.EAP), list[tuple[int, tuple[float, ...]]]()
+    plain = LinearToy.circuit_gradient
+
+    def noted(self: LinearToy, weights: np.ndarray, *, among: EdgeIndices | None = None) -> tuple:
+        seen.append((int(weights.sum()), self.clean_inputs))
+        return plain(self, weights, among=among)
+
+    monkeypatch.setattr(LinearToy, "circuit_gradient", noted)
+    assert closest(fit, choose, scores).reached
+    large = [pairs for size, pairs in seen if size > 1000]
+    assert large
+    assert large == [fit.clean_inputs[16:], fit.clean_inputs[:16]][: len(large)]
+    assert {pairs for size, pairs in seen if size <= 1000} == {fit.clean_inputs}
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0])
