@@ -21,11 +21,12 @@ from circuits.guards.distance import distance
 from circuits.guards.isolation import isolation
 from circuits.passes.masked import run_masked
 from circuits.tracing.plan import LayerSite, Plan, Visit, put
+from circuits.tracing.requirements import trial_length
 from circuits.tracing.runs import Recorder, Run, record
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer, tolerance_of
 
-_POSITIONS = 6
+_POSITIONS, _FEWEST = 6, 3
 _SENTENCE, _OWN_WORDS = "The keys to the cabinet are on the table.", 8
 
 
@@ -88,8 +89,8 @@ class RecordedRuns:
             )
         raise GuardError(
             f"a recorded run of {length} tokens differs by {error:.2g} of the size of its logits from a plain forward "
-            f"pass of the same tokens (tolerance {tolerance:.2g}), though the guards, on {_POSITIONS} tokens, passed. "
-            f"Its scores would be wrong. {_hooks_advice(self._tracer) or 'Try shorter prompts.'}"
+            f"pass of the same tokens (tolerance {tolerance:.2g}), though the guards, on {_POSITIONS} tokens at most, "
+            f"passed. Its scores would be wrong. {_hooks_advice(self._tracer) or 'Try shorter prompts.'}"
         )
 
 
@@ -188,7 +189,8 @@ def _results(
 def _prompts(anatomy: Anatomy) -> Tensor:
     """Return two pairs of random prompts, clean and then corrupted, that start with the same token."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, anatomy.vocabulary, (4, _POSITIONS), generator=generator)
+    length = trial_length(anatomy, _POSITIONS, _FEWEST)
+    ids = torch.randint(0, anatomy.vocabulary, (4, length), generator=generator)
     ids[:, 0] = ids[0, 0]
     return ids.to(anatomy.device)
 

@@ -19,6 +19,8 @@ _KEY, _QUERY, _AFTER_KEY = slice(0, 1), slice(1, 2), slice(1, None)
 """Positions at which a key or a query is changed, and those that see the changed key and others."""
 _SIZES = (1.0, 1e2, 1e4)
 """How large changed slots are: 1 of the order of their own values, the others where that is too little to be seen."""
+_RANDOM = 1e2
+"""How large random values are, put at all positions where one position alone shows nothing."""
 
 
 def isolation(tracer: Tracer, run: Run, layer: int) -> tuple[float, list[Slot]]:
@@ -26,10 +28,11 @@ def isolation(tracer: Tracer, run: Run, layer: int) -> tuple[float, list[Slot]]:
 
     Infinity, if no unit of a slot acts where it must, but the slot acts elsewhere. A slot that changes nothing whatever
     its values are (uniform attention, an empty layer) is returned beside, as one that could not be tested; where
-    attention is saturated, only larger changes show where it acts.
+    attention is saturated, only larger changes show where it acts, and where the positions that a query sees hold the
+    same, only changes at all positions.
     """
     largest, waiting = 0.0, list(Slot)
-    for size in _SIZES:
+    for size in (*_SIZES, None):
         error, acting = _isolation_error(tracer, run, layer, size)
         largest = float(np.max([largest, error]))
         waiting = [slot for slot in waiting if slot not in acting]
@@ -39,12 +42,12 @@ def isolation(tracer: Tracer, run: Run, layer: int) -> tuple[float, list[Slot]]:
     return (float("inf") if wrong else largest), waiting
 
 
-def _isolation_error(tracer: Tracer, run: Run, layer: int, size: float) -> tuple[float, set[Slot]]:
+def _isolation_error(tracer: Tracer, run: Run, layer: int, size: float | None) -> tuple[float, set[Slot]]:
     """Return the largest relative change of heads where there must be none, and the slots that act where they must.
 
     A query is changed at one position and acts there only, a key at the first position and acts later; values of zero
     (of size 1), at all positions, must give an output of zero, so that a slot that is taken for another is noticed too.
-    Rows of the run are ``(slot and unit, pair)``.
+    Without a size all positions of a unit get random values. Rows of the run are ``(slot and unit, pair)``.
     """
     anatomy, shape = tracer.anatomy, tracer.anatomy.shape
     changed = [(slot, unit) for slot in Slot for unit in range(len(anatomy.columns[slot]))]
@@ -54,7 +57,7 @@ def _isolation_error(tracer: Tracer, run: Run, layer: int, size: float) -> tuple
         visits[layer, site] = partial(_changed_slots, anatomy, len(changed), own, size)
     after = _heads_after(tracer, run, layer, visits, len(changed))
     before = rearrange(run.z[layer], "b p (h k) -> 1 b h p k", h=shape.n_heads).expand_as(after)
-    may, must, silenced = _reach(changed, shape, after)
+    may, must, silenced = _reach(changed, shape, after, everywhere=size is None)
     acted = ((after != before).any(-1) & must).flatten(1).any(1)
     acting = {slot for slot in Slot if bool(acted[[each[0] is slot for each in changed]].any())}
     error = distances(after, before).masked_fill(may, 0).amax()
@@ -84,7 +87,9 @@ def _heads_after(
     return rearrange(recorder.values[layer, LayerSite.Z], "(u b) p (h k) -> u b h p k", u=count, h=heads)
 
 
-def _reach(changed: list[tuple[Slot, int]], shape: ModelShape, outputs: Tensor) -> tuple[Tensor, ...]:
+def _reach(
+    changed: list[tuple[Slot, int]], shape: ModelShape, outputs: Tensor, *, everywhere: bool
+) -> tuple[Tensor, ...]:
     """Return where each change may act, where one of its slot must, and where it must silence the output.
 
     All have the shape ``(change, 1, head, pos)``.
@@ -94,19 +99,27 @@ def _reach(changed: list[tuple[Slot, int]], shape: ModelShape, outputs: Tensor) 
     for row, (slot, unit) in enumerate(changed):
         own = 1 if slot is Slot.Q else shape.heads_per_group
         heads = slice(unit * own, (unit + 1) * own)
-        may[row, :, heads, _QUERY if slot is Slot.Q else slice(None)] = True
-        must[row, :, heads, _QUERY if slot is Slot.Q else _AFTER_KEY] = True
+        one = slot is Slot.Q and not everywhere
+        may[row, :, heads, _QUERY if one else slice(None)] = True
+        must[row, :, heads, _QUERY if one else _AFTER_KEY] = True
         silenced[row, :, heads] = slot is Slot.V
     return may, must, silenced
 
 
 def _changed_slots(
-    anatomy: Anatomy, count: int, own: list[tuple[int, Slot, int]], size: float, outputs: Float[Tensor, "row pos width"]
+    anatomy: Anatomy,
+    count: int,
+    own: list[tuple[int, Slot, int]],
+    size: float | None,
+    outputs: Float[Tensor, "row pos width"],
 ) -> Tensor:
     """Change one unit's columns in one block of rows for each entry ``(block, slot, unit)``."""
     changed = rearrange(outputs.clone(), "(u b) p w -> u b p w", u=count)
     for block, slot, unit in own:
         columns = anatomy.columns[slot][unit]
+        if size is None:
+            changed[block] = _random_slot(columns, changed[block])
+            continue
         position = slice(None) if slot is Slot.V else _QUERY if slot is Slot.Q else _KEY
         if slot is Slot.V:
             changed[block, :, position, columns] = 0 if size == 1 else size
@@ -119,6 +132,6 @@ def _random_slot(columns: Int[Tensor, " column"], outputs: Float[Tensor, "row po
     """Put large random values into some columns."""
     generator = torch.Generator().manual_seed(0)
     changed = outputs.clone()
-    drawn = _SIZES[1] * torch.randn(*outputs.shape[:2], len(columns), generator=generator)
+    drawn = _RANDOM * torch.randn(*outputs.shape[:2], len(columns), generator=generator)
     changed[..., columns] = drawn.to(outputs)
     return changed

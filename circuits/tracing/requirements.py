@@ -15,7 +15,7 @@ from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.forms import keywords_of, logits_of
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
-from circuits.errors import PromptError
+from circuits.errors import PromptError, UnsupportedModelError
 from circuits.settings import require_kind
 from circuits.vocabulary import Metric
 
@@ -101,18 +101,42 @@ def positions_of(module: PreTrainedModel) -> int | None:
     return limit if table or kept or getattr(config, "model_type", "") == "mpt" else None
 
 
-@torch.no_grad()
+def trial_length(anatomy: Anatomy, wanted: int, fewest: int) -> int:
+    """Return how many tokens a model is tried on at load: as many as wanted, fewer where it has no more positions.
+
+    Cost: nothing, but a pass of one prompt for each length tried on a decoder that is not of transformers.
+    """
+    module = anatomy.module
+    for length in range(wanted, fewest - 1, -1):
+        known = isinstance(module, PreTrainedModel)
+        if length <= (positions_of(module) or length) if known else _unable(anatomy, length) is None:
+            return length
+    raise UnsupportedModelError(
+        f"{type(module).__name__} cannot run prompts of {fewest} tokens ({_unable(anatomy, fewest) or 'too few'}), "
+        "which it takes to see that later tokens do not change earlier ones. Give it a longer context."
+    )
+
+
 def _require_run(anatomy: Anatomy, name: str, length: int) -> None:
     """Try a length on a decoder whose positions nobody describes."""
+    problem = _unable(anatomy, length)
+    if problem is not None:
+        raise PromptError(
+            f"{name} has {length} tokens, which the model cannot run ({problem}); expected no more than it has "
+            "positions. Shorten the prompts."
+        )
+
+
+@torch.no_grad()
+def _unable(anatomy: Anatomy, length: int) -> str | None:
+    """Return why a model cannot run as many tokens; None where it can."""
     try:
         _plain(anatomy, length)
     except (IndexError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise PromptError(
-            f"{name} has {length} tokens, which the model cannot run ({str(error).strip().splitlines()[0]}); expected "
-            "no more than it has positions. Shorten the prompts."
-        ) from error
+        return str(error).strip().splitlines()[0]
+    return None
 
 
 def _n_logits(anatomy: Anatomy) -> int:

@@ -22,6 +22,7 @@ from circuits.errors import GuardError, UsageError
 from circuits.models.in_memory import second_view
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
+from circuits.tracing.requirements import trial_length
 from circuits.tracing.state import PositionState, foreign_hooks, require_ordinary_weights, require_own_state
 
 _TRIED, _SHARED = 5, 2
@@ -167,7 +168,8 @@ class Tracer:
         if self._cache_keyword is None:
             return PrefixCache("the model's forward pass takes no cached keys and values")
         anatomy, found = self.anatomy, list[Tensor]()
-        ids = torch.arange(2 * _TRIED, device=anatomy.device).reshape(2, _TRIED) % anatomy.vocabulary
+        length = trial_length(anatomy, _TRIED, _SHARED + 1)
+        ids = torch.arange(2 * length, device=anatomy.device).reshape(2, length) % anatomy.vocabulary
         self.run(ids[:, _SHARED:], Plan(logits=found.append), prefix=self.prefix_of(ids[:, :_SHARED]))
         whole, cached = self.plain_logits(ids).float(), found[0].float()
         error = float((whole - cached).abs().max() / whole.abs().max())

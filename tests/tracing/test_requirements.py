@@ -1,5 +1,6 @@
 """Pairs made in Python are checked like those of files, before any run: alone, and against the model."""
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from circuits import Options, TokenPair
 from circuits.ablation.intervention import reference_of
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Message
-from circuits.errors import CircuitsError, PromptError, UsageError
+from circuits.errors import CircuitsError, PromptError, UnsupportedModelError, UsageError
 from circuits.experiments import experiment_on
 from circuits.tracing.requirements import positions_of
 from circuits.tracing.runs import record
@@ -193,3 +194,19 @@ def test_one_answer_may_be_given_alone() -> None:
     pair = Pair([Message("user", "one")], "two", " Mary", [" John"])  # type: ignore[arg-type]
     assert (pair.answers, pair.wrong_answers) == ((" Mary",), (" John",))
     assert pair.clean == (Message("user", "one"),)
+
+
+@pytest.mark.parametrize("positions", [3, 4, 5])
+def test_a_model_of_few_positions_is_tried_on_as_many_as_it_has(positions: int) -> None:
+    module = ZOO["gpt2"]()
+    short = type(module)(type(module.config)(**module.config.to_dict() | {"n_positions": positions})).eval()
+    model = circuits.load_model(short)
+    assert model.experiment(random_pairs(2, positions)).n_pairs == 2
+    own = deepcopy(MODULE)
+    own.places = torch.nn.Embedding.from_pretrained(MODULE.places.weight[:positions])
+    assert circuits.load_model(own, architecture=DESCRIPTION).experiment(random_pairs(1, positions)).n_pairs == 1
+    own.places = torch.nn.Embedding.from_pretrained(MODULE.places.weight[:2])
+    with pytest.raises(
+        UnsupportedModelError, match=r"cannot run prompts of 3 tokens \(.*\), which it takes to see that"
+    ):
+        circuits.load_model(own, architecture=DESCRIPTION)
