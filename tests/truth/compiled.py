@@ -121,7 +121,7 @@ class Program:
             answer, wrong = int(ours.argmax()), int(theirs.argmax())
             if len(ours) == 2:  # a number beside a column of zeros
                 answer, wrong = 0, int(ours[0] > theirs[0] + 1e-3)
-            if answer != wrong:
+            if (ours - theirs)[answer] - (ours - theirs)[wrong] > 1e-3:
                 found.append(TokenPair(clean[0], corrupted[0], (answer,), (wrong,), f"{clean}", f"{corrupted}"))
         return found
 

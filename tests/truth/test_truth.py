@@ -44,7 +44,7 @@ def model(made: Program) -> circuits.Model:
 
 @pytest.fixture(scope="module")
 def true(made: Program, model: circuits.Model) -> np.ndarray:
-    edges = true_edges(made, made.pairs(32))
+    edges = true_edges(made, made.pairs(16))
     return np.array([str(edge) in edges for edge in model.graph.edges()])
 
 
@@ -62,7 +62,7 @@ def test_the_copy_computes_what_tracr_computes(made: Program) -> None:
 
 def test_the_true_edges_alone_are_the_whole_model(made: Program, model: circuits.Model, true: np.ndarray) -> None:
     assert true.sum() == EDGES[made.name] < len(true)
-    experiment = model.experiment(made.pairs(32))
+    experiment = model.experiment(made.pairs(16))
     assert np.abs(experiment.clean - experiment.corrupted).min() > 1e-3
     np.testing.assert_allclose(experiment.circuits([true])[0], experiment.clean, atol=1e-9)
     np.testing.assert_allclose(experiment.circuits([~true])[0], experiment.corrupted, atol=1e-9)
@@ -73,7 +73,7 @@ def test_exact_scores_are_zero_off_the_true_edges(
     made: Program, model: circuits.Model, true: np.ndarray, direction: str
 ) -> None:
     options = Options(direction=direction)  # type: ignore[arg-type]
-    values = model.experiment(made.pairs(32), options).edge_effects(np.arange(len(true)))
+    values = model.experiment(made.pairs(16), options).edge_effects(np.arange(len(true)))
     assert np.abs(values[~true]).max() < 1e-9
     if direction == "noising":
         assert (np.abs(values[true]).max(1) > 1e-6).all()
@@ -83,7 +83,7 @@ def test_exact_scores_are_zero_off_the_true_edges(
 def test_the_pruner_returns_exactly_the_true_edges(
     made: Program, model: circuits.Model, true: np.ndarray, scorer: str
 ) -> None:
-    experiment = model.experiment(made.pairs(32))
+    experiment = model.experiment(made.pairs(16))
     scores = score(experiment, scorer)
     chosen = minimal(experiment, scores, target=0.999)
     assert [str(edge) for edge in model.graph.edges(chosen.edges)] == [
