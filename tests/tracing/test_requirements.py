@@ -204,7 +204,8 @@ def test_a_model_of_few_positions_is_tried_on_as_many_as_it_has(positions: int) 
     assert model.experiment(random_pairs(2, positions)).n_pairs == 2
     own = deepcopy(MODULE)
     own.places = torch.nn.Embedding.from_pretrained(MODULE.places.weight[:positions]).eval()
-    assert circuits.load_model(own, architecture=DESCRIPTION).experiment(random_pairs(1, positions)).n_pairs == 1
+    pair = TokenPair((1,) * positions, (2,) * positions, (4,), (5,), "", "")
+    assert circuits.load_model(own, architecture=DESCRIPTION).experiment([pair]).n_pairs == 1
     own.places = torch.nn.Embedding.from_pretrained(MODULE.places.weight[:2]).eval()
     with pytest.raises(
         UnsupportedModelError, match=r"cannot run prompts of 3 tokens \(.*\), which it takes to see that"
