@@ -33,7 +33,7 @@ def build_graph(shape: ModelShape) -> ComputationalGraph:
             receivers.append(Receiver(mlp))
             fan_in.append(before if shape.parallel else before + len(heads))
             senders.append(mlp)
-    receivers.append(Receiver(Node(NodeKind.LOGITS)))
+    receivers.append(Receiver(shape.end))
     fan_in.append(len(senders))
     return ComputationalGraph(shape, tuple(senders), tuple(receivers), tuple(fan_in))
 

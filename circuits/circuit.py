@@ -192,7 +192,7 @@ class Circuit:
         document = {
             "format": FORMAT,
             "version": VERSION,
-            "model": {key: value for key, value in asdict(self.model).items() if key != "mlps" or not value},
+            "model": _model_document(self.model),
             "behaviour": asdict(self.behaviour),
             "method": asdict(self.method),
             "edges": edges,
@@ -264,6 +264,12 @@ class Circuit:
             evaluation=None if evaluation is None else TypeAdapter(Evaluation).validate_python(evaluation),
             provenance=TypeAdapter(Provenance).validate_python(data.get("provenance", {})),
         )
+
+
+def _model_document(model: ModelInfo) -> dict[str, Any]:
+    """Return a model's facts without those that most models do not have: no MLPs, an end before the logits."""
+    usual = {"mlps": True, "target": None}
+    return {key: value for key, value in asdict(model).items() if key not in usual or value != usual[key]}
 
 
 def _without_old_areas(data: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def experiment_on(
         pairs: What is measured.
         options: How. With the metric ``sequence`` answers may be of several tokens.
         reference: Of the metric ``projection``, the pairs that its direction is taken from
-            (``behaviour.prompts(...).reference``); never those it is judged on.
+            (``behaviour.prompts(...).reference``); never those it is judged on. Not needed where the model's circuits
+            lead to a direction (:func:`circuits.directions.leading_to`).
         journal: Keeps what is measured, and gives back what an earlier run has measured of the same.
 
     Cost: two forward passes of the pairs; of answers of several tokens, of all their rows; of ``projection``, one of
@@ -38,7 +39,7 @@ def experiment_on(
     options = options or Options()
     if options.metric.whole_answers:
         return SequenceExperiment(pairs, lambda rows: model.experiment(rows, options, journal=journal))
-    if options.metric.along_direction:
+    if options.metric.along_direction and model.info.target is None:
         tracer = model.tracer.reading(direction_of(model, reference)[None])
         return PatchingExperiment(tracer, model.graph, pairs, options, _shelf(model, options, reference, journal))
     return model.experiment(pairs, options, journal=journal)
@@ -55,4 +56,5 @@ def kept_of(
 
 def _shelf(model: Model, options: Options, reference: Sequence[TokenPair], journal: Journal | None) -> Shelf:
     shelf = model.shelf(journal)
-    return shelf.under(reference=digest_of(reference)) if options.metric.along_direction else shelf
+    found_here = options.metric.along_direction and model.info.target is None
+    return shelf.under(reference=digest_of(reference)) if found_here else shelf

@@ -39,6 +39,13 @@ class NodeKind(StrEnum):
     """One MLP, with its output bias."""
     LOGITS = "logits"
     """The final norm and the unembedding; reads only."""
+    RESID = "resid"
+    """The residual stream that enters a layer, at the last position; the end of a graph that does not lead further."""
+
+    @property
+    def is_end(self) -> bool:
+        """Whether graphs end in it."""
+        return self in (NodeKind.LOGITS, NodeKind.RESID)
 
 
 class Slot(StrEnum):
@@ -55,7 +62,7 @@ class Slot(StrEnum):
 
 
 _NODE_PATTERN = re.compile(
-    r"input|logits|m(?P<mlp>[0-9]{1,9})|a(?P<layer>[0-9]{1,9})\.(?P<unit>h|kv)(?P<index>[0-9]{1,9})"
+    r"input|logits|resid(?P<resid>[0-9]{1,9})|m(?P<mlp>[0-9]{1,9})|a(?P<layer>[0-9]{1,9})\.(?P<unit>h|kv)(?P<index>[0-9]{1,9})"
 )
 _HEAD_OF_PAPERS = re.compile(r"[Ll]([0-9]{1,9})\.?[Hh]([0-9]{1,9})|([0-9]{1,9})\.([0-9]{1,9})")
 """Heads as papers and other tools write them: ``L10H7``, ``10.7``."""
@@ -64,7 +71,7 @@ _RECEIVER_PATTERN = re.compile(r"(?P<node>[^<>]+?)(?:<(?P<slot>[qkv])>)?")
 
 @dataclass(frozen=True, order=True, slots=True)
 class Node:
-    """One component of the model; its text form is ``input``, ``a3.h5``, ``a3.kv1``, ``m3`` or ``logits``."""
+    """One component of the model: ``input``, ``a3.h5``, ``a3.kv1``, ``m3``, ``logits``, or ``resid16`` as text."""
 
     kind: NodeKind
     layer: int = -1
@@ -78,6 +85,8 @@ class Node:
                 return f"a{self.layer}.kv{self.index}"
             case NodeKind.MLP:
                 return f"m{self.layer}"
+            case NodeKind.RESID:
+                return f"resid{self.layer}"
             case NodeKind.INPUT | NodeKind.LOGITS:
                 return self.kind.value
 
@@ -93,6 +102,8 @@ class Node:
             raise UsageError(f"'{text}' is not a node; expected input, logits, m3, a3.h5 or a3.kv1.")
         if found["mlp"] is not None:
             node = cls(NodeKind.MLP, int(found["mlp"]))
+        elif found["resid"] is not None:
+            node = cls(NodeKind.RESID, int(found["resid"]))
         elif found["layer"] is not None:
             kind = NodeKind.HEAD if found["unit"] == "h" else NodeKind.KV
             node = cls(kind, int(found["layer"]), int(found["index"]))
@@ -153,7 +164,8 @@ class ModelShape:
 
     ``n_kv_heads`` is the number of key/value heads (equal to ``n_heads`` without grouped queries). In a ``parallel``
     block the MLP reads the same stream as the attention beside it; in a sequential one it also reads that attention.
-    Without ``mlps`` a block is its attention alone.
+    Without ``mlps`` a block is its attention alone. With ``to_stream`` these are a model's first layers only, and the
+    graph ends in the stream behind them instead of in the logits.
     """
 
     n_layers: int
@@ -163,15 +175,14 @@ class ModelShape:
     d_head: int
     parallel: bool = False
     mlps: bool = True
+    to_stream: bool = False
 
     def __post_init__(self) -> None:
         if min(self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head) < 1:
             raise UsageError(f"every number of a model's shape must be at least 1, got {self}.")
         if self.n_edges > MOST_EDGES:
-            raise UsageError(
-                f"a model of {self.n_layers:,} layers with {self.n_heads:,} heads has more than {MOST_EDGES:,} edges, "
-                "which cannot be kept in memory. Check the two numbers."
-            )
+            what = f"a model of {self.n_layers:,} layers with {self.n_heads:,} heads has more than {MOST_EDGES:,} edges"
+            raise UsageError(f"{what}, which cannot be kept in memory. Check the two numbers.")
         if self.n_heads % self.n_kv_heads:
             raise UsageError(f"{self.n_heads} heads cannot share {self.n_kv_heads} key/value heads evenly.")
 
@@ -181,6 +192,11 @@ class ModelShape:
         beside = 0 if self.parallel or not self.mlps else self.n_layers * self.n_heads
         earlier = self.n_layers + self.senders_per_layer * self.n_layers * (self.n_layers - 1) // 2
         return self.receivers_per_layer * earlier + beside + 1 + self.n_layers * self.senders_per_layer
+
+    @property
+    def end(self) -> Node:
+        """The node that every path leads to: the logits, or the stream behind the last of the layers."""
+        return Node(NodeKind.RESID, self.n_layers) if self.to_stream else Node(NodeKind.LOGITS)
 
     @property
     def senders_per_layer(self) -> int:
@@ -206,7 +222,8 @@ class ModelShape:
         """Return in words which nodes a model of this shape has, for error messages."""
         text = f"layers 0-{self.n_layers - 1} and heads 0-{self.n_heads - 1}"
         text += f" in key/value groups 0-{self.n_kv_heads - 1}" if self.grouped else ""
-        return text + ("" if self.mlps else ", and no MLPs")
+        text += "" if self.mlps else ", and no MLPs"
+        return text + (f", up to {self.end}" if self.to_stream else "")
 
 
 @dataclass(frozen=True)
@@ -256,7 +273,7 @@ class ComputationalGraph:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """Every node once: senders, then those that only read (key/value groups, logits)."""
+        """Every node once: senders, then those that only read (key/value groups, the end)."""
         reading = dict.fromkeys(receiver.node for receiver in self.receivers)
         return tuple(dict.fromkeys([*self.senders, *reading]))
 
@@ -340,17 +357,12 @@ class ComputationalGraph:
         self.require_node(edge.sender)
         sender = self.sender_index.get(edge.sender)
         if sender is None:
-            raise UnknownNameError(
-                "edge", str(edge), (), hint=f"'{edge.sender}' only reads from the stream, it sends nothing."
-            )
+            reads = f"'{edge.sender}' only reads from the stream, it sends nothing."
+            raise UnknownNameError("edge", str(edge), (), hint=reads)
         receiver = self.receiver_index[edge.receiver]
         if sender >= self.fan_in[receiver]:
-            raise UnknownNameError(
-                "edge",
-                str(edge),
-                (),
-                hint=f"'{edge.sender}' is not computed before '{edge.receiver}' reads the stream.",
-            )
+            late = f"'{edge.sender}' is not computed before '{edge.receiver}' reads the stream."
+            raise UnknownNameError("edge", str(edge), (), hint=late)
         return int(self.offsets[receiver]) + sender
 
     def require_node(self, node: Node) -> None:
@@ -387,9 +399,10 @@ class ComputationalGraph:
         return frozenset(self.nodes)
 
     def _near(self, node: Node) -> list[str]:
+        if node.kind.is_end:
+            return [str(self.shape.end)]
         layer = min(node.layer, self.shape.n_layers - 1)
         limit = (self.shape.n_kv_heads if node.kind is NodeKind.KV else self.shape.n_heads) - 1
         near = Node(node.kind, layer, min(node.index, limit))
-        return [
-            str(near if near in self._node_set else Node(NodeKind.HEAD, layer, min(node.index, self.shape.n_heads - 1)))
-        ]
+        head = Node(NodeKind.HEAD, layer, min(node.index, self.shape.n_heads - 1))
+        return [str(near if near in self._node_set else head)]

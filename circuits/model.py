@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.architecture import Architecture
 from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
+from circuits.errors import UsageError
 from circuits.files.journal import NOWHERE, Journal, Shelf
 from circuits.graph import ComputationalGraph
 from circuits.guards.checks import GuardResult, check, require
@@ -24,6 +25,7 @@ from circuits.records import ModelInfo
 from circuits.settings import require_kind
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer
+from circuits.vocabulary import Metric
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,19 @@ class Model:
         self, pairs: Sequence[TokenPair], options: Options | None = None, *, journal: Journal | None = None
     ) -> PatchingExperiment:
         """Set up measurements on prompt pairs, kept in a journal if one is given. Cost: two forward passes."""
+        if self.info.target is not None and (options or Options()).metric is not Metric.PROJECTION:
+            raise UsageError(
+                f"what leads to {self.info.target} is measured by the length along its direction; choose the metric "
+                f"{Metric.PROJECTION}, or leave the target out for the logits."
+            )
         return PatchingExperiment(self.tracer, self.graph, pairs, options or Options(), self.shelf(journal))
 
     def shelf(self, journal: Journal | None) -> Shelf:
         """Return where a journal keeps what is measured with these weights, at this precision."""
         if journal is None or not self.info.digest:
             return NOWHERE
-        return journal.shelf(model=self.info.digest, dtype=self.dtype, attention=self.attention)
+        shelf = journal.shelf(model=self.info.digest, dtype=self.dtype, attention=self.attention)
+        return shelf if self.info.target is None else shelf.under(target=asdict(self.info.target))
 
     def __repr__(self) -> str:
         shape = self.info.shape

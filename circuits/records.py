@@ -1,15 +1,50 @@
 """What is said about a circuit at rest: its model and behaviour, how it was found, how good it is."""
 
 import math
+import re
 from dataclasses import dataclass, field
+from typing import Self
 
+from circuits.errors import UsageError
 from circuits.graph import ModelShape
 from circuits.statistics import Likeness, Number
 
 
 @dataclass(frozen=True)
+class Target:
+    """What a circuit leads to instead of the logits: a place in the residual stream, read along a direction.
+
+    Attributes:
+        layer: The stream that enters this layer; the number of layers of the model is the stream the final norm reads.
+        digest: SHA-256 of the direction.
+        position: The last token of the prompt; no other can be chosen yet.
+    """
+
+    layer: int
+    digest: str = ""
+    position: str = "last"
+
+    def __str__(self) -> str:
+        return f"resid:{self.layer}:{self.position}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a target from its text form; raises :class:`UsageError` for any other."""
+        found = re.fullmatch(r"resid:([0-9]{1,9})(?::last)?", text)
+        if found is None:
+            raise UsageError(
+                f"'{text}' is no place that a circuit can lead to; expected resid:LAYER:last, the residual stream that "
+                "enters a layer, at the last token, such as resid:16:last."
+            )
+        return cls(int(found[1]))
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """Which model a circuit belongs to, and the numbers its graph follows from."""
+    """Which model a circuit belongs to, and the numbers its graph follows from.
+
+    ``n_layers`` are those of the whole model, also where a ``target`` says that the graph ends before.
+    """
 
     id: str
     n_layers: int
@@ -23,12 +58,14 @@ class ModelInfo:
     digest: str = ""
     tokenizer_digest: str = ""
     mlps: bool = True
+    target: Target | None = None
 
     @property
     def shape(self) -> ModelShape:
         """The shape from which the graph is built."""
-        sizes = self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head
-        return ModelShape(*sizes, parallel=self.parallel, mlps=self.mlps)
+        layers = self.n_layers if self.target is None else self.target.layer
+        sizes = layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head
+        return ModelShape(*sizes, parallel=self.parallel, mlps=self.mlps, to_stream=self.target is not None)
 
 
 @dataclass(frozen=True)

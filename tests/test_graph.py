@@ -153,7 +153,7 @@ def test_parsing_is_the_inverse_of_printing(kind: NodeKind, layer: int, index: i
     match kind:
         case NodeKind.INPUT | NodeKind.LOGITS:
             node = Node(kind)
-        case NodeKind.MLP:
+        case NodeKind.MLP | NodeKind.RESID:
             node = Node(kind, layer)
         case _:
             node = Node(kind, layer, index)

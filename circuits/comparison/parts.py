@@ -44,8 +44,8 @@ def only(name: str) -> str:
 def membership_counts(circuits: Sequence[Circuit], names: Sequence[str]) -> tuple[MembershipCount, ...]:
     """Count edges and nodes by the circuits they are in; in most circuits first, then in the circuits' order."""
     edges = Counter(_combinations([circuit.edges.tolist() for circuit in circuits]))
-    ends = (NodeKind.INPUT, NodeKind.LOGITS)
-    nodes = Counter(_combinations([[n for n in circuit.nodes if n.kind not in ends] for circuit in circuits]))
+    within = [[n for n in each.nodes if n.kind is not NodeKind.INPUT and not n.kind.is_end] for each in circuits]
+    nodes = Counter(_combinations(within))
     found = sorted({*edges, *nodes}, key=lambda members: (-len(members), members))
     return tuple(MembershipCount(tuple(names[i] for i in each), edges[each], nodes[each]) for each in found)
 
@@ -108,9 +108,9 @@ def _part(name: str, circuit: Circuit, edges: EdgeIndices, scores: np.ndarray, m
 
 
 def live_edges(circuit: Circuit) -> EdgeIndices:
-    """Return the edges that lie on a path from the input to the logits within the circuit."""
+    """Return the edges that lie on a path from the input to the end of the graph within the circuit."""
     view = circuit.to_networkx()
-    source, sink = NodeKind.INPUT.value, NodeKind.LOGITS.value
+    source, sink = NodeKind.INPUT.value, str(circuit.model.shape.end)
     if source not in view or sink not in view:
         return circuit.edges[:0]
     downstream, upstream = set(_reached(view, source)), set(_reached(view.reverse(copy=False), sink))

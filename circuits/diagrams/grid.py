@@ -18,15 +18,15 @@ _SHIFTS = (0, 26, 10, 34, 18, 4, 30, 14, 38, 22, 8)
 
 def grid_statements(nodes: Sequence[Node], heads_per_group: int) -> list[str]:
     """Return DOT statements that place the nodes, and a label for every layer; for the layout engine ``nop``."""
-    layers = sorted({node.layer for node in nodes if node.kind not in (NodeKind.INPUT, NodeKind.LOGITS)})
+    layers = sorted({node.layer for node in nodes if _in_layer(node)})
     heights = {layer: LAYER * (i + 1) for i, layer in enumerate(layers)}
     columns = 1 + max((_column(node, heads_per_group) for node in nodes if node.kind is not NodeKind.MLP), default=0.0)
     top = LAYER * (len(layers) + 1)
     statements = [_place("rows", -COLUMN, top, "layer")]
     statements += [_place(f"row{layer}", -COLUMN, height, str(layer)) for layer, height in heights.items()]
     for node in nodes:
-        x, y = columns * COLUMN / 2, top if node.kind is NodeKind.LOGITS else 0
-        if node.layer in heights and node.kind not in (NodeKind.INPUT, NodeKind.LOGITS):
+        x, y = columns * COLUMN / 2, top if node.kind.is_end else 0
+        if _in_layer(node):
             shift = _SHIFTS[node.layer % len(_SHIFTS)]
             x = _column(node, heads_per_group) * COLUMN + shift
             if node.kind is NodeKind.MLP:  # most edges lead from MLP to MLP, so these are spread most
@@ -34,6 +34,10 @@ def grid_statements(nodes: Sequence[Node], heads_per_group: int) -> list[str]:
             y = heights[node.layer] + {NodeKind.KV: -BELOW, NodeKind.MLP: ABOVE}.get(node.kind, 0)
         statements.append(f'{dot_string(str(node))} [pos="{x:g},{y:g}"];')
     return statements
+
+
+def _in_layer(node: Node) -> bool:
+    return node.kind is not NodeKind.INPUT and not node.kind.is_end
 
 
 def _column(node: Node, heads_per_group: int) -> float:

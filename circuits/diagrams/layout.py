@@ -58,8 +58,9 @@ def layered_dot(
     ``borders`` overrides the colour of nodes' outlines (difference diagrams); ``notes`` are added to nodes' tooltips.
     Without a legend (empty text) the figure is the diagram alone.
     """
-    nodes = tuple(dict.fromkeys([Node(NodeKind.INPUT), *circuit.nodes, Node(NodeKind.LOGITS)]))
-    nodes = (*(node for node in nodes if node.kind is not NodeKind.LOGITS), Node(NodeKind.LOGITS))
+    end = circuit.model.shape.end
+    nodes = tuple(dict.fromkeys([Node(NodeKind.INPUT), *circuit.nodes]))
+    nodes = (*(node for node in nodes if node != end), end)
     entering = Counter(line.edge.receiver.node for line in lines)
     leaving = Counter(line.edge.sender for line in lines)
     statements = [
@@ -98,7 +99,7 @@ def _defaults(n_edges: int, legend: str) -> list[str]:
 def _row(node: Node) -> Row:
     if node.kind is NodeKind.INPUT:
         return (-1, 0)
-    if node.kind is NodeKind.LOGITS:
+    if node.kind.is_end:
         return (_LAST_ROW, 0)
     return (node.layer, _ROW_IN_LAYER[node.kind])
 
@@ -136,7 +137,7 @@ def _node(node: Node, entering: int, leaving: int, borders: Mapping[Node, str], 
     label, extra = str(node), ""
     if node.kind is NodeKind.KV:
         label, extra = f"kv{node.index}", ", fontsize=7, width=0.24, height=0.17, margin=0.02"
-    elif node.kind in (NodeKind.INPUT, NodeKind.LOGITS):
+    elif node.kind is NodeKind.INPUT or node.kind.is_end:
         extra = f", width={_bar_width(max(entering, leaving)):.2f}"
     width = 1.6 if node in borders else 1
     tooltip = f"{describe(node)}: {entering} edges in, {leaving} edges out" + (f". {note}" if note else "")
@@ -166,6 +167,8 @@ def describe(node: Node) -> str:
             return "input embedding"
         case NodeKind.LOGITS:
             return "logits"
+        case NodeKind.RESID:
+            return f"{node}, the residual stream that enters layer {node.layer}, along the direction"
 
 
 def _line(line: Line, *, labelled: bool) -> str:

@@ -40,6 +40,7 @@ NODE_FILLS = {
     NodeKind.KV: "#F2F2F2",
     NodeKind.MLP: "#EBDDF0",
     NodeKind.LOGITS: "#E4E4E4",
+    NodeKind.RESID: "#E4E4E4",
 }
 NODE_BORDERS = {
     NodeKind.INPUT: GREY,
@@ -47,6 +48,7 @@ NODE_BORDERS = {
     NodeKind.KV: LIGHT_GREY,
     NodeKind.MLP: "#7D4B93",
     NodeKind.LOGITS: GREY,
+    NodeKind.RESID: GREY,
 }
 
 MEMBER_COLOURS = {

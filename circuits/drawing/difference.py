@@ -103,7 +103,7 @@ def _difference_line(edge: Edge, member: Membership, strength: float, scores: tu
 
 
 def _borders(diff: CircuitDiff) -> dict[Node, str]:
-    ends = frozenset((Node(NodeKind.INPUT), Node(NodeKind.LOGITS)))
+    ends = frozenset((Node(NodeKind.INPUT), diff.a.model.shape.end))
     in_a, in_b = frozenset(diff.a.nodes) - ends, frozenset(diff.b.nodes) - ends
     borders: dict[Node, str] = {}
     for node in diff.a.graph.nodes:

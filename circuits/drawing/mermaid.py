@@ -14,11 +14,12 @@ _BRACKETS = {
     NodeKind.KV: ("((", "))"),
     NodeKind.MLP: ("[", "]"),
     NodeKind.LOGITS: ("[", "]"),
+    NodeKind.RESID: ("[", "]"),
 }
 
 
 def circuit_mermaid(circuit: Circuit, *, title: str | None = None) -> str:
-    """Return the text of a Mermaid flowchart from the input, at the bottom, to the logits.
+    """Return the text of a Mermaid flowchart from the input, at the bottom, to the end.
 
     Colours and line styles as in :func:`circuits.drawing.dot.circuit_dot`: slot by colour, dotted for negative scores.
     Up to 30 edges carry slot and score as a label. Mermaid itself refuses more than 500 edges unless configured.

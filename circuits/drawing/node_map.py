@@ -72,7 +72,7 @@ def _node_weights(circuit: Circuit) -> dict[Node, float]:
     weights: Counter[Node] = Counter()
     for edge, size in zip(circuit.edge_list, np.nan_to_num(np.abs(circuit.scores)).tolist(), strict=True):
         for node in (edge.sender, edge.receiver.node):
-            if node.kind not in (NodeKind.INPUT, NodeKind.LOGITS):
+            if node.kind is not NodeKind.INPUT and not node.kind.is_end:
                 weights[node] += size
     largest = max(weights.values(), default=0.0) or 1.0
     return {node: math.sqrt(weight / largest) for node, weight in weights.items()}

@@ -13,7 +13,7 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.circuit import Circuit
 from circuits.errors import PromptError, UsageError
 from circuits.files.journal import Journal
-from circuits.graph import Edge, Node, NodeKind, Receiver
+from circuits.graph import Edge, Node, NodeKind
 from circuits.heads.evidence import (
     AttentionShare,
     Copying,
@@ -209,9 +209,9 @@ def _copying(copiers: _Copiers, head: Node) -> Copying:
 
 
 def _direct(experiment: PatchingExperiment, heads: list[Node]) -> list[DirectEffect]:
-    """Measure the edge from every head to the logits, whether or not it is in the circuit."""
-    logits = Receiver(Node(NodeKind.LOGITS))
-    edges = np.array([experiment.graph.index(Edge(head, logits)) for head in heads], dtype=np.int64)
+    """Measure the edge from every head to the end of the graph, whether or not it is in the circuit."""
+    end = experiment.graph.receivers[-1]
+    edges = np.array([experiment.graph.index(Edge(head, end)) for head in heads], dtype=np.int64)
     gap = float((experiment.clean - experiment.corrupted).mean())
     gap = -gap if experiment.metric.lower_is_better else gap
     found: list[DirectEffect] = []

@@ -139,6 +139,11 @@ def mib_folder(circuit: Circuit, scores: EdgeScores | None, path: Path) -> Path:
 
 def _cfg(circuit: Circuit) -> dict[str, Any]:
     model = circuit.model
+    if model.target is not None:
+        raise UsageError(
+            f"the circuit leads to {model.shape.end}, and this format knows circuits that lead to the logits only; "
+            "write it as .graphml or .csv."
+        )
     numbers = {"n_layers": model.n_layers, "n_heads": model.n_heads, "d_model": model.d_model}
     return {**numbers, "parallel_attn_mlp": model.parallel}
 

@@ -33,8 +33,8 @@ class Path:
         if len(names) < 2:
             raise UsageError(f"'{text}' is not a path; expected at least two nodes, such as a9.h8->a11.h2<q>->logits.")
         stops = [Receiver.parse(name) for name in names]
-        if stops[-1].node.kind is not NodeKind.LOGITS:
-            raise UsageError(f"the path '{text}' must end at the logits: write '{text}->logits'.")
+        if stops[-1].node != (end := graph.shape.end):
+            raise UsageError(f"the path '{text}' must end at {end}: write '{text}->{end}'.")
         if stops[0].slot is not None:
             raise UsageError(f"the path '{text}' starts at a slot; the first node sends, so write '{stops[0].node}'.")
         edges: list[Edge] = []

@@ -1,4 +1,4 @@
-"""Dropping edges that no longer lie on a path from the input to the logits."""
+"""Dropping edges that no longer lie on a path from the input to the end of the graph."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,10 @@ from circuits.graph import ComputationalGraph, EdgeIndices, Node, NodeKind
 
 
 def connected(graph: ComputationalGraph, edges: EdgeIndices) -> EdgeIndices:
-    """Keep the edges that lie on a path from the input to the logits; the others change nothing in any run."""
+    """Keep the edges that lie on a path from the input to the end; the others change nothing in any run."""
     ends = [(graph.edge(int(edge)).sender, graph.edge(int(edge)).receiver.node) for edge in edges]
     view = nx.DiGraph([*ends, *_group_edges(graph, [receiver for _, receiver in ends])])
-    source, sink = Node(NodeKind.INPUT), Node(NodeKind.LOGITS)
+    source, sink = Node(NodeKind.INPUT), graph.shape.end
     if source not in view or sink not in view:
         return edges[:0]
     downstream, upstream = nx.bfs_tree(view, source), nx.bfs_tree(view, sink, reverse=True)

@@ -17,6 +17,7 @@ const groups = all('#stage [id^="group:"]').map((shape) => {
   return { shape, from, to, shown: true, on: false };
 });
 const nodes = new Map(all('#stage [id^="node:"]').map((shape) => [shape.id.slice("node:".length), shape]));
+const end = [...nodes.keys()].find((name) => /^(logits|resid\d+)$/.test(name)) ?? "logits";
 const evidence = new Map(all("#heads tr[data-node]").map((row) => [row.dataset.node, row.cells[1]]));
 const steps = [...new Set(edges.map((edge) => edge.size))].sort((a, b) => a - b);
 const READABLE = 0.78; // the smallest scale at which names of nodes are read
@@ -32,7 +33,7 @@ function update() {
   const least = threshold();
   const groupsOn = new Set(all("[data-group]:checked").map((box) => box.dataset.group));
   for (const edge of edges) edge.shown = edge.size >= least && (!edge.group || groupsOn.has(edge.group));
-  const used = new Set(["input", "logits", ...edges.filter((edge) => edge.shown).flatMap((edge) => [edge.from, edge.to])]);
+  const used = new Set(["input", end, ...edges.filter((edge) => edge.shown).flatMap((edge) => [edge.from, edge.to])]);
   for (const group of groups) group.shown = used.has(group.from) && used.has(group.to);
   for (const each of [...edges, ...groups]) each.shape?.classList.toggle("gone", !each.shown);
   for (const [name, shape] of nodes) shape.classList.toggle("gone", !used.has(name));
@@ -63,7 +64,7 @@ function reached(start, from, to, links) {
 
 function onPathsThrough(node) {
   const links = [...edges, ...groups].filter((link) => link.shown);
-  const [begun, ending] = [reached("input", "from", "to", links), reached("logits", "to", "from", links)];
+  const [begun, ending] = [reached("input", "from", "to", links), reached(end, "to", "from", links)];
   if (!begun.has(node) || !ending.has(node)) return [];
   const [before, after] = [reached(node, "to", "from", links), reached(node, "from", "to", links)];
   return links.filter(

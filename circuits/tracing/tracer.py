@@ -71,7 +71,7 @@ class Tracer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy deeply, and send to other processes, the model itself: what traces it is made anew around the copy."""
-        return _tracer_of, (_untraced(self.anatomy.module), self.anatomy.architecture, self._directions)
+        return _tracer_of, (untraced(self.anatomy.module), self.anatomy.architecture, self._directions)
 
     @property
     def selects_columns(self) -> bool:
@@ -329,7 +329,7 @@ def _tracer_of(module: nn.Module, architecture: Architecture, directions: Tensor
     return tracer if directions is None else tracer.reading(directions)
 
 
-def _untraced(module: nn.Module) -> nn.Module:
+def untraced(module: nn.Module) -> nn.Module:
     """Return second module objects around the same weights, without what nnsight leaves on those that it traces."""
     plain = second_view(module, type(module).__name__)
     for part in plain.modules():

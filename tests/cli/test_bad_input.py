@@ -98,7 +98,7 @@ def test_an_unknown_device_and_dtype(tiny_folder: Path, prompts: Path) -> None:
         ("a2.h9->logits", "there is no node 'a2.h9'. Closest: 'a2.h3'"),
         ("x->logits", "'x' is not a node; expected input, logits, m3, a3.h5 or a3.kv1"),
         ("m1->m0->logits", "'m1' is not computed before 'm0' reads the stream"),
-        ("a0.h1->m1", "must end at the logits: write 'a0.h1->m1->logits'"),
+        ("a0.h1->m1", "must end at logits: write 'a0.h1->m1->logits'"),
         ("m0", "'m0' is not a path; expected nodes joined by ->"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_path_through_a_group_prints_the_head_it_goes_on_through() -> None:
     ("text", "error", "message"),
     [
         ("logits", UsageError, "'logits' is not a path; expected at least two nodes"),
-        ("a0.h1->m1", UsageError, r"must end at the logits: write 'a0.h1->m1->logits'"),
+        ("a0.h1->m1", UsageError, r"must end at logits: write 'a0.h1->m1->logits'"),
         ("a0.h1<q>->logits", UsageError, r"starts at a slot; the first node sends, so write 'a0.h1'"),
         ("a0.kv0->a0.h1->logits", UsageError, r"starts at 'a0.kv0', which only reads"),
         ("m1->m0->logits", UnknownNameError, r"'m1' is not computed before 'm0' reads"),

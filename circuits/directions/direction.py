@@ -1,0 +1,164 @@
+"""A direction of the residual stream at one layer and token, and its files.
+
+It is kept as ``NAME.safetensors``, which holds the tensor ``direction`` (unit length, float32) and says in its metadata
+where it belongs, beside ``NAME.json`` with the same facts in plain text. Files of other tools are read too: any
+safetensors file with one vector, beside a JSON file with ``layer`` and ``pos``.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from circuits.documents import json_text, read_json
+from circuits.equality import by_content
+from circuits.errors import FormatError, UsageError
+from circuits.export.files import write
+from circuits.records import ModelInfo, Target
+from circuits.scores import Floats
+
+FORMAT, VERSION = "circuits/direction", 1
+SUFFIX, TENSOR = ".safetensors", "direction"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a direction was taken from: model, weights, behaviour and prompts; empty where that is not known."""
+
+    model: str = ""
+    model_digest: str = ""
+    behaviour: str = ""
+    prompts_digest: str = ""
+    pairs: int = 0
+
+
+@by_content
+@dataclass(frozen=True, eq=False)
+class StreamDirection:
+    """A direction of the residual stream.
+
+    Attributes:
+        vector: Unit vector, from corrupted to clean prompts, shape ``(d_model,)``.
+        layer: It was read in the stream that enters this layer (0: the embeddings); the number of layers is the stream
+            that the final norm reads.
+        position: At this token, counted from the end of the prompt: -1 is the last one.
+        size: The distance between the two means, in the stream's own units; what is added when it is added.
+        origin: What it was taken from.
+    """
+
+    vector: Floats
+    layer: int
+    position: int = -1
+    size: float = 1.0
+    origin: Origin = Origin()
+
+    def __post_init__(self) -> None:
+        length = float(np.linalg.norm(self.vector))
+        if self.vector.ndim != 1 or not np.isfinite(length) or length == 0 or self.layer < 0 or self.position > -1:
+            raise UsageError(
+                f"a direction is one vector of finite numbers that are not all 0, a layer from 0 up and a position of "
+                f"-1 or less; got shape {self.vector.shape}, length {length:g}, layer {self.layer}, position "
+                f"{self.position}."
+            )
+        object.__setattr__(self, "vector", np.asarray(self.vector, dtype=np.float64) / length)
+        self.vector.setflags(write=False)
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 over the direction, as the file holds it, and its place."""
+        place = f"{self.layer} {self.position} ".encode()
+        return hashlib.sha256(place + self.vector.astype("<f4").tobytes()).hexdigest()
+
+    @property
+    def target(self) -> Target:
+        """The place as the end of a circuit; raises :class:`UsageError` for another token than the last."""
+        if self.position != -1:
+            raise UsageError(
+                f"the direction is of token {self.position} of the prompt, and circuits lead to the last one (-1); "
+                "choose a direction of the last token (`circuits direction --positions 1`)."
+            )
+        return Target(self.layer, self.digest)
+
+    def require_model(self, model: ModelInfo) -> None:
+        """Raise :class:`UsageError` unless a model has a stream of this width and such a layer."""
+        if len(self.vector) != model.d_model or self.layer > model.n_layers:
+            raise UsageError(
+                f"the direction has {len(self.vector)} numbers and is of layer {self.layer}, but {model.id} has "
+                f"d_model {model.d_model} and {model.n_layers} layers; use the model it was found in "
+                f"({self.origin.model or 'unknown'})."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the vector, as JSON has it; ``pos`` is the position's name elsewhere."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "layer": self.layer,
+            "pos": self.position,
+            "size": self.size,
+            **asdict(self.origin),
+        }
+
+    def save(self, path: str | Path, *, more: dict[str, Any] | None = None) -> None:
+        """Write ``path`` (its suffix becomes ``.safetensors``) and the JSON beside it, which also says ``more``."""
+        file = Path(path).with_suffix(SUFFIX)
+        facts = self.facts()
+        metadata = {key: str(value) for key, value in facts.items()}
+        write(file, save({TENSOR: self.vector.astype(np.float32)}, metadata), make_folder=True)
+        write(file.with_suffix(".json"), json_text(facts | (more or {})))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a direction; raises :class:`FormatError` for a file that is none or does not say where it belongs."""
+        file = Path(path)
+        beside = file.with_suffix(".json")
+        vector, facts = _read(file)
+        if "layer" not in facts and beside.is_file():
+            facts = _document(beside)
+        if "layer" not in facts:
+            raise FormatError(
+                f"{file} does not say of which layer its direction is; expected it in the file's metadata or in "
+                f'{beside.name}: {{"layer": 16, "pos": -1}}.'
+            )
+        try:
+            place = TypeAdapter(_Place).validate_python(facts)
+            origin = {each.name: facts[each.name] for each in fields(Origin) if each.name in facts}
+            return cls(vector, place.layer, place.pos, place.size, TypeAdapter(Origin).validate_python(origin))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise FormatError(f"{file}: {where}: {first['msg']} (got {first['input']!r}).") from error
+        except UsageError as error:
+            raise FormatError(f"{file}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Place:
+    layer: int
+    pos: int = -1
+    size: float = 1.0
+
+
+def _read(file: Path) -> tuple[Floats, dict[str, Any]]:
+    try:
+        with cast(Any, safe_open)(file, framework="numpy") as tensors:
+            names: list[str] = list(tensors.keys())
+            name = TENSOR if TENSOR in names else names[0] if len(names) == 1 else None
+            if name is None:
+                raise FormatError(f"{file} holds the tensors {', '.join(names)}; expected one called '{TENSOR}'.")
+            return cast("Floats", tensors.get_tensor(name)).reshape(-1), dict(tensors.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise FormatError(
+            f"{file} is no direction that can be read ({str(error).splitlines()[0]}); expected a .safetensors file, as "
+            "`circuits direction` writes it."
+        ) from error
+
+
+def _document(file: Path) -> dict[str, Any]:
+    found = read_json(file)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
