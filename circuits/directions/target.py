@@ -17,7 +17,6 @@ from circuits.directions.direction import StreamDirection
 from circuits.errors import GuardError, UsageError
 from circuits.model import Model
 from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.forms import unembedding_of
 from circuits.tracing.plan import Plan, Site
 from circuits.tracing.runs import Recorder
 from circuits.tracing.state import in_own_state
@@ -56,11 +55,12 @@ def leading_to(model: Model, direction: StreamDirection) -> Model:
 def _cut(anatomy: Anatomy, layer: int) -> nn.Module:
     """Return second module objects around the same weights, with the first layers only and nothing after them."""
     module, names = untraced(anatomy.module), anatomy.architecture
-    path = unembedding_of(module)
+    path = anatomy.unembedding
     above, _, name = names.layers.rpartition(".")
     layers = cast(Any, module.get_submodule(names.layers))
     setattr(module.get_submodule(above), name, type(layers)(*_arguments(layers, layer)))
-    _replace(module, names.final_norm, nn.Identity())
+    if names.final_norm is not None:
+        _replace(module, names.final_norm, nn.Identity())
     if path is not None:
         # Its output is never read; the smallest one costs nothing.
         like = next(module.get_submodule(path).parameters())
