@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
     from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
+    from circuits.directions.direction import StreamDirection
+    from circuits.directions.target import leading_to
     from circuits.discovery import Discovery, DiscoverySettings, discover
     from circuits.drawing.saved import draw_saved
     from circuits.errors import CircuitsError
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from circuits.results import save_discovery
     from circuits.scores import EdgeScores
     from circuits.scoring import score
+    from circuits.steering.effects import measure_direction
+    from circuits.steering.search import find_direction
 
 _HOMES = {
     "AblatedModel": "circuits.ablation.generation",
@@ -72,6 +76,7 @@ _HOMES = {
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
     "Prompts": "circuits.behaviours.survey",
+    "StreamDirection": "circuits.directions.direction",
     "TokenPair": "circuits.behaviours.behaviour",
     "ablate_circuit": "circuits.ablation.circuit_ablation",
     "ablated": "circuits.ablation.generation",
@@ -85,12 +90,15 @@ _HOMES = {
     "evaluate": "circuits.evaluation",
     "evaluate_circuit": "circuits.evaluation.circuit_evaluation",
     "experiment_on": "circuits.experiments",
+    "find_direction": "circuits.steering.search",
     "guide": "circuits.guides",
     "head_roles": "circuits.heads",
+    "leading_to": "circuits.directions.target",
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
     "measure_ablation": "circuits.ablation.measuring",
     "measure_comparison": "circuits.comparison.comparing",
+    "measure_direction": "circuits.steering.effects",
     "patch_sites": "circuits.patching.sites",
     "path_effects": "circuits.patching.paths",
     "read_circuit": "circuits.interchange.foreign",
@@ -125,6 +133,7 @@ __all__ = [
     "Path",
     "PromptSet",
     "Prompts",
+    "StreamDirection",
     "TokenPair",
     "ablate_circuit",
     "ablated",
@@ -138,12 +147,15 @@ __all__ = [
     "evaluate",
     "evaluate_circuit",
     "experiment_on",
+    "find_direction",
     "guide",
     "head_roles",
+    "leading_to",
     "load_behaviour",
     "load_model",
     "measure_ablation",
     "measure_comparison",
+    "measure_direction",
     "patch_sites",
     "path_effects",
     "read_circuit",

@@ -86,6 +86,7 @@ class Circuit:
     def digest(self) -> str:
         """A SHA-256 over the model's weights, the prompts and the edges, to which what is measured of it belongs."""
         known = [self.model.id, self.model.digest, self.behaviour.name, self.behaviour.digest]
+        known += [self.model.target.digest] if self.model.target else []
         return hashlib.sha256("\n".join([*known, *map(str, self.edge_list)]).encode()).hexdigest()
 
     def mask(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

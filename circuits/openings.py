@@ -83,6 +83,8 @@ class ChosenOpenings:
 def finds_openings(model: Model, behaviour: Behaviour) -> bool:
     """Return whether a behaviour's openings have to be found: its own are of other models, and none are given."""
     known, variant = behaviour.answers_for, behaviour.variant
+    if model.info.target is not None:
+        return False  # its circuits do not lead to the answer
     return bool(known) and model.info.id not in known and not (variant.answers and variant.wrong_answers)
 
 

@@ -48,6 +48,7 @@ ROWS = (
     ("scoring", "pruning", "evaluation", "heads"),
     ("comparison.crossed_runs", "comparison.comparing"),
     ("ablation",),
+    ("steering",),
     ("discovery",),
     ("results",),
     ("cli",),

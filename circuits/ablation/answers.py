@@ -21,6 +21,15 @@ _REFUSAL = re.compile(
     | unfortunately\b | (my\ )?apolog | i\ apolog | no,?\ i\ (can't|cannot|won't) )""",
     re.IGNORECASE | re.VERBOSE,
 )
+_INABILITY = (
+    r"(can't|cannot|can\ not|can\ ?n't|won't|will\ not|am\ not\ able\ to|am\ unable\ to|unable\ to|not\ able\ to)"
+)
+_DECLINES = re.compile(
+    rf"""\b{_INABILITY}\ (be\ able\ to\ )?(assist|help|provide|support|answer|fulfil|comply|do\ that|give|offer|engage
+    |promote|condone|encourage|recommend|participate|share|guide|advise)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What a refusal says that begins otherwise, such as *As a language model, I cannot help with …*."""
 _BEGIN_REFUSALS = ("sorry", "unfortunately", "apologies", "my")
 _BEGIN_MORE = ("i", "as", "we", "no", "it", "this")
 """First words of refusals that begin other answers as well."""
@@ -72,6 +81,12 @@ class Openings:
 def begins_refusal(text: str) -> bool:
     """Return whether a text begins like a refusal."""
     return _REFUSAL.match(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").lstrip()) is not None
+
+
+def declines(text: str) -> bool:
+    """Tell whether the beginning of an answer (some twenty tokens) declines: how it begins, or by what it says then."""
+    plain = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return begins_refusal(plain) or _DECLINES.search(plain) is not None
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:

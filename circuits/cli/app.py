@@ -14,6 +14,7 @@ from circuits.cli.arguments import DEBUG
 from circuits.cli.commands.ablate import ablate
 from circuits.cli.commands.check import check
 from circuits.cli.commands.compare import compare
+from circuits.cli.commands.direction import direction
 from circuits.cli.commands.discover import discover
 from circuits.cli.commands.draw import draw, export
 from circuits.cli.commands.evaluate import evaluate
@@ -118,6 +119,7 @@ for _command in (
     patch,
     path,
     compare,
+    direction,
     ablate,
     heads,
     draw,

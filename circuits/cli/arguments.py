@@ -21,7 +21,7 @@ from circuits.cli.output import Output
 from circuits.cli.prompting import Prompting
 from circuits.errors import UsageError
 from circuits.patching.protocol import StageProgress
-from circuits.records import BehaviourInfo
+from circuits.records import BehaviourInfo, Target
 from circuits.settings import Choice
 from circuits.vocabulary import Ablation, Direction, Metric, ScorerName
 
@@ -33,6 +33,8 @@ DEFAULT_MODEL = "smollm2-135m"
 PAIRS, DISCOVERY_PAIRS, PATCHING_PAIRS = 32, 64, 16
 """How many prompt pairs are used unless said otherwise; activation patching runs the model hundreds of times."""
 LOADING = "loading the model"
+DIRECTION = "direction.safetensors"
+"""The file with a direction, in the folder of what was found with it."""
 DEBUG = "circuits.debug"
 """The key under which a run remembers ``--debug``."""
 
@@ -205,9 +207,54 @@ class Measurement(Prompting):
         ),
     ] = False
 
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIRECTION.safetensors",
+            help="Circuits lead to this direction of the residual stream, at its layer and the last token, instead of "
+            "to the logits (circuits direction finds one).",
+            rich_help_panel="Measurement",
+            show_default=False,
+        ),
+    ] = None
+
+    def led(self, model: "Model", *, beside: Path | None = None, target: Target | None = None) -> "Model":
+        """Return the model, its circuits leading where ``--to`` says, or to the ``target`` that a circuit has already.
+
+        The direction of a circuit is looked for ``beside`` it. Raises :class:`UsageError` where it is not there, or is
+        another than the circuit's.
+        """
+        file = self.to
+        if file is None and target is not None and beside is not None:
+            file = beside.with_name(DIRECTION)
+            if not file.is_file():
+                raise UsageError(
+                    f"the circuit leads to {target}, and its direction is not beside it ({file}); give it with --to."
+                )
+        if file is None:
+            return model
+
+        from circuits.directions.direction import StreamDirection
+        from circuits.directions.target import leading_to
+
+        direction = StreamDirection.load(file)
+        if target is not None and direction.target != target:
+            raise UsageError(
+                f"the circuit leads to {target} along another direction than that of {file} (layer "
+                f"{direction.layer}); give the one it was found with."
+            )
+        return leading_to(model, direction)
+
     def behaviour(self, name: str | Path, *, recorded: BehaviourInfo | None = None) -> Behaviour:
         """Load a behaviour as it was asked for; what was not asked for is as a circuit has recorded it."""
         behaviour = self.varied(load_behaviour(name, recorded=recorded, skip_unusable=self.skip_unusable))
+        if self.to is not None:
+            if self.metric not in (None, Metric.PROJECTION):
+                raise UsageError(
+                    f"what leads to a direction (--to) is measured by the metric {Metric.PROJECTION}, got "
+                    f"'{self.metric}'; leave --metric out."
+                )
+            return replace(behaviour, metric=Metric.PROJECTION)
         chosen = self.metric or (recorded.metric if recorded else None)
         return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
 

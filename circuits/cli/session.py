@@ -75,6 +75,7 @@ def recorded(
 
     measurement = session.measurement
     model = session.machine.load(progress)
+    model = measurement.led(model)
     behaviour = measurement.suited(behaviour, model, session.output)
     count = measurement.pairs or pairs
     prompts = behaviour.sample(model.tokenizer, count, seed=measurement.seed or 0)

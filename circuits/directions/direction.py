@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from circuits.documents import json_text, read_json
 from circuits.equality import by_content
 from circuits.errors import FormatError, UsageError
-from circuits.export.files import write
+from circuits.files.atomic import write
+from circuits.files.documents import json_text, read_json
 from circuits.records import ModelInfo, Target
 from circuits.scores import Floats
 

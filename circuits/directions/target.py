@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from circuits.adapters.anatomy import Anatomy
 from circuits.builder import build_graph
 from circuits.directions.direction import StreamDirection
 from circuits.errors import GuardError, UsageError
 from circuits.model import Model
-from circuits.tracing.anatomy import Anatomy
-from circuits.tracing.plan import Plan, Site
+from circuits.tracing.plan import LayerSite, Plan
 from circuits.tracing.runs import Recorder
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer, tolerance_of, untraced
@@ -84,7 +84,7 @@ def _require_same(whole: Tracer, cut: Tracer, layer: int, vector: Tensor) -> Non
     ids = (torch.arange(_TRIED, device=whole.anatomy.device) % whole.anatomy.vocabulary)[None]
     recorder = Recorder()
     if layer < whole.anatomy.shape.n_layers:
-        place = (layer, Site.STREAM)
+        place = (layer, LayerSite.STREAM)
         whole.run(ids, Plan(stop=place, visits={place: recorder.at(*place)}))
         stream = recorder.values[place]
     else:

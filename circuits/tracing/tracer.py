@@ -1,7 +1,7 @@
 """The only module that knows nnsight: carries out a :class:`~circuits.tracing.plan.Plan` in one trace."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -150,17 +150,25 @@ class Tracer:
             return logits
         return functional.linear(last[0].to(self._directions.dtype), self._directions)
 
-    def prefix_of(self, ids: Int[Tensor, "pair pos"]) -> Prefix:
+    def run_on(self, ids: Int[Tensor, "row pos"], plan: Plan, cache: DynamicCache) -> None:
+        """Run tokens that follow what a cache holds, as :meth:`run` does; their keys and values are added to it."""
+        self._traced(ids, plan, cache, gradients=False)
+
+    def prefix_of(
+        self, ids: Int[Tensor, "pair pos"], visits: Mapping[tuple[int, LayerSite], Visit] | None = None
+    ) -> Prefix:
         """Run the positions that clean and corrupted prompts share, once for all prompts that begin alike.
 
-        Cost: a forward pass of the distinct beginnings, up to the last layer's attention; nothing is unembedded.
+        ``visits`` act on that run as those of a plan do. Cost: a forward pass of the distinct beginnings, up to the
+        last layer's attention; nothing is unembedded.
         """
         if self._cache_keyword is None:
             raise UsageError(f"the prefix cache is {self.prefix_cache}; leave it out (--no-prefix-cache).")
         untyped: Any = ids
         distinct, of = untyped.unique(dim=0, return_inverse=True)
         cache, end = DynamicCache(), (len(self._layers) - 1, LayerSite.Z)
-        self._traced(distinct, Plan(stop=end, visits={end: lambda _: None}), cache, gradients=False)
+        acting: dict[tuple[int, LayerSite], Visit] = {end: lambda _: None, **(visits or {})}
+        self._traced(distinct, Plan(stop=end, visits=acting), cache, gradients=False)
         return prefix_in(cache, of)
 
     def _tried_prefix_cache(self) -> PrefixCache:

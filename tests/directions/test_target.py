@@ -18,17 +18,17 @@ from circuits.directions.direction import StreamDirection
 from circuits.directions.target import leading_to
 from circuits.errors import GuardError, UnknownNameError, UsageError
 from circuits.experiments import experiment_on
+from circuits.files.journal import Journal
 from circuits.graph import Edge, Node, NodeKind, Receiver, Slot
-from circuits.journal import Journal
 from circuits.model import Model, load_model
+from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.paths import Path as EdgePath
 from circuits.records import BehaviourInfo, Method, Target
-from circuits.tracing.experiment import Options, PatchingExperiment
-from circuits.tracing.paths import Path as EdgePath
 from circuits.vocabulary import Direction, Metric
 from tests.reference.anatomy import Anatomy, anatomy_of
 from tests.reference.hooks import LOGITS, hooked, last_logits, rewired, sender_values
+from tests.subjects import random_masks, random_pairs, relative
 from tests.tiny import FAMILIES, tiny_tokenizer
-from tests.tracing.subjects import random_masks, random_pairs, relative
 from tests.zoo import ZOO
 
 SEVERAL = ("llama", "qwen2", "gpt2", "gpt_neox", "gemma2", "gemma3", "granite", "falcon")

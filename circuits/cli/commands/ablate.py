@@ -13,12 +13,14 @@ from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
 from circuits.cli.acting import Acting
-from circuits.cli.arguments import CircuitArgument, Machine, Voice, command
+from circuits.cli.arguments import Machine, Voice, command
+from circuits.cli.commands.direction import Steering
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_beside
 from circuits.cli.session import circuit_behaviour_name, require_same_model
 from circuits.cli.tables import facts, table
+from circuits.errors import UsageError
 from circuits.files.documents import json_text
 from circuits.graph import NodeKind
 from circuits.interchange.foreign import read_circuit
@@ -64,7 +66,9 @@ class AblationDraws:
 
 @command
 def ablate(
-    circuit: CircuitArgument,
+    circuit: Annotated[
+        Path | None, typer.Argument(metavar="CIRCUIT.json", help="A circuit that discover wrote.")
+    ] = None,
     *,
     prompts: Annotated[
         str | None,
@@ -78,6 +82,7 @@ def ablate(
     ] = None,
     resume: ResumeOption = False,
     acting: Acting,
+    steering: Steering,
     machine: Machine,
     voice: Voice,
 ) -> None:
@@ -91,11 +96,21 @@ def ablate(
     Edges (--what edges) carry corrupted values instead. Such values exist for pairs of prompts and not for what is
     generated, so edges are ablated at the first token of the answer only.
 
+    A direction of the residual stream (--direction) is taken out of all that reads it, at every layer and token, or
+    added at its layer (--add 1).
+
     Measured on held-out pairs: how answers begin (the refusal rate on harmful and over-refusal on harmless requests),
     the metric, log-odds, and perplexity on neutral sentences. At most 8 tokens are generated. Intervals are 95 %.
     """
     output = voice.output()
     acting.check()
+    if steering.direction is not None:
+        steering.require_alone(circuit, acting, drawing.metric)
+        numbers: dict[str, Any] = {"pairs": drawing.pairs, "draws": drawing.random, "seed": drawing.seed}
+        steering.act(machine, output, out=out, resume=resume, prompts=prompts, **numbers)
+        return
+    if circuit is None or steering.add is not None:
+        raise UsageError("expected a circuit (CIRCUIT.json), or a direction (--direction FILE, and --add TIMES).")
     found = read_circuit(circuit).circuit
     chosen = _behaviour(found, prompts, drawing.metric)
     part, intervention = acting.part(found), acting.intervention

@@ -9,6 +9,7 @@ import typer
 from rich.console import RenderableType
 
 from circuits.cli.arguments import (
+    DIRECTION,
     BehaviourArgument,
     DirectionOption,
     Machine,
@@ -72,6 +73,7 @@ def _found(
     folder: Path, session: Session, behaviour: "Behaviour", settings: "DiscoverySettings", *, resume: bool, heads: bool
 ) -> "Discovery":
     """Run the discovery, with journal and log in its folder, and write the circuit as soon as it is there."""
+    from circuits.directions.direction import StreamDirection
     from circuits.discovery import discover as find
     from circuits.discovery import prompts_for
     from circuits.experiments import kept_of
@@ -85,6 +87,7 @@ def _found(
         output.progress(log) as progress,
     ):
         model = session.machine.load(progress)
+        model = session.measurement.led(model)
         behaviour = session.measurement.suited(behaviour, model, output)
         prompts = prompts_for(model, behaviour, settings)
         session.measurement.list_unusable(prompts.unusable, folder, output)
@@ -96,6 +99,9 @@ def _found(
         found = find(
             model, behaviour, settings, folder=folder, journal=journal, progress=progress, command=command_line()
         )
+        if session.measurement.to is not None:
+            StreamDirection.load(session.measurement.to).save(folder / DIRECTION)
+            heads = False  # what heads do is told from what they write to the logits
         found = leave_evidence(found, folder, model, heads=heads, settings=settings, progress=progress, journal=journal)
         if log.problem:
             found = replace(found, warnings=(*found.warnings, log.problem))

@@ -66,7 +66,9 @@ def evaluate(
     from circuits.files.atomic import write
 
     with kept_beside(circuit, "evaluate", file, output, resume=resume) as journal, output.progress() as progress:
-        model = machine.load(progress, default=found.model.id)
+        model = measurement.led(
+            machine.load(progress, default=found.model.id), beside=circuit, target=found.model.target
+        )
         read = fitted(read, model.info, output)
         require_same_prompts(chosen, name, read.circuit, model)
         chosen = measurement.suited(chosen, model, output)

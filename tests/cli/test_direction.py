@@ -1,0 +1,115 @@
+"""``circuits direction``, ``ablate --direction`` and what leads to a direction (``--to``), on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from circuits.circuit import Circuit
+from tests.cli.conftest import as_json, done, invoke
+
+SEARCH = ["--pairs", "4", "--choose", "4", "--candidates", "1", "--random", "1"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("prompts") / "mine.jsonl"
+    lines = [
+        {
+            "clean": f"When {a}{b} and John",
+            "corrupted": f"When {a}{b} and Paul",
+            "answers": [" to"],
+            "wrong_answers": [" is"],
+        }
+        for a in "abcdefgh"
+        for b in "xyz"
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def found(words: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("found")
+    table = as_json("direction", words, "--model", tiny_folder, "--out", folder, *SEARCH)
+    assert len([each for each in table["candidates"] if each["effect"] is not None]) == 1
+    return folder
+
+
+def test_a_direction_is_found_saved_and_acted_on(found: Path, words: Path, tiny_folder: Path) -> None:
+    table = json.loads((found / "directions.json").read_text())
+    assert {"direction.safetensors", "direction.json", "candidates.safetensors"} <= {
+        path.name for path in found.iterdir()
+    }
+    report = as_json(
+        "ablate",
+        "--direction",
+        found / "direction.safetensors",
+        "--model",
+        tiny_folder,
+        "--prompts",
+        words,
+        "--pairs",
+        "4",
+        "--random",
+        "1",
+        "--out",
+        found / "ablated.json",
+    )
+    assert report["action"] == "ablate"
+    assert report["direction"]["layer"] == table["direction"]["layer"]
+    written = json.loads((found / "ablated.json").read_text())
+    assert [each["name"] for each in written["quantities"]] == [each["name"] for each in report["quantities"]]
+    added = done(
+        "ablate",
+        "--direction",
+        found / "direction.safetensors",
+        "--add",
+        "2",
+        "--model",
+        tiny_folder,
+        "--prompts",
+        words,
+        "--pairs",
+        "4",
+        "--random",
+        "0",
+    )
+    assert "added 2 times" in added.stdout
+
+
+def test_circuits_lead_to_the_direction_and_are_judged_by_it(
+    found: Path, words: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    file, folder = found / "direction.safetensors", tmp_path / "circuit"
+    layer = json.loads((found / "direction.json").read_text())["layer"]
+    options = ["--pairs", "4", "--heldout", "4", "--pruner", "top", "--size", "5"]
+    done("discover", words, "--to", file, "--model", tiny_folder, "--out", folder, *options)
+    circuit = Circuit.load(folder / "circuit.json")
+    assert circuit.model.target is not None
+    assert circuit.model.target.layer == layer
+    assert circuit.behaviour.metric == "projection"
+    assert f'label="resid{layer}"' in (folder / "circuit.dot").read_text()
+    judged = as_json("evaluate", folder / "circuit.json", "--behaviour", words, "--model", tiny_folder, "--pairs", "4")
+    assert judged["evaluation"]["faithfulness"] == pytest.approx(circuit.evaluation.faithfulness, rel=1e-4)
+    (folder / "direction.safetensors").rename(folder / "elsewhere.safetensors")
+    lost = invoke("evaluate", folder / "circuit.json", "--behaviour", words, "--model", tiny_folder)
+    assert lost.exit_code == 2
+    assert f"leads to resid:{layer}:last, and its direction is not beside it" in lost.stderr
+    again = ["--to", folder / "elsewhere.safetensors", "--pairs", "4"]
+    assert as_json("evaluate", folder / "circuit.json", "--behaviour", words, "--model", tiny_folder, *again)[
+        "edges"
+    ] == len(circuit)
+
+
+def test_options_that_do_not_go_with_a_direction_are_refused(found: Path, words: Path, tiny_folder: Path) -> None:
+    file = found / "direction.safetensors"
+    both = invoke("ablate", "--direction", file, "--steer", "2")
+    assert both.exit_code == 2
+    assert "--direction acts on the residual stream, not on a circuit's nodes" in both.stderr
+    neither = invoke("ablate")
+    assert neither.exit_code == 2
+    assert "expected a circuit (CIRCUIT.json), or a direction (--direction FILE" in neither.stderr
+    metric = invoke("discover", words, "--to", file, "--metric", "kl", "--model", tiny_folder)
+    assert metric.exit_code == 2
+    assert "what leads to a direction (--to) is measured by the metric projection, got 'kl'" in metric.stderr
