@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
     from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
-    from circuits.directions.direction import StreamDirection
+    from circuits.directions.stream_direction import StreamDirection
     from circuits.directions.target import leading_to
     from circuits.discovery import Discovery, DiscoverySettings, discover
     from circuits.drawing.saved import draw_saved
@@ -76,7 +76,7 @@ _HOMES = {
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
     "Prompts": "circuits.behaviours.survey",
-    "StreamDirection": "circuits.directions.direction",
+    "StreamDirection": "circuits.directions.stream_direction",
     "TokenPair": "circuits.behaviours.behaviour",
     "ablate_circuit": "circuits.ablation.circuit_ablation",
     "ablated": "circuits.ablation.generation",

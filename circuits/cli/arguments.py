@@ -234,7 +234,7 @@ class Measurement(Prompting):
         if file is None:
             return model
 
-        from circuits.directions.direction import StreamDirection
+        from circuits.directions.stream_direction import StreamDirection
         from circuits.directions.target import leading_to
 
         direction = StreamDirection.load(file)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.builder import build_graph
-from circuits.directions.direction import StreamDirection
+from circuits.directions.stream_direction import StreamDirection
 from circuits.errors import GuardError, UsageError
 from circuits.model import Model
 from circuits.tracing.plan import LayerSite, Plan

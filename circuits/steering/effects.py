@@ -15,14 +15,14 @@ from circuits.ablation.estimates import Quantity, mean_quantity, perplexity_quan
 from circuits.ablation.measuring import neutral_texts
 from circuits.behaviours.behaviour import digest_of
 from circuits.behaviours.pairs import TokenPair
-from circuits.directions.direction import StreamDirection
+from circuits.directions.stream_direction import StreamDirection
 from circuits.errors import UsageError
 from circuits.files.journal import Journal, Shelf
 from circuits.metrics import AnswerTokens, measure
 from circuits.model import Model
 from circuits.scores import Floats
-from circuits.steering.acting import Action, SteeredModel
 from circuits.steering.recording import random_like
+from circuits.steering.steered_model import Action, SteeredModel
 from circuits.vocabulary import Metric
 
 TOKENS, DRAWS = 20, 3

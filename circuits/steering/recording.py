@@ -13,7 +13,7 @@ from circuits.behaviours.tokens import Tokens
 from circuits.model import Model
 from circuits.scores import Floats
 from circuits.statistics import central
-from circuits.steering.acting import shared_beginning
+from circuits.steering.steered_model import shared_beginning
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.state import in_own_state
 

@@ -22,7 +22,7 @@ from safetensors.numpy import save
 from circuits.behaviours.behaviour import Behaviour, digest_of
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.split import MINIMUM, parted
-from circuits.directions.direction import Origin, StreamDirection
+from circuits.directions.stream_direction import Origin, StreamDirection
 from circuits.equality import by_content
 from circuits.errors import PromptError, UsageError
 from circuits.files.atomic import write
@@ -31,9 +31,9 @@ from circuits.files.journal import Journal
 from circuits.model import Model
 from circuits.openings import finds_openings, suited
 from circuits.scores import Floats
-from circuits.steering.acting import SteeredModel
 from circuits.steering.effects import Bench, Outcome, Told
 from circuits.steering.recording import auc, common_ending, last_streams, random_like
+from circuits.steering.steered_model import SteeredModel
 
 FILE, CANDIDATES, TABLE = "direction.safetensors", "candidates.safetensors", "directions.json"
 """The files that a search writes into its folder."""
@@ -105,7 +105,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class DirectionCandidate:
     """A layer's direction at one token: how it separates other pairs, and what it does where that was measured.
 
     ``auc`` is how often a clean prompt's projection lies above a corrupted one's, with its 95 % interval; ``gap`` the
@@ -135,7 +135,7 @@ class DirectionSearch:
     """
 
     direction: StreamDirection
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[DirectionCandidate, ...]
     means: Floats
     before: Effect
     random: tuple[Effect, ...]
@@ -143,13 +143,13 @@ class DirectionSearch:
     remark: str = ""
 
     @property
-    def chosen(self) -> Candidate:
+    def chosen(self) -> DirectionCandidate:
         """The candidate that was chosen."""
         place = self.direction.layer, self.direction.position
         return next(each for each in self.candidates if (each.layer, each.position) == place)
 
     @property
-    def measured(self) -> tuple[Candidate, ...]:
+    def measured(self) -> tuple[DirectionCandidate, ...]:
         """The candidates whose effects were measured."""
         return tuple(each for each in self.candidates if each.effect is not None)
 
@@ -265,19 +265,19 @@ def _statistics(model: Model, fit: Sequence[TokenPair], choose: Sequence[TokenPa
     return {"means": means, **sides}
 
 
-def _candidates(found: dict[str, Floats]) -> tuple[Candidate, ...]:
+def _candidates(found: dict[str, Floats]) -> tuple[DirectionCandidate, ...]:
     """Return a candidate for every layer but the embeddings' and every token, in this order."""
-    means, rows = found["means"], list[Candidate]()
+    means, rows = found["means"], list[DirectionCandidate]()
     for layer in range(1, means.shape[0]):
         for token in range(means.shape[1]):
             clean, corrupted = (found[side][:, layer, token].astype(np.float64) for side in ("clean", "corrupted"))
             area, low, high = auc(clean, corrupted)
             gap, size = float((clean - corrupted).mean()), float(np.linalg.norm(means[layer, token]))
-            rows.append(Candidate(layer, token - means.shape[1], area, (low, high), gap, size))
+            rows.append(DirectionCandidate(layer, token - means.shape[1], area, (low, high), gap, size))
     return tuple(rows)
 
 
-def _to_measure(search: DirectionSearch, layers: int) -> list[Candidate]:
+def _to_measure(search: DirectionSearch, layers: int) -> list[DirectionCandidate]:
     """Return the best candidate of each of the layers that separate best, not in the last part of the model."""
     early = [each for each in search.candidates if each.layer < search.settings.latest * layers and each.size > 0]
     order = sorted(early, key=lambda each: (-each.auc, -each.gap / each.size, each.layer))
@@ -300,7 +300,7 @@ def _chosen(
     progress(stage, 0, total)
     bench = Bench(model, choose, journal=journal)
 
-    before, measured = Effect.of(bench.plain, bench.plain), dict[tuple[int, int], Candidate]()
+    before, measured = Effect.of(bench.plain, bench.plain), dict[tuple[int, int], DirectionCandidate]()
     for done, each in enumerate(wanted, start=1):
         progress(stage, done, total)
         effect = _effect(bench, search.at(each.layer, each.position))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from circuits.behaviours.pairs import TokenPair
 from circuits.circuit import Circuit
-from circuits.directions.direction import StreamDirection
+from circuits.directions.stream_direction import StreamDirection
 from circuits.directions.target import leading_to
 from circuits.errors import GuardError, UnknownNameError, UsageError
 from circuits.experiments import experiment_on

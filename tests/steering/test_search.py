@@ -13,15 +13,15 @@ from circuits.ablation.answers import declines
 from circuits.behaviours import Behaviour, Pair
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.split import parted
-from circuits.directions.direction import StreamDirection
+from circuits.directions.stream_direction import StreamDirection
 from circuits.directions.target import leading_to
 from circuits.errors import FormatError, PromptError, UsageError
 from circuits.files.journal import Journal
 from circuits.model import Model, load_model
-from circuits.steering.acting import SteeredModel
 from circuits.steering.effects import measure_direction
 from circuits.steering.recording import last_streams
 from circuits.steering.search import DirectionSearch, SearchSettings, find_direction
+from circuits.steering.steered_model import SteeredModel
 from circuits.tracing.tracer import Tracer
 from tests.tiny import FAMILIES, tiny_tokenizer
 

@@ -21,6 +21,7 @@ from circuits.cli.resuming import ResumeOption, kept_beside
 from circuits.cli.session import circuit_behaviour_name, require_same_model
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
+from circuits.files.atomic import write
 from circuits.files.documents import json_text
 from circuits.graph import NodeKind
 from circuits.interchange.foreign import read_circuit
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from circuits.ablation.edges import EdgeAblationReport
     from circuits.ablation.estimates import Quantity
     from circuits.ablation.measuring import AblationReport
+    from circuits.model import Model
 
 HELDOUT = 32
 SHOWN = 6
@@ -113,35 +115,37 @@ def ablate(
         raise UsageError("expected a circuit (CIRCUIT.json), or a direction (--direction FILE, and --add TIMES).")
     found = read_circuit(circuit).circuit
     chosen = _behaviour(found, prompts, drawing.metric)
-    part, intervention = acting.part(found), acting.intervention
     if acting.target is ActedOn.NODES:
-        acting_nodes(part, acting.which)  # none of a kind: said before the model is loaded
+        acting_nodes(acting.part(found), acting.which)  # none of a kind: said before the model is loaded
     file = prepared_file(out, (".json",), "ablation.json") if out else None
-
-    from circuits.ablation.circuit_ablation import ablate_circuit
-    from circuits.files.atomic import write
-
     with kept_beside(circuit, "ablate", file, output, resume=resume) as journal, output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         require_same_model(found, model, output)
-        measured = ablate_circuit(
-            model,
-            part,
-            chosen,
-            intervention,
-            what=acting.target,
-            which=acting.which,
-            pairs=drawing.pairs,
-            draws=drawing.random,
-            new_tokens=drawing.tokens,
-            seed=drawing.seed,
-            progress=progress,
-            journal=journal,
-        )
+        measured = _measured(model, found, chosen, acting, drawing, progress=progress, journal=journal)
         document = measured.to_dict() | {"circuit": str(circuit)}
         if file is not None:
             write(file, json_text(document, sort_keys=True), make_folder=True)
     _show(measured, document, found.behaviour.name, output, file)
+
+
+def _measured(
+    model: "Model", found: Circuit, chosen: Behaviour, acting: Acting, drawing: AblationDraws, **kept: Any
+) -> "CircuitAblation":
+    from circuits.ablation.circuit_ablation import ablate_circuit
+
+    return ablate_circuit(
+        model,
+        acting.part(found),
+        chosen,
+        acting.intervention,
+        what=acting.target,
+        which=acting.which,
+        pairs=drawing.pairs,
+        draws=drawing.random,
+        new_tokens=drawing.tokens,
+        seed=drawing.seed,
+        **kept,
+    )
 
 
 def _show(measured: "CircuitAblation", document: dict[str, Any], name: str, output: Output, file: Path | None) -> None:

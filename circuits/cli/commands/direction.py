@@ -20,9 +20,9 @@ from circuits.errors import UsageError
 from circuits.files.documents import json_text
 
 if TYPE_CHECKING:
-    from circuits.steering.acting import Action
     from circuits.steering.effects import SteeringReport
-    from circuits.steering.search import Candidate, DirectionSearch
+    from circuits.steering.search import DirectionCandidate, DirectionSearch
+    from circuits.steering.steered_model import Action
 
 JOURNAL = "journal"
 PAIRS, CHOOSE, POSITIONS, CANDIDATES, KL, DRAWS = 64, 32, 5, 6, 0.1, 3
@@ -84,7 +84,7 @@ def direction(
 
 
 def _tables(found: "DirectionSearch") -> list[Group]:
-    best: dict[int, Candidate] = {}
+    best: dict[int, DirectionCandidate] = {}
     for each in found.candidates:
         if each.layer not in best or each.auc > best[each.layer].auc or each.effect is not None:
             best[each.layer] = each
@@ -98,7 +98,7 @@ def _tables(found: "DirectionSearch") -> list[Group]:
     return [table(title, headings, rows, numbers=tuple(range(9)))]
 
 
-def _row(each: "Candidate", chosen: bool) -> list[str]:
+def _row(each: "DirectionCandidate", chosen: bool) -> list[str]:
     low, high = each.auc_interval
     row = [str(each.layer), str(each.position), f"{each.auc:.2f} [{low:.2f}, {high:.2f}]"]
     row += [f"{each.gap:.2f}", f"{each.size:.2f}"]
@@ -152,7 +152,7 @@ class Steering:
         resume: bool,
     ) -> None:
         """Ablate the direction, or add it, and show what changes on held-out pairs."""
-        from circuits.directions.direction import StreamDirection
+        from circuits.directions.stream_direction import StreamDirection
         from circuits.files.atomic import write
         from circuits.openings import finds_openings, suited
         from circuits.steering.effects import measure_direction

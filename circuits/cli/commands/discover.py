@@ -73,7 +73,7 @@ def _found(
     folder: Path, session: Session, behaviour: "Behaviour", settings: "DiscoverySettings", *, resume: bool, heads: bool
 ) -> "Discovery":
     """Run the discovery, with journal and log in its folder, and write the circuit as soon as it is there."""
-    from circuits.directions.direction import StreamDirection
+    from circuits.directions.stream_direction import StreamDirection
     from circuits.discovery import discover as find
     from circuits.discovery import prompts_for
     from circuits.experiments import kept_of

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from circuits.ablation.generation import end_tokens
 from circuits.ablation.intervention import batches
 from circuits.behaviours.tokens import Tokens
-from circuits.directions.direction import StreamDirection
+from circuits.directions.stream_direction import StreamDirection
 from circuits.model import Model
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.runs import Recorder, unembed

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from circuits.directions.direction import StreamDirection
+from circuits.directions.stream_direction import StreamDirection
 from circuits.model import Model, load_model
-from circuits.steering.acting import SteeredModel, shared_beginning
 from circuits.steering.recording import auc, common_ending, last_streams
+from circuits.steering.steered_model import SteeredModel, shared_beginning
 from tests.subjects import random_pairs
 from tests.tiny import FAMILIES, tiny_tokenizer
 
