@@ -60,7 +60,7 @@ NONSENSE = "describes no architecture that transformers has built in"
     [
         (written("config.json", "[" * 100_000), ModelUnavailableError, "cannot be read: .*levels deep"),
         (written("config.json", '{"hidden_size": ' + "9" * 5_000 + "}"), ModelUnavailableError, "has 5000 digits"),
-        (written("config.json", b"\xff\xfe{}"), ModelUnavailableError, "config.json is not UTF-8 text"),
+        (written("config.json", b"\xff{}"), ModelUnavailableError, "config.json is not UTF-8 text"),
         (written("config.json", "[]"), UnsupportedModelError, NONSENSE),
         (written("config.json", "{}"), UnsupportedModelError, NONSENSE),
         (config(model_type=5), UnsupportedModelError, "model_type: Input should be a valid string, got 5"),
