@@ -152,7 +152,7 @@ def test_a_failure_is_also_in_the_document(scaled_gptj: Path) -> None:
 
 def test_a_mistyped_folder_is_named(tiny_folder: Path) -> None:
     result = invoke("check", "--model", tiny_folder.with_name("tinny"))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stdout == ""
     assert f"there is no folder '{tiny_folder.with_name('tinny')}'; expected a model folder" in result.stderr
 

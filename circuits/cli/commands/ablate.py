@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from circuits.ablation.circuit_ablation import CircuitAblation
     from circuits.ablation.edges import EdgeAblationReport
     from circuits.ablation.estimates import Quantity
+    from circuits.ablation.intervention import Intervention
     from circuits.ablation.measuring import AblationReport
     from circuits.model import Model
 
@@ -114,14 +115,14 @@ def ablate(
     if circuit is None or steering.add is not None:
         raise UsageError("expected a circuit (CIRCUIT.json), or a direction (--direction FILE, and --add TIMES).")
     found = read_circuit(circuit).circuit
-    chosen = _behaviour(found, prompts, drawing.metric)
+    chosen, intervention = _behaviour(found, prompts, drawing.metric), acting.intervention
     if acting.target is ActedOn.NODES:
         acting_nodes(acting.part(found), acting.which)  # none of a kind: said before the model is loaded
     file = prepared_file(out, (".json",), "ablation.json") if out else None
     with kept_beside(circuit, "ablate", file, output, resume=resume) as journal, output.progress() as progress:
         model = machine.load(progress, default=found.model.id)
         require_same_model(found, model, output)
-        measured = _measured(model, found, chosen, acting, drawing, progress=progress, journal=journal)
+        measured = _measured(model, found, chosen, (acting, intervention), drawing, progress=progress, journal=journal)
         document = measured.to_dict() | {"circuit": str(circuit)}
         if file is not None:
             write(file, json_text(document, sort_keys=True), make_folder=True)
@@ -129,15 +130,21 @@ def ablate(
 
 
 def _measured(
-    model: "Model", found: Circuit, chosen: Behaviour, acting: Acting, drawing: AblationDraws, **kept: Any
+    model: "Model",
+    found: Circuit,
+    chosen: Behaviour,
+    done: tuple[Acting, "Intervention"],
+    drawing: AblationDraws,
+    **kept: Any,
 ) -> "CircuitAblation":
+    acting, intervention = done
     from circuits.ablation.circuit_ablation import ablate_circuit
 
     return ablate_circuit(
         model,
         acting.part(found),
         chosen,
-        acting.intervention,
+        intervention,
         what=acting.target,
         which=acting.which,
         pairs=drawing.pairs,
