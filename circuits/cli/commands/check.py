@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import RenderableType
 
 from circuits.cli.arguments import DEFAULT_MODEL, LOADING, Machine, Voice, command, then_loading
@@ -36,6 +37,8 @@ def check(*, machine: Machine, voice: Voice) -> None:
         model = verified(weights)
     output.show(facts(model.info.id, _facts(model)), _guard_table(model.guards, wide=output.width >= _WIDE))
     output.finish(_document(model))
+    if output.as_json and not all(guard.passed for guard in model.guards):
+        raise typer.Exit(1)  # the document says what failed; a second object on stdout would be one too many
     require(model.guards, model.info.id)
 
 
