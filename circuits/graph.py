@@ -62,7 +62,7 @@ class Slot(StrEnum):
 
 
 _NODE_PATTERN = re.compile(
-    r"input|logits|resid(?P<resid>[0-9]{1,9})|m(?P<mlp>[0-9]{1,9})|a(?P<layer>[0-9]{1,9})\.(?P<unit>h|kv)(?P<index>[0-9]{1,9})"
+    r"input|logits|(?P<kind>m|resid)(?P<of>[0-9]{1,9})|a(?P<layer>[0-9]{1,9})\.(?P<unit>h|kv)(?P<index>[0-9]{1,9})"
 )
 _HEAD_OF_PAPERS = re.compile(r"[Ll]([0-9]{1,9})\.?[Hh]([0-9]{1,9})|([0-9]{1,9})\.([0-9]{1,9})")
 """Heads as papers and other tools write them: ``L10H7``, ``10.7``."""
@@ -79,14 +79,10 @@ class Node:
 
     def __str__(self) -> str:
         match self.kind:
-            case NodeKind.HEAD:
-                return f"a{self.layer}.h{self.index}"
-            case NodeKind.KV:
-                return f"a{self.layer}.kv{self.index}"
-            case NodeKind.MLP:
-                return f"m{self.layer}"
-            case NodeKind.RESID:
-                return f"resid{self.layer}"
+            case NodeKind.HEAD | NodeKind.KV:
+                return f"a{self.layer}.{'h' if self.kind is NodeKind.HEAD else 'kv'}{self.index}"
+            case NodeKind.MLP | NodeKind.RESID:
+                return f"{'m' if self.kind is NodeKind.MLP else 'resid'}{self.layer}"
             case NodeKind.INPUT | NodeKind.LOGITS:
                 return self.kind.value
 
@@ -100,10 +96,8 @@ class Node:
         found = _NODE_PATTERN.fullmatch(text)
         if found is None:
             raise UsageError(f"'{text}' is not a node; expected input, logits, m3, a3.h5 or a3.kv1.")
-        if found["mlp"] is not None:
-            node = cls(NodeKind.MLP, int(found["mlp"]))
-        elif found["resid"] is not None:
-            node = cls(NodeKind.RESID, int(found["resid"]))
+        if found["kind"] is not None:
+            node = cls(NodeKind.MLP if found["kind"] == "m" else NodeKind.RESID, int(found["of"]))
         elif found["layer"] is not None:
             kind = NodeKind.HEAD if found["unit"] == "h" else NodeKind.KV
             node = cls(kind, int(found["layer"]), int(found["index"]))
@@ -377,14 +371,11 @@ class ComputationalGraph:
         node = receiver.node
         if node.kind is NodeKind.HEAD and self.shape.grouped and receiver.slot in (Slot.K, Slot.V):
             self.require_node(node)
-            group = self._group_of(node)
-            hint = (
-                f"Heads share keys and values in this model: write '{group}<{receiver.slot}>' for the group of {node}."
-            )
+            shared = f"{self._group_of(node)}<{receiver.slot}>"
+            hint = f"Heads share keys and values in this model: write '{shared}' for the group of {node}."
             raise UnknownNameError("receiver", str(receiver), (), hint=hint)
         self.require_node(node)
-        read = (node, self._group_of(node))
-        slots = [str(other) for other in self.receivers if other.node in read]
+        slots = [str(other) for other in self.receivers if other.node in (node, self._group_of(node))]
         hint = "It only sends." if not slots else "A slot tells which input of a head is meant."
         raise UnknownNameError("receiver", str(receiver), slots, hint=hint)
 
