@@ -133,7 +133,7 @@ def _measured(
     model: "Model",
     found: Circuit,
     chosen: Behaviour,
-    done: tuple[Acting, "Intervention"],
+    done: tuple[Acting, "Intervention | None"],
     drawing: AblationDraws,
     **kept: Any,
 ) -> "CircuitAblation":
