@@ -65,9 +65,7 @@ def test_another_kind_of_file_is_refused_before_anything_runs(found: Path, promp
     assert "there is no file format '.xlsx'" in " ".join(result.stderr.split())
 
 
-def test_a_behaviour_that_is_not_built_in_needs_its_prompt_file(
-    found: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_behaviour_that_is_not_built_in_needs_its_prompt_file(found: Path, tiny_folder: Path, tmp_path: Path) -> None:
     alone = shutil.copy(found / "circuit.json", tmp_path)  # no prompts.json beside it
     result = invoke("heads", alone, "--model", tiny_folder)
     assert result.exit_code == 2
