@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import circuits
 from circuits.ablation.generation import AblatedModel, ablated, end_tokens
 from circuits.ablation.intervention import Intervention, reference_of
 from circuits.ablation.nodes import acting_nodes
@@ -187,7 +186,7 @@ def test_a_circuit_is_acted_on_at_its_heads_and_mlps() -> None:
     assert [str(node) for node in acting_nodes(circuit)] == ["a0.h3", "a1.h2", "m1"]
     assert [str(node) for node in acting_nodes(circuit, NodeChoice.HEADS)] == ["a0.h3", "a1.h2"]
     assert [str(node) for node in acting_nodes(circuit, NodeChoice.MLPS)] == ["m1"]
-    by_circuit, by_nodes = circuit.ablated(model, ZERO), circuits.ablated(model, acting_nodes(circuit), ZERO)
+    by_circuit, by_nodes = ablated(model, circuit, ZERO), ablated(model, acting_nodes(circuit), ZERO)
     assert torch.equal(by_circuit.logits(IDS), by_nodes.logits(IDS))
     assert not torch.equal(by_circuit.logits(IDS), own_logits(model))
 
@@ -225,11 +224,11 @@ def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
     model, other = tiny_model("llama"), tiny_model("gpt2")
     circuit = circuit_of(model, ["input->a1.h2<q>", "a1.h2->logits"])
     with pytest.raises(UsageError, match="1 to 8 new tokens, got 9: only the beginning"):
-        circuit.ablated(model, ZERO).generate("When", max_new_tokens=9)
+        ablated(model, circuit, ZERO).generate("When", max_new_tokens=9)
     with pytest.raises(UsageError, match="there are none for this circuit; give pairs"):
-        circuit.ablated(model)
+        ablated(model, circuit)
     with pytest.raises(UsageError, match="use the circuit's own model"):
-        circuit.ablated(other, ZERO)
+        ablated(other, circuit, ZERO)
     with pytest.raises(UsageError, match="no mlps among the circuit's nodes"):
         ablated(model, circuit, ZERO, which=NodeChoice.MLPS)
     with pytest.raises(UnknownNameError, match=r"no node 'a9\.h0'"):
