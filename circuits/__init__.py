@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from circuits.results import save_discovery
     from circuits.scores import EdgeScores
     from circuits.scoring import score
+    from circuits.steering.ablated_weights import write_ablated_weights
     from circuits.steering.effects import measure_direction
     from circuits.steering.search import find_direction
 
@@ -106,6 +107,7 @@ _HOMES = {
     "save_comparison": "circuits.report.comparison_files",
     "save_discovery": "circuits.results",
     "score": "circuits.scoring",
+    "write_ablated_weights": "circuits.steering.ablated_weights",
 }
 
 __all__ = [
@@ -163,6 +165,7 @@ __all__ = [
     "save_comparison",
     "save_discovery",
     "score",
+    "write_ablated_weights",
 ]
 
 

@@ -64,6 +64,7 @@ PROMISED = [
     "save_comparison",
     "save_discovery",
     "score",
+    "write_ablated_weights",
 ]
 
 

@@ -31,6 +31,7 @@ from circuits.files.journal import Journal
 from circuits.model import Model
 from circuits.openings import finds_openings, suited
 from circuits.scores import Floats
+from circuits.steering.direction_maps import draw_areas, draw_cosines
 from circuits.steering.effects import Bench, Outcome, Told
 from circuits.steering.recording import auc, common_ending, last_streams, random_like
 from circuits.steering.steered_model import SteeredModel
@@ -199,11 +200,15 @@ class DirectionSearch:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write the chosen direction, all differences of means, and the table, into a folder."""
+        """Write the chosen direction, all differences of means, the table, and pictures of it, into a folder."""
         place = Path(folder)
         self.direction.save(place / FILE)
         write(place / CANDIDATES, save({"means": self.means.astype(np.float32)}, {"axes": "layer, token, d_model"}))
         write(place / TABLE, json_text(self.to_dict()))
+        what = f"{self.direction.origin.behaviour} in {self.direction.origin.model}"
+        areas = np.array([each.auc for each in self.candidates]).reshape(len(self.means) - 1, -1)
+        draw_areas(areas, place, what=what)
+        draw_cosines(self.cosines()[1:, 1:], place, what=f"{what}: directions of token {self.direction.position}")
 
 
 def find_direction(

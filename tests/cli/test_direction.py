@@ -60,6 +60,7 @@ def test_a_direction_is_found_saved_and_acted_on(found: Path, words: Path, tiny_
     assert report["direction"]["layer"] == table["direction"]["layer"]
     written = json.loads((found / "ablated.json").read_text())
     assert [each["name"] for each in written["quantities"]] == [each["name"] for each in report["quantities"]]
+    assert "directions.svg" in {path.name for path in found.iterdir()}
     added = done(
         "ablate",
         "--direction",
@@ -113,3 +114,25 @@ def test_options_that_do_not_go_with_a_direction_are_refused(found: Path, words:
     metric = invoke("discover", words, "--to", file, "--metric", "kl", "--model", tiny_folder)
     assert metric.exit_code == 2
     assert "what leads to a direction (--to) is measured by the metric projection, got 'kl'" in metric.stderr
+
+
+def test_a_model_is_written_that_answers_as_the_ablated_one(
+    found: Path, words: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The first tokens' log-odds of the written model, as it is, are those of the other with the direction ablated."""
+    file, new = found / "direction.safetensors", tmp_path / "without"
+    options = ["--prompts", words, "--pairs", "4", "--random", "0"]
+    first = as_json("ablate", "--direction", file, "--model", tiny_folder, "--weights", new, *options)
+    assert first["weights"] == str(new)
+    again = as_json("ablate", "--direction", file, "--model", new, *options)
+    assert json.loads((new / "ablated_direction.json").read_text())["direction"]["layer"] == first["direction"]["layer"]
+    for before, after in zip(first["quantities"], again["quantities"], strict=True):
+        if before["name"].startswith("log-odds"):
+            assert after["before"]["value"] == pytest.approx(before["after"]["value"], abs=1e-4)
+            assert before["before"]["value"] != pytest.approx(before["after"]["value"], abs=1e-3)
+    both = invoke("ablate", "--direction", file, "--weights", new, "--add", "1")
+    assert both.exit_code == 2
+    assert "--weights writes a model without the direction, and --add adds it; leave one of them out" in both.stderr
+    alone = invoke("ablate", "--weights", new)
+    assert alone.exit_code == 2
+    assert "or a direction (--direction FILE, and with it --add TIMES or --weights FOLDER)" in alone.stderr

@@ -166,6 +166,8 @@ def test_a_direction_comes_back_from_its_file_and_its_json_says_the_same(tmp_pat
     assert (facts["layer"], facts["pos"], facts["model"]) == (again.layer, -1, "tiny")
     table = json.loads((tmp_path / "directions.json").read_text())
     assert len(table["candidates"]) == model().info.n_layers
+    assert "AUC above chance" in (tmp_path / "directions.svg").read_text()
+    assert f"{np.round(found().cosines()[1, 2], 2):.2f}".replace("-", "−") in (tmp_path / "cosines.svg").read_text()
 
 
 def test_directions_of_other_tools_are_read_and_others_refused(tmp_path: Path):

@@ -100,7 +100,7 @@ def ablate(
     generated, so edges are ablated at the first token of the answer only.
 
     A direction of the residual stream (--direction) is taken out of all that reads it, at every layer and token, or
-    added at its layer (--add 1).
+    added at its layer (--add 1). --weights FOLDER writes a model that does not have it.
 
     Measured on held-out pairs: how answers begin (the refusal rate on harmful and over-refusal on harmless requests),
     the metric, log-odds, and perplexity on neutral sentences. At most 8 tokens are generated. Intervals are 95 %.
@@ -112,8 +112,11 @@ def ablate(
         numbers: dict[str, Any] = {"pairs": drawing.pairs, "draws": drawing.random, "seed": drawing.seed}
         steering.act(machine, output, out=out, resume=resume, prompts=prompts, **numbers)
         return
-    if circuit is None or steering.add is not None:
-        raise UsageError("expected a circuit (CIRCUIT.json), or a direction (--direction FILE, and --add TIMES).")
+    if circuit is None or steering != Steering():
+        raise UsageError(
+            "expected a circuit (CIRCUIT.json), or a direction (--direction FILE, and with it --add TIMES or --weights "
+            "FOLDER)."
+        )
     found = read_circuit(circuit).circuit
     chosen, intervention = _behaviour(found, prompts, drawing.metric), acting.intervention
     if acting.target is ActedOn.NODES:

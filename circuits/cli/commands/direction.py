@@ -130,6 +130,14 @@ class Steering:
             show_default=False,
         ),
     ] = None
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --direction: write the model with it taken out of all weights that write to the stream.",
+            show_default=False,
+        ),
+    ] = None
 
     def require_alone(self, circuit: Path | None, acting: Acting, metric: str | None) -> None:
         """Raise :class:`UsageError` where a direction is given with what acts on a circuit."""
@@ -137,6 +145,10 @@ class Steering:
             raise UsageError(
                 "--direction acts on the residual stream, not on a circuit's nodes; leave out the circuit, --metric, "
                 "--what, --ablation, --scale, --steer, --nodes, --strongest and --first-token."
+            )
+        if self.add is not None and self.weights is not None:
+            raise UsageError(
+                "--weights writes a model without the direction, and --add adds it; leave one of them out."
             )
 
     def act(
@@ -155,6 +167,7 @@ class Steering:
         from circuits.directions.stream_direction import StreamDirection
         from circuits.files.atomic import write
         from circuits.openings import finds_openings, suited
+        from circuits.steering.ablated_weights import write_ablated_weights
         from circuits.steering.effects import measure_direction
 
         assert self.direction is not None
@@ -165,6 +178,9 @@ class Steering:
         beside = target or self.direction.with_name(f"{self.direction.stem}.{action}")
         with kept_until_done(beside, output, resume=resume) as journal, output.progress() as progress:
             model = machine.load(progress, default=found.origin.model or DEFAULT_MODEL)
+            written = write_ablated_weights(model, found, self.weights) if self.weights else None
+            if written is not None:
+                output.say(written.describe())
             if finds_openings(model, behaviour):
                 behaviour, openings = suited(model, behaviour)
                 output.say(openings.describe())
@@ -178,7 +194,8 @@ class Steering:
             if target is not None:
                 write(target, json_text(document, sort_keys=True), make_folder=True)
         output.show(*_report(report, model.info.id), report.describe())
-        output.finish(document | {"file": str(target) if target else None})
+        files = {"file": str(target) if target else None, "weights": str(written.folder) if written else None}
+        output.finish(document | files)
 
 
 def _behaviour_name(given: str | None, known: str, file: Path) -> str:
