@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
     from circuits.behaviours.survey import Prompts
     from circuits.builder import build_graph
+    from circuits.certainty.node_tests import NodeTests, interchange_nodes
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
     from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
@@ -73,6 +74,7 @@ _HOMES = {
     "Model": "circuits.model",
     "ModelShape": "circuits.graph",
     "Node": "circuits.graph",
+    "NodeTests": "circuits.certainty.node_tests",
     "Options": "circuits.patching.experiment",
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
@@ -94,6 +96,7 @@ _HOMES = {
     "find_direction": "circuits.steering.search",
     "guide": "circuits.guides",
     "head_roles": "circuits.heads",
+    "interchange_nodes": "circuits.certainty.node_tests",
     "leading_to": "circuits.directions.target",
     "load_behaviour": "circuits.behaviours",
     "load_model": "circuits.model",
@@ -131,6 +134,7 @@ __all__ = [
     "Model",
     "ModelShape",
     "Node",
+    "NodeTests",
     "Options",
     "Path",
     "PromptSet",
@@ -152,6 +156,7 @@ __all__ = [
     "find_direction",
     "guide",
     "head_roles",
+    "interchange_nodes",
     "leading_to",
     "load_behaviour",
     "load_model",

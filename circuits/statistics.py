@@ -204,6 +204,47 @@ def interval(
     return (float(found.low), float(found.high))
 
 
+def share_of(values: Floats, whole: Floats, *, clusters: NDArray[np.int64] | None = None, seed: int = 0) -> Estimate:
+    """Return the ratio of two means over pairs, ``(pair,)`` each, with its interval over pairs or clusters."""
+    sums = _summed(np.stack([values, whole], axis=1), clusters)
+    found = interval(sums, lambda s: s[..., 0] / s[..., 1], seed=seed)
+    return Estimate(float(values.mean() / whole.mean()), *found, n=len(sums))
+
+
+def sign_flips(
+    rows: Floats, *, clusters: NDArray[np.int64] | None = None, seed: int = 0, resamples: int = 9999
+) -> Floats:
+    """Return each row's p-value, two-sided, of a mean that is 0: the permutation test that flips signs of pairs.
+
+    ``rows`` has shape ``(row, pair)``; pairs of one cluster keep their signs together. All patterns of signs are tried
+    where there are no more than ``resamples``, else as many at random. NaN of a single cluster.
+    """
+    from scipy import stats
+
+    sums = _summed(rows.T, clusters)
+    if len(sums) < 2:
+        return np.full(len(rows), math.nan)
+    found = stats.permutation_test(
+        (sums,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        axis=0,
+        rng=np.random.default_rng(seed),
+    )
+    return np.asarray(found.pvalue, dtype=np.float64)
+
+
+def holm(chances: Floats) -> Floats:
+    """Return p-values corrected for being several (Holm 1979): the chance of any error among them is bounded."""
+    order = np.argsort(chances, kind="stable")
+    corrected = np.maximum.accumulate(chances[order] * np.arange(len(chances), 0, -1))
+    found = np.empty_like(corrected)
+    found[order] = np.minimum(corrected, 1)
+    return found
+
+
 def central(draws: Floats, *, confidence: float = CONFIDENCE, axis: int = -1) -> tuple[Floats, Floats]:
     """Return the ends of the middle ``confidence`` of resampled values: the percentile bootstrap interval."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=axis)

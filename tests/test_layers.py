@@ -48,7 +48,7 @@ ROWS = (
     ("scoring", "pruning", "evaluation", "heads"),
     ("comparison.crossed_runs", "comparison.comparing"),
     ("ablation",),
-    ("steering",),
+    ("steering", "certainty"),
     ("discovery",),
     ("results",),
     ("cli",),

@@ -20,6 +20,7 @@ from circuits.cli.commands.draw import draw, export
 from circuits.cli.commands.evaluate import evaluate
 from circuits.cli.commands.guide import guide
 from circuits.cli.commands.heads import heads
+from circuits.cli.commands.interchange import interchange
 from circuits.cli.commands.listings import behaviours, models
 from circuits.cli.commands.patch import patch
 from circuits.cli.commands.path import path
@@ -120,6 +121,7 @@ for _command in (
     path,
     compare,
     direction,
+    interchange,
     ablate,
     heads,
     draw,

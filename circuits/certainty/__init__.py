@@ -1,0 +1,1 @@
+"""How sure a finding is: tests of nodes, stability of circuits, groups of prompts."""

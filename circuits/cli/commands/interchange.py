@@ -1,0 +1,160 @@
+"""``circuits interchange``: which nodes a behaviour needs, and which are enough for it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from circuits.circuit import Circuit
+from circuits.cli.arguments import DEFAULT_MODEL, BehaviourArgument, Machine, Measurement, Voice, command
+from circuits.cli.places import default_folder, prepared_file
+from circuits.cli.resuming import ResumeOption, kept_until_done
+from circuits.cli.session import model_name
+from circuits.cli.tables import facts, table
+from circuits.errors import UsageError
+from circuits.graph import Node
+from circuits.interchange.foreign import read_circuit
+
+if TYPE_CHECKING:
+    from circuits.certainty.node_tests import NodeTest, NodeTests
+
+FILE = "interchange.json"
+SHOWN = 15
+"""How many sets the table shows; the file has all."""
+
+
+@command
+def interchange(
+    behaviour: BehaviourArgument,
+    *,
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            "--nodes",
+            "-n",
+            metavar="NODE,NODE,…|CIRCUIT.json",
+            help="Heads and MLPs, each alone (a9.h8 or L9H8, m3); or a circuit's, together. Default: all, each alone.",
+        ),
+    ] = None,
+    together: Annotated[bool, typer.Option("--together", help="Exchange the nodes all at once.")] = False,
+    random: Annotated[
+        int, typer.Option(min=0, help="How many random sets nodes that are exchanged together are held against.")
+    ] = 99,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help=f"Where to write everything measured (default: outputs/MODEL/BEHAVIOUR/{FILE}).",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    resume: ResumeOption = False,
+    measurement: Measurement,
+    machine: Machine,
+    voice: Voice,
+) -> None:
+    """Test which nodes a behaviour needs and which are enough for it, by exchanging what they send.
+
+    Necessity: what the clean run loses when the nodes alone send what they send in the corrupted run. Sufficiency: what
+    the corrupted run gains when they alone send what they send in the clean run. Everything downstream is recomputed.
+    """
+    output = voice.output()
+    chosen = measurement.behaviour(behaviour)
+    options = measurement.options(chosen, machine)
+    sets = _sets(nodes, together=together)
+    file = prepared_file(out or default_folder(model_name(machine), chosen.name) / FILE, (".json",), FILE)
+
+    from circuits.certainty.node_tests import PAIRS, interchange_nodes
+    from circuits.files.atomic import write
+
+    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
+        of = sets.model.id if isinstance(sets, Circuit) else DEFAULT_MODEL
+        model = measurement.led(machine.load(progress, default=of))
+        found = interchange_nodes(
+            model,
+            measurement.suited(chosen, model, output),
+            sets,
+            options=options,
+            pairs=measurement.pairs or PAIRS,
+            random_sets=random,
+            seed=measurement.seed or 0,
+            progress=progress,
+            journal=journal,
+        )
+        write(file, found.to_json(), make_folder=True)
+    for remark in found.remarks:
+        output.warn(remark)
+    output.show(*_tables(found, file))
+    output.finish({**found.to_document(), "file": str(file)})
+
+
+def _sets(nodes: str | None, *, together: bool) -> Circuit | list[tuple[Node, ...]] | None:
+    """Return what to exchange, checked; raises :class:`UsageError` for names that are no nodes."""
+    if nodes is None:
+        if together:
+            raise UsageError("--together is for nodes that are named; name them with --nodes.")
+        return None
+    if nodes.lower().endswith(".json"):
+        return read_circuit(Path(nodes)).circuit
+    named = tuple(Node.parse(text.strip()) for text in nodes.split(","))
+    return [named] if together else [(node,) for node in named]
+
+
+def _tables(found: "NodeTests", file: Path) -> list[RenderableType]:
+    rows = [
+        ("prompt pairs", f"{found.n}, held out, {found.clusters} independent"),
+        (found.metric, f"the two runs are {found.gap:.3f} apart, on average"),
+    ]
+    if found.random:
+        random = found.random
+        for name, (median, high), chance in (
+            ("necessity", random.necessity, random.p_necessity),
+            ("sufficiency", random.sufficiency, random.p_sufficiency),
+        ):
+            text = f"{name} {median:.3f}, 95 % below {high:.3f}; as much as these nodes or more: p = {chance:.2g}"
+            rows.append((f"{random.n} random sets" if name == "necessity" else "", text))
+    rows.append(("written to", str(file)))
+    return [
+        facts(f"interchange of nodes, {found.behaviour} in {found.model}", rows),
+        _ranked(found.tests),
+        _explained(len(found.tests)),
+    ]
+
+
+def _ranked(tests: "tuple[NodeTest, ...]") -> Group:
+    """List the sets that do most, by the larger of the two shares."""
+
+    def share(test: "NodeTest") -> float:
+        return max(abs(test.necessity.value), abs(test.sufficiency.value))
+
+    shown = sorted(tests, key=share, reverse=True)[:SHOWN]
+    more = f", the {len(shown)} of {len(tests)} that do most" if len(shown) < len(tests) else ""
+    return table(
+        f"shares of the gap, with 95 % intervals{more}",
+        ["nodes", "necessity", "p", "sufficiency", "p"],
+        [
+            [
+                _names(test.nodes),
+                test.necessity.describe(),
+                f"{test.p_necessity:.2g}",
+                test.sufficiency.describe(),
+                f"{test.p_sufficiency:.2g}",
+            ]
+            for test in shown
+        ],
+        numbers=(1, 2, 3, 4),
+    )
+
+
+def _names(nodes: tuple[str, ...]) -> str:
+    return ", ".join(nodes) if len(nodes) <= 6 else f"{', '.join(nodes[:5])} and {len(nodes) - 5} more"
+
+
+def _explained(count: int) -> Text:
+    several = f", corrected for {count} tests (Holm)" if count > 1 else ""
+    return Text(
+        f"p: that the effect has no sign, by turning signs of pairs at random{several}. --json gives all numbers."
+    )
