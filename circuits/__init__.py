@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from circuits.patching.experiment import Options
     from circuits.patching.paths import Path, path_effects
     from circuits.patching.sites import patch_sites
-    from circuits.prompt_reading import read_prompts
+    from circuits.prompt_reading import pair_requests, read_prompts
     from circuits.report.comparison_files import save_comparison
     from circuits.results import save_discovery
     from circuits.scores import EdgeScores
@@ -103,6 +103,7 @@ _HOMES = {
     "measure_ablation": "circuits.ablation.measuring",
     "measure_comparison": "circuits.comparison.comparing",
     "measure_direction": "circuits.steering.effects",
+    "pair_requests": "circuits.prompt_reading",
     "patch_sites": "circuits.patching.sites",
     "path_effects": "circuits.patching.paths",
     "read_circuit": "circuits.interchange.foreign",
@@ -163,6 +164,7 @@ __all__ = [
     "measure_ablation",
     "measure_comparison",
     "measure_direction",
+    "pair_requests",
     "patch_sites",
     "path_effects",
     "read_circuit",

@@ -1,10 +1,14 @@
-"""Read a prompt file as a model would, without its weights: the door to :mod:`circuits.behaviours.survey`."""
+"""Read a prompt file, or pair requests, as a model would, without its weights.
+
+The door to :mod:`circuits.behaviours.survey` and :mod:`circuits.behaviours.request_pairs`.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from circuits.behaviours import load_behaviour
+from circuits.behaviours.request_pairs import RequestPairs, paired
 from circuits.behaviours.survey import Prompts, survey
 from circuits.models.fetching.builtin import FetchProgress, no_fetch_progress
 from circuits.models.loading import load_tokenizer
@@ -38,3 +42,27 @@ def read_prompts(
     if tokenizer is None:
         return survey(behaviour, load_tokenizer(model, progress=progress), model=model)
     return survey(behaviour, usable_tokenizer(tokenizer), model=str(getattr(tokenizer, "name_or_path", "")))
+
+
+def pair_requests(
+    harmful: str | Path,
+    harmless: str | Path,
+    model: str = "smollm2-135m",
+    *,
+    tokenizer: Any = None,
+    progress: FetchProgress = no_fetch_progress,
+) -> RequestPairs:
+    """Pair the requests of two collections: each harmful one with a harmless one of as many tokens, as alike as can be.
+
+    Args:
+        harmful: A file of harmful requests: HarmBench, AdvBench, JailbreakBench, StrongREJECT, XSTest, OR-Bench, the
+            splits of refusal_direction, or any file with a column ``prompt``. Rows marked as harmless are left out.
+        harmless: A file of harmless ones; the same file where it marks both (XSTest).
+        model: Whose tokenizer counts tokens, with its chat template around the request; its weights are not read.
+        tokenizer: In place of the model's own; then no model is looked for.
+        progress: Is told while a built-in model is fetched, which happens once.
+
+    Raises :class:`FormatError` for a file of no known collection, :class:`UsageError` where a file has no request of
+    its kind, :class:`PromptError` where no two have as many tokens or the tokenizer has no chat template.
+    """
+    return paired(harmful, harmless, usable_tokenizer(tokenizer) or load_tokenizer(model, progress=progress))

@@ -59,6 +59,7 @@ PROMISED = [
     "measure_ablation",
     "measure_comparison",
     "measure_direction",
+    "pair_requests",
     "patch_sites",
     "path_effects",
     "read_circuit",

@@ -32,7 +32,11 @@ OF_LAYOUTS = (
     *("country", "country_idx", "corrupted_country", "corrupted_country_idx", "answers_idx", "corrupted_answers_idx"),
     *("clean_answer_idx", "corrupted_answer_idx", "label", "year", "plural", "split", "cluster"),
 )
-_NAMES = frozenset((*CLEAN, *CORRUPTED, *ANSWERS, *WRONG_ANSWERS, *OF_LAYOUTS, *WEAK["clean"], *WEAK["answers"]))
+OF_REQUESTS = ("goal", "behavior", "forbidden_prompt", "instruction")
+"""Of collections of requests without twins (:mod:`circuits.behaviours.reading.request_files`)."""
+_NAMES = frozenset(
+    (*CLEAN, *CORRUPTED, *ANSWERS, *WRONG_ANSWERS, *OF_LAYOUTS, *OF_REQUESTS, *WEAK["clean"], *WEAK["answers"])
+)
 _LISTED = frozenset((*ANSWERS, *WRONG_ANSWERS, *WEAK["answers"]))
 
 

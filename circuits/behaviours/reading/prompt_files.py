@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.reading.columns import ANSWERS, CLEAN, CORRUPTED, WEAK, WRONG_ANSWERS, Record
+from circuits.behaviours.reading.request_files import layout_of
 from circuits.behaviours.tokens import Message, Prompt
 from circuits.errors import FormatError
 
@@ -41,7 +42,13 @@ def _field(
     if present:
         return present[0], record[present[0]]
     if needed:
-        fields = ", ".join(record) or "none"
+        fields, layout = ", ".join(record) or "none", layout_of(record)
+        if layout is not None:
+            raise FormatError(
+                f"{source}: there is no '{names[0]}'; the fields {fields} are those of requests without twins "
+                f"({layout.collection}). Pair them with harmless ones: circuits prompts FILE --harmless OTHER --out "
+                "pairs.jsonl"
+            )
         raise FormatError(
             f"{source}: there is no '{names[0]}'; the fields are {fields}. Write it as {_or(names)}. "
             "See: circuits guide prompts"

@@ -9,6 +9,7 @@ from circuits.cli.arguments import DEFAULT_MODEL, Voice, command, then_loading
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.tables import facts, table
+from circuits.errors import UsageError
 from circuits.vocabulary import Metric
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ def prompts(
         str | None,
         typer.Option(metavar="|".join(Metric), help="What they are to be measured by; sequence takes long answers."),
     ] = None,
+    harmless: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the first file for a collection of harmful requests (HarmBench, AdvBench, JailbreakBench, "
+            "StrongREJECT, XSTest, OR-Bench …) and pair each with one of this file of as many tokens; the same file "
+            "where it has both.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write the usable pairs as JSON Lines, and what is left out beside them."),
@@ -38,6 +49,12 @@ def prompts(
     """Look into a prompt file: decoded answers, lengths, splits, duplicates, and every row that cannot be used."""
     output = voice.output()
     place = prepared_file(out, (".jsonl",), "prompts.jsonl") if out else None
+
+    if harmless is not None:
+        if metric is not None:
+            raise UsageError("--metric says how pairs are measured, and --harmless only makes pairs; leave it out.")
+        _pair(Path(file), harmless, model, place, output)
+        return
 
     from circuits.prompt_reading import read_prompts
 
@@ -49,6 +66,23 @@ def prompts(
         if path is not None:
             output.show(f"{what}: {path}")
     output.finish(found.document() | {"files": [str(path) for path in files if path is not None]})
+
+
+def _pair(harmful: Path, harmless: Path, model: str, place: Path | None, output: Output) -> None:
+    """Pair requests, show what became of them, and write the pairs."""
+    from circuits.prompt_reading import pair_requests
+
+    with output.progress() as progress:
+        found = pair_requests(harmful, harmless, model, progress=then_loading(progress))
+    files = [str(path) for path in found.write(place) if path] if place else []
+    differ = [twins.differ for twins in found.pairs]
+    title = f"{len(found.pairs):,} pairs; twins differ at {min(differ)} to {max(differ)} tokens"
+    headings = ["file", "collection", "kind", "requests", "in pairs", "dropped"]
+    output.show(table(title, headings, [[*map(str, row)] for row in found.table], numbers=(3, 4)))
+    if files:
+        output.show(f"Pairs: {files[0]}; next: circuits direction {files[0]} --openings auto")
+    rows = [dict(zip(headings, row, strict=True)) for row in found.table]
+    output.finish({"pairs": len(found.pairs), "table": rows, "files": files})
 
 
 def _show(found: "Prompts", output: Output) -> None:
