@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from circuits.patching.paths import Path, path_effects
     from circuits.patching.sites import patch_sites
     from circuits.prompt_reading import pair_requests, read_prompts
+    from circuits.recording.citing import Citation, cite
+    from circuits.recording.recorder import RunRecorder
+    from circuits.recording.repeating import Repetition, run_again
+    from circuits.recording.run_record import RunRecord
     from circuits.report.comparison_files import save_comparison
     from circuits.results import save_discovery
     from circuits.scores import EdgeScores
@@ -61,6 +65,7 @@ _HOMES = {
     "Circuit": "circuits.circuit",
     "CircuitDiff": "circuits.comparison",
     "CircuitsError": "circuits.errors",
+    "Citation": "circuits.recording.citing",
     "Comparison": "circuits.comparison",
     "ComputationalGraph": "circuits.graph",
     "Crossing": "circuits.comparison.comparing",
@@ -79,12 +84,16 @@ _HOMES = {
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
     "Prompts": "circuits.behaviours.survey",
+    "Repetition": "circuits.recording.repeating",
+    "RunRecord": "circuits.recording.run_record",
+    "RunRecorder": "circuits.recording.recorder",
     "StreamDirection": "circuits.directions.stream_direction",
     "TokenPair": "circuits.behaviours.behaviour",
     "ablate_circuit": "circuits.ablation.circuit_ablation",
     "ablated": "circuits.ablation.generation",
     "build_graph": "circuits.builder",
     "choose_openings": "circuits.openings",
+    "cite": "circuits.recording.citing",
     "compare": "circuits.comparison",
     "compare_models": "circuits.comparison.comparing",
     "discover": "circuits.discovery",
@@ -108,6 +117,7 @@ _HOMES = {
     "path_effects": "circuits.patching.paths",
     "read_circuit": "circuits.interchange.foreign",
     "read_prompts": "circuits.prompt_reading",
+    "run_again": "circuits.recording.repeating",
     "save_comparison": "circuits.report.comparison_files",
     "save_discovery": "circuits.results",
     "score": "circuits.scoring",
@@ -122,6 +132,7 @@ __all__ = [
     "Circuit",
     "CircuitDiff",
     "CircuitsError",
+    "Citation",
     "Comparison",
     "ComputationalGraph",
     "Crossing",
@@ -140,12 +151,16 @@ __all__ = [
     "Path",
     "PromptSet",
     "Prompts",
+    "Repetition",
+    "RunRecord",
+    "RunRecorder",
     "StreamDirection",
     "TokenPair",
     "ablate_circuit",
     "ablated",
     "build_graph",
     "choose_openings",
+    "cite",
     "compare",
     "compare_models",
     "discover",
@@ -169,6 +184,7 @@ __all__ = [
     "path_effects",
     "read_circuit",
     "read_prompts",
+    "run_again",
     "save_comparison",
     "save_discovery",
     "score",

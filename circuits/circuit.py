@@ -17,7 +17,7 @@ from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
 from circuits.files.atomic import write
 from circuits.files.documents import first_change, json_text, plain, read_json
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
-from circuits.records import BehaviourInfo, Evaluation, Example, Method, ModelInfo, Provenance
+from circuits.records import BehaviourInfo, Evaluation, Example, Method, ModelInfo, Provenance, SearchOutcome
 from circuits.scores import Floats
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Circuit:
     removal: Floats | None = None
     evaluation: Evaluation | None = None
     provenance: Provenance = field(default_factory=Provenance)
+    search: SearchOutcome | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in (("edges", np.int64), ("scores", np.float64), ("removal", np.float64)):
@@ -114,7 +115,7 @@ class Circuit:
         """Return the ``count`` edges with the largest |score| (all, if there are no more), for a diagram."""
         keep = np.sort(np.argsort(-np.nan_to_num(np.abs(self.scores)), kind="stable")[:count])
         removal = None if self.removal is None else self.removal[keep]
-        return replace(self, edges=self.edges[keep], scores=self.scores[keep], removal=removal)
+        return replace(self, edges=self.edges[keep], scores=self.scores[keep], removal=removal, search=None)
 
     def with_evaluation(self, evaluation: Evaluation) -> Self:
         """Return the same circuit with another evaluation."""
@@ -200,6 +201,8 @@ class Circuit:
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "provenance": asdict(self.provenance),
         }
+        if self.search is not None:
+            document["search"] = asdict(self.search)
         return cast("dict[str, Any]", plain(document, digits=6))
 
     @classmethod
@@ -264,6 +267,7 @@ class Circuit:
             removal=None if np.isnan(removal).all() else removal,
             evaluation=None if evaluation is None else TypeAdapter(Evaluation).validate_python(evaluation),
             provenance=TypeAdapter(Provenance).validate_python(data.get("provenance", {})),
+            search=TypeAdapter(SearchOutcome | None).validate_python(data.get("search")),
         )
 
 

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from circuits.patching.experiment import Options
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.pruning.pruners import PRUNERS, prune
 from circuits.pruning.selection import PrunerSettings, Selection
-from circuits.records import BehaviourInfo, Method, Provenance
+from circuits.recording.environment import versions
+from circuits.records import BehaviourInfo, Method, Provenance, SearchOutcome
 from circuits.scores import EdgeScores
 from circuits.scoring import Agreement, agreement, score
 from circuits.scoring.budget import Budget
@@ -100,6 +101,11 @@ class Discovery:
     def doubts(self) -> tuple[str, ...]:
         """Return why the circuit should be doubted: it was not pruned edge by edge, or missed its target."""
         return (*self._unpruned(), *self._unconfirmed())
+
+    def with_outcome(self) -> Self:
+        """Return the discovery, its circuit saying what the search says of it."""
+        outcome = SearchOutcome(self.selection.reached, self.selection.locally_minimal, self.doubts)
+        return replace(self, circuit=replace(self.circuit, search=outcome))
 
     def _unpruned(self) -> Iterator[str]:
         if not self.selection.locally_minimal and self.circuit.method.pruner == PrunerName.MINIMAL:
@@ -200,10 +206,11 @@ def discover(
     )
     provenance = _provenance(model, experiment, command, time.monotonic() - begun)
     circuit = replace(circuit, evaluation=evaluation, provenance=provenance)
-    if folder is not None:
-        write(Path(folder) / CIRCUIT, circuit.to_json(), make_folder=True)
     remarks = (*warnings, *remarks, *_on_size(settings, selection))
-    return Discovery(circuit, scores, agreed, selection, prompts, remarks)
+    found = Discovery(circuit, scores, agreed, selection, prompts, remarks).with_outcome()
+    if folder is not None:
+        write(Path(folder) / CIRCUIT, found.circuit.to_json(), make_folder=True)
+    return found
 
 
 def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings) -> PromptSet:
@@ -317,19 +324,10 @@ def _circuit(
 
 
 def _provenance(model: Model, experiment: AnyExperiment, command: str, seconds: float) -> Provenance:
-    packages = ("path-patching-circuits", "torch", "transformers", "nnsight", "numpy")
-    versions = {package: _version(package) for package in packages}
     return Provenance(
         command=command,
         device=model.device,
         wall_seconds=round(seconds, 1),
-        versions=versions,
+        versions=versions(),
         prefix_cache=str(experiment.prefix_cache),
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -44,6 +44,11 @@ class Model:
         return self.tracer.anatomy.device.type
 
     @property
+    def n_parameters(self) -> int:
+        """How many numbers the model's weights are."""
+        return sum(weights.numel() for weights in self.tracer.anatomy.module.parameters())
+
+    @property
     def dtype(self) -> str:
         """The type of the model's weights, such as ``float32``; with torch's matmul precision where that is lowered."""
         name, precision = str(self.tracer.anatomy.dtype).removeprefix("torch."), torch.get_float32_matmul_precision()

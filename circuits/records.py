@@ -206,6 +206,20 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class SearchOutcome:
+    """What the search says of its circuit.
+
+    ``reached`` is whether it has what was aimed at on the pairs it was chosen by, ``locally_minimal`` whether no single
+    edge can go without missing that; ``doubts`` are sentences on what speaks against the circuit, held-out pairs
+    included.
+    """
+
+    reached: bool
+    locally_minimal: bool
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Enough to run it again; ``made_of`` says which circuits' edges these are, of parts that a comparison made.
 

@@ -35,6 +35,7 @@ ROWS = (
     ("behaviours",),
     ("metrics",),
     ("models",),
+    ("recording",),
     ("tracing.plan",),
     ("adapters",),
     ("memory",),

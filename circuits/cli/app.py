@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from circuits.cli.arguments import DEBUG
+from circuits.cli.command import ARGUMENTS, DEBUG
 from circuits.cli.commands.ablate import ablate
 from circuits.cli.commands.check import check
 from circuits.cli.commands.compare import compare
@@ -25,6 +25,7 @@ from circuits.cli.commands.listings import behaviours, models
 from circuits.cli.commands.patch import patch
 from circuits.cli.commands.path import path
 from circuits.cli.commands.prompts import prompts
+from circuits.cli.commands.run import cite, run
 from circuits.cli.commands.score import score
 from circuits.cli.output import error
 from circuits.errors import CircuitsError, MissingFileError, MissingModelError, UnknownNameError, UsageError
@@ -46,7 +47,9 @@ class Commands(TyperGroup):
 
         With ``--json`` an error is an object on stdout, beside the message on stderr.
         """
-        as_json = "--json" in (*getattr(ctx, "_protected_args", ()), *ctx.args)  # before the command is parsed
+        typed = (*getattr(ctx, "_protected_args", ()), *ctx.args)  # before the command is parsed
+        as_json = "--json" in typed
+        ctx.meta[ARGUMENTS] = typed
         try:
             return super().invoke(ctx)
         except CircuitsError as problem:
@@ -131,6 +134,8 @@ for _command in (
     behaviours,
     guide,
     prompts,
+    run,
+    cite,
 ):
     app.command()(_command)
 

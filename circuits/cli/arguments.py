@@ -1,15 +1,10 @@
 """Options that several commands share, in groups; a command takes a whole group as one parameter."""
 
-import inspect
-import logging
 import re
-import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import wraps
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,14 +30,6 @@ PAIRS, DISCOVERY_PAIRS, PATCHING_PAIRS = 32, 64, 16
 LOADING = "loading the model"
 DIRECTION = "direction.safetensors"
 """The file with a direction, in the folder of what was found with it."""
-DEBUG = "circuits.debug"
-"""The key under which a run remembers ``--debug``."""
-
-
-_MAY_BE_EMPTY = ("system", "prefill", "title", "behaviour")
-"""Options whose empty text means something, or has a message of its own."""
-_PROMPTING = ("system", "prefill", "refuse", "comply")
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 def then_loading(progress: StageProgress) -> StageProgress:
@@ -58,11 +45,6 @@ def then_loading(progress: StageProgress) -> StageProgress:
 
 def _choices(names: type[Choice]) -> str:
     return "|".join(names)
-
-
-def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
-    ctx.meta[DEBUG] = asked
-    return asked
 
 
 BehaviourArgument = Annotated[
@@ -132,8 +114,8 @@ class Machine:
         ),
     ] = "highest"
 
-    def load(self, progress: StageProgress, *, default: str = DEFAULT_MODEL) -> "Model":
-        """Load the model that was asked for; the guards see it at full precision."""
+    def load(self, progress: StageProgress, output: Output, *, default: str = DEFAULT_MODEL) -> "Model":
+        """Load the model that was asked for, and note it; the guards see it at full precision."""
         from circuits.model import load_model
         from circuits.models.devices import MatmulPrecision
 
@@ -147,6 +129,7 @@ class Machine:
             progress=then_loading(progress),
         )
         precision.use()
+        output.recorder.used(model)
         return model
 
     def tokenizer(self, progress: StageProgress) -> Tokenizer:
@@ -292,102 +275,3 @@ class Measurement(Prompting):
             keep_gradients=scorer in (ScorerName.EAP, ScorerName.CLEAN_CORRUPTED),
             checkpointing=machine.checkpointing,
         )
-
-
-@dataclass(frozen=True)
-class Voice:
-    """How a command talks."""
-
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")] = (
-        False
-    )
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No messages, no progress bars.", rich_help_panel="Output")
-    ] = False
-    debug: Annotated[
-        bool,
-        typer.Option(
-            "--debug",
-            help="Show tracebacks, and warnings of other packages.",
-            callback=_remember_debug,
-            rich_help_panel="Output",
-        ),
-    ] = False
-
-    def output(self) -> Output:
-        """Open the output."""
-        return Output(as_json=self.json, quiet=self.quiet)
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take groups of options: a parameter whose type is a dataclass stands for one option per field."""
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        group: Any = parameter.annotation
-        if is_dataclass(group) and isinstance(group, type):
-            hints = get_type_hints(group, include_extras=True)
-            groups[parameter.name] = (group, [field.name for field in fields(group)])
-            parameters += [
-                inspect.Parameter(
-                    field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-                )
-                for field in fields(group)
-            ]
-        else:
-            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
-
-    @wraps(function)
-    def run(**given: Any) -> None:
-        debug = bool(given.get("debug"))
-        _require_text(given)
-        for name, (group, members) in groups.items():
-            given[name] = group(**{member: given.pop(member) for member in members})
-        with _silent_packages(debug=debug), _library_warnings():
-            function(**given)
-
-    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
-
-
-def _require_text(given: Mapping[str, Any]) -> None:
-    """Raise :class:`UsageError` for an empty text: a shell variable that is not set is no wish for the default."""
-    for name, value in given.items():
-        texts: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
-        broken = next((text for text in texts if isinstance(text, str) and _HALF.search(text)), None)
-        if broken is not None and name in _PROMPTING:
-            raise UsageError(f"--{name} {broken!r} holds what is no UTF-8 text; expected text that the model can read.")
-        if "" in texts and name not in _MAY_BE_EMPTY:
-            raise UsageError(
-                f"--{name.replace('_', '-')} is empty; expected a value, or leave the option out for its default."
-            )
-
-
-@contextmanager
-def _silent_packages(*, debug: bool) -> Generator[None]:
-    """Hide warnings of other packages: users of the command line cannot act on them."""
-    with warnings.catch_warnings():
-        if not debug:
-            warnings.simplefilter("ignore")
-        yield
-
-
-class _Warnings(logging.Handler):
-    """Shows what the library warns of, which is said once for the command that it concerns."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the warning; those of the command line itself are shown by their command."""
-        if not record.name.startswith("circuits.cli"):
-            Output().warn(record.getMessage())
-
-
-@contextmanager
-def _library_warnings() -> Generator[None]:
-    """Show the library's warnings as those of commands are shown."""
-    library, handler = logging.getLogger("circuits"), _Warnings(logging.WARNING)
-    library.addHandler(handler)
-    try:
-        yield
-    finally:
-        library.removeHandler(handler)

@@ -3,8 +3,9 @@
 import math
 import re
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -22,8 +23,10 @@ from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
 
+from circuits.errors import OutputError
 from circuits.files.documents import json_text
 from circuits.patching.protocol import StageProgress
+from circuits.recording.recorder import RunRecorder
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, marks that turn the direction of writing, and halves of characters."""
@@ -54,11 +57,20 @@ def error(text: str) -> None:
 class Output:
     """Where a command writes.
 
-    ``as_json``: one JSON object on stdout instead of tables; ``quiet``: no messages and no bars.
+    ``as_json``: one JSON object on stdout instead of tables; ``quiet``: no messages and no bars. ``recorder`` follows
+    the run; its record goes to the file ``record``, or beside the results.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        recorder: RunRecorder | None = None,
+        record: Path | None = None,
+    ) -> None:
         self.as_json, self.quiet = as_json, quiet
+        self.recorder, self._record = recorder or RunRecorder(), record
         self._results = Console(highlight=False)
         self._messages = Console(stderr=True, highlight=False)
 
@@ -78,7 +90,8 @@ class Output:
             _message(self._messages, "", "", text)
 
     def warn(self, text: str) -> None:
-        """Write a warning."""
+        """Write a warning, and note it in the record."""
+        self.recorder.warned(text)
         _message(self._messages, "warning: ", "yellow", text)
 
     def show(self, *results: RenderableType) -> None:
@@ -88,6 +101,19 @@ class Output:
                 plain = isinstance(result, str)
                 self._results.print(_Printable(Text(result) if plain else result), soft_wrap=plain)
 
+    def leave(self, document: dict[str, Any], folder: Path, files: Iterable[Path] = ()) -> None:
+        """Leave the record of this run beside its results, and write the result for programs.
+
+        A record that cannot be written is warned of: the results are there.
+        """
+        try:
+            _, path = self.recorder.save(self._record or folder, files, document)
+        except OutputError as problem:
+            self.warn(f"there is no record of this run: {problem}")
+            self.finish(document)
+        else:
+            self.finish(document | {"record": str(path)})
+
     def finish(self, document: dict[str, Any]) -> None:
         """Write the result for programs, where that was asked for."""
         if self.as_json:
@@ -96,6 +122,7 @@ class Output:
     @contextmanager
     def progress(self, *listeners: StageProgress) -> Generator[StageProgress]:
         """Show a bar with the time left while work goes on; on a terminal only."""
+        listeners = (*listeners, self.recorder)
         if self.quiet or not self._messages.is_terminal:
             yield _Bars(None, listeners)
             return

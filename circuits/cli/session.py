@@ -74,11 +74,12 @@ def recorded(
     from circuits.experiments import experiment_on
 
     measurement = session.measurement
-    model = session.machine.load(progress)
+    model = session.machine.load(progress, session.output)
     model = measurement.led(model)
     behaviour = measurement.suited(behaviour, model, session.output)
     count = measurement.pairs or pairs
     prompts = behaviour.sample(model.tokenizer, count, seed=measurement.seed or 0)
+    session.output.recorder.drew(prompts)
     measurement.list_unusable(prompts.unusable, session.folder, session.output)
     progress("recording the prompts", 0, 0)
     experiment = experiment_on(model, prompts.discovery, options, reference=prompts.reference, journal=journal)

@@ -101,6 +101,7 @@ def _part(name: str, circuit: Circuit, edges: EdgeIndices, scores: np.ndarray, m
         scores=scores,
         removal=None,
         evaluation=None,
+        search=None,
         method=replace(circuit.method, pruner=CORE if name == CORE else "difference", target=None),
         provenance=Provenance(made_of=made, versions=circuit.provenance.versions),
     )

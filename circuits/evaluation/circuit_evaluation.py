@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from circuits.behaviours import clusters_of
-from circuits.behaviours.behaviour import Behaviour
-from circuits.behaviours.reading.unusable import Unusable
+from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.circuit import Circuit
 from circuits.evaluation.evaluating import evaluate
 from circuits.experiments import experiment_on
@@ -23,16 +22,13 @@ HELDOUT = 64
 
 @dataclass(frozen=True)
 class CircuitEvaluation:
-    """What :func:`evaluate_circuit` found: the circuit with its evaluation; remarks on model and prompts.
-
-    ``unusable`` are the rows of the prompt file that were left out.
-    """
+    """What :func:`evaluate_circuit` found: the circuit with its evaluation, remarks, and the prompts judged on."""
 
     circuit: Circuit
     evaluation: Evaluation
     remarks: tuple[str, ...]
     prefix_cache: str
-    unusable: tuple[Unusable, ...] = ()
+    prompts: PromptSet
 
 
 def evaluate_circuit(
@@ -83,4 +79,4 @@ def evaluate_circuit(
     )
     remarks = (*([remark] if remark else []), *prompts.remarks)
     judged = circuit.with_evaluation(evaluation)
-    return CircuitEvaluation(judged, evaluation, remarks, str(experiment.prefix_cache), prompts.unusable)
+    return CircuitEvaluation(judged, evaluation, remarks, str(experiment.prefix_cache), prompts)

@@ -28,6 +28,13 @@ class MatmulPrecision(Choice):
         torch.set_float32_matmul_precision(self.value)
 
 
+def gpu_use() -> tuple[str, int]:
+    """Return the GPU's name and the most bytes that torch has held on it; an empty name and 0 without one."""
+    if not torch.cuda.is_available():
+        return "", 0
+    return torch.cuda.get_device_name(), int(torch.cuda.max_memory_allocated())
+
+
 def resolve_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
 

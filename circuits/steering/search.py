@@ -199,8 +199,11 @@ class DirectionSearch:
             "summary": self.describe(),
         }
 
-    def save(self, folder: str | Path) -> None:
-        """Write the chosen direction, all differences of means, the table, and pictures of it, into a folder."""
+    def save(self, folder: str | Path) -> tuple[Path, ...]:
+        """Write the chosen direction, all differences of means, the table, and pictures of it, into a folder.
+
+        Returns the files that hold figures.
+        """
         place = Path(folder)
         self.direction.save(place / FILE)
         write(place / CANDIDATES, save({"means": self.means.astype(np.float32)}, {"axes": "layer, token, d_model"}))
@@ -209,6 +212,7 @@ class DirectionSearch:
         areas = np.array([each.auc for each in self.candidates]).reshape(len(self.means) - 1, -1)
         draw_areas(areas, place, what=what)
         draw_cosines(self.cosines()[1:, 1:], place, what=f"{what}: directions of token {self.direction.position}")
+        return tuple(place / name for name in (FILE, CANDIDATES, TABLE))
 
 
 def find_direction(

@@ -57,6 +57,7 @@ def test_discover_writes_the_promised_files(found: Path) -> None:
         "prompts.json",
         "report.html",
         "journal",
+        "run.json",
         "run.log",
     }
 
@@ -64,7 +65,7 @@ def test_discover_writes_the_promised_files(found: Path) -> None:
 def test_what_discover_prints_is_what_it_writes(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
     document = as_json("discover", prompts, *discover_options(tiny_folder, tmp_path), "--quiet")
     assert document["circuit"] == json.loads((tmp_path / "circuit.json").read_text())
-    assert set(document["files"]) == {file.name for file in tmp_path.iterdir()}
+    assert {*document["files"], "run.json"} == {file.name for file in tmp_path.iterdir()}
     assert document["agreement"]["n"] == 64
     assert document["search"]["locally_minimal"] is True
     removal = {row["edge"]: abs(row["removal"]) for row in document["circuit"]["edges"]}

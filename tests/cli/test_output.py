@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from circuits.cli.arguments import command
+from circuits.cli.command import command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder
 from circuits.cli.tables import table

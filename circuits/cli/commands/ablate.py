@@ -13,7 +13,8 @@ from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
 from circuits.cli.acting import Acting
-from circuits.cli.arguments import Machine, Voice, command
+from circuits.cli.arguments import Machine
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.commands.direction import Steering
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
@@ -87,7 +88,7 @@ def ablate(
     acting: Acting,
     steering: Steering,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Generate with a circuit's heads and MLPs ablated, scaled or steered: what changes, against random ablations?
 
@@ -123,13 +124,16 @@ def ablate(
         acting_nodes(acting.part(found), acting.which)  # none of a kind: said before the model is loaded
     file = prepared_file(out, (".json",), "ablation.json") if out else None
     with kept_beside(circuit, "ablate", file, output, resume=resume) as journal, output.progress() as progress:
-        model = machine.load(progress, default=found.model.id)
+        model = machine.load(progress, output, default=found.model.id)
         require_same_model(found, model, output)
         measured = _measured(model, found, chosen, (acting, intervention), drawing, progress=progress, journal=journal)
+        output.recorder.drew(measured.prompts)
         document = measured.to_dict() | {"circuit": str(circuit)}
         if file is not None:
             write(file, json_text(document, sort_keys=True), make_folder=True)
-    _show(measured, document, found.behaviour.name, output, file)
+    _show(measured, found.behaviour.name, output, file)
+    files = [file] if file else []
+    output.leave(document | {"file": str(file) if file else None}, (file or circuit).parent, files)
 
 
 def _measured(
@@ -158,12 +162,11 @@ def _measured(
     )
 
 
-def _show(measured: "CircuitAblation", document: dict[str, Any], name: str, output: Output, file: Path | None) -> None:
+def _show(measured: "CircuitAblation", name: str, output: Output, file: Path | None) -> None:
     report = measured.report
     title = f"{name} circuit in {measured.model}, on {measured.prompts.behaviour}"
     rows = [("written to", str(file))] if file else []
     output.show(facts(title, [*_done(report), *rows]), *_tables(report), report.describe())
-    output.finish(document | {"file": str(file) if file else None})
 
 
 def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import RenderableType
 
-from circuits.cli.arguments import DEFAULT_MODEL, LOADING, Machine, Voice, command, then_loading
+from circuits.cli.arguments import DEFAULT_MODEL, LOADING, Machine, then_loading
+from circuits.cli.command import Voice, command
 from circuits.cli.tables import facts, table
 
 if TYPE_CHECKING:

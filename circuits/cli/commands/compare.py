@@ -10,7 +10,8 @@ import typer
 from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
-from circuits.cli.arguments import Machine, Voice, command
+from circuits.cli.arguments import Machine
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_folder
 from circuits.cli.resuming import ResumeOption, kept_until_done
@@ -80,7 +81,7 @@ def compare(
     ] = None,
     resume: ResumeOption = False,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Compare circuits: overlap against chance, transfer, knocking out, core and differences, a diagram, and words.
 
@@ -201,7 +202,7 @@ class _Runs:
         return model
 
     def _load(self, name: str) -> "Model":
-        return replace(self._machine, model=name).load(self._progress)
+        return replace(self._machine, model=name).load(self._progress, self._output)
 
 
 def _show(comparison: Comparison, circuits: list[Path], written: ComparisonFiles, output: Output) -> None:
@@ -214,6 +215,9 @@ def _show(comparison: Comparison, circuits: list[Path], written: ComparisonFiles
             output.show(each.note, "")
     output.show(comparison.describe(), "", f"The diagrams, a report and the parts as circuits are in {written.folder}/")
     document: dict[str, Any] = json.loads(written.text)
-    output.finish(document | {"files": {name: str(written.folder / name) for name in written.files}})
+    files = {name: written.folder / name for name in written.files}
+    output.leave(
+        document | {"files": {name: str(file) for name, file in files.items()}}, written.folder, files.values()
+    )
     if written.undrawn:
         raise RenderError(f"{written.undrawn} The numbers are in {written.folder / NUMBERS}.")

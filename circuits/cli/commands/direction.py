@@ -9,7 +9,8 @@ from rich.console import Group
 
 from circuits.behaviours import load_behaviour
 from circuits.cli.acting import Acting
-from circuits.cli.arguments import DEFAULT_MODEL, DIRECTION, BehaviourArgument, Machine, Voice, command
+from circuits.cli.arguments import DEFAULT_MODEL, DIRECTION, BehaviourArgument, Machine
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.output import Output
 from circuits.cli.places import RunLog, default_folder, prepared_file, prepared_folder
 from circuits.cli.prompting import Prompting
@@ -47,7 +48,7 @@ def direction(
     resume: ResumeOption = False,
     prompting: Prompting,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Find the direction of the residual stream that a behaviour hangs on, by layer and token.
 
@@ -67,10 +68,10 @@ def direction(
         RunLog(folder, command_line()) as log,
         output.progress(log) as progress,
     ):
-        model = machine.load(progress)
+        model = machine.load(progress, output)
         chosen = prompting.suited(chosen, model, output)
         found = find_direction(model, chosen, settings, progress=progress, journal=journal)
-        found.save(folder)
+        files = found.save(folder)
     if found.remark:
         output.warn(found.remark)
     output.show(
@@ -80,7 +81,7 @@ def direction(
         f"The direction, all of them and the table are in {folder}/; next: circuits ablate --direction "
         f"{folder / DIRECTION}",
     )
-    output.finish(found.to_dict() | {"folder": str(folder)})
+    output.leave(found.to_dict() | {"folder": str(folder)}, folder, files)
 
 
 def _tables(found: "DirectionSearch") -> list[Group]:
@@ -177,7 +178,7 @@ class Steering:
         action: Action = "ablate" if self.add is None else "add"
         beside = target or self.direction.with_name(f"{self.direction.stem}.{action}")
         with kept_until_done(beside, output, resume=resume) as journal, output.progress() as progress:
-            model = machine.load(progress, default=found.origin.model or DEFAULT_MODEL)
+            model = machine.load(progress, output, default=found.origin.model or DEFAULT_MODEL)
             written = write_ablated_weights(model, found, self.weights) if self.weights else None
             if written is not None:
                 output.say(written.describe())
@@ -185,6 +186,7 @@ class Steering:
                 behaviour, openings = suited(model, behaviour)
                 output.say(openings.describe())
             drawn = behaviour.prompts(model.tokenizer, discovery=0, heldout=pairs, seed=seed or 0)
+            output.recorder.drew(drawn)
             scale = 1.0 if self.add is None else self.add
             more: dict[str, Any] = {"draws": draws, "seed": seed or 0, "progress": progress, "journal": journal}
             report = measure_direction(model, found, drawn.heldout, action, scale=scale, **more)
@@ -195,7 +197,7 @@ class Steering:
                 write(target, json_text(document, sort_keys=True), make_folder=True)
         output.show(*_report(report, model.info.id), report.describe())
         files = {"file": str(target) if target else None, "weights": str(written.folder) if written else None}
-        output.finish(document | files)
+        output.leave(document | files, (target or self.direction).parent, [target] if target else [])
 
 
 def _behaviour_name(given: str | None, known: str, file: Path) -> str:

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from circuits.cli.arguments import (
-    DIRECTION,
-    BehaviourArgument,
-    DirectionOption,
-    Machine,
-    Measurement,
-    Voice,
-    command,
-)
+from circuits.cli.arguments import DIRECTION, BehaviourArgument, DirectionOption, Machine, Measurement
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.output import Output
 from circuits.cli.places import RunLog, default_folder, prepared_folder
 from circuits.cli.resuming import ResumeOption, kept_in
@@ -53,7 +46,7 @@ def discover(
     verifying: Verifying,
     measurement: Measurement,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Find the circuit of a behaviour: the edges that are enough to keep it when everything else is corrupted."""
     output = voice.output()
@@ -86,10 +79,11 @@ def _found(
         RunLog(folder, command_line()) as log,
         output.progress(log) as progress,
     ):
-        model = session.machine.load(progress)
+        model = session.machine.load(progress, output)
         model = session.measurement.led(model)
         behaviour = session.measurement.suited(behaviour, model, output)
         prompts = prompts_for(model, behaviour, settings)
+        output.recorder.drew(prompts)
         session.measurement.list_unusable(prompts.unusable, folder, output)
         known = kept_of(
             model, prompts.discovery, settings.options_for(prompts), reference=prompts.reference, journal=journal
@@ -133,8 +127,9 @@ def _report(found: "Discovery", folder: Path, output: Output) -> None:
     files = [*drawn.files, JOURNAL, "run.log"]
     for warning in (*found.warnings, *found.doubts):
         output.warn(warning)
-    output.show(*_tables(found), "", f"The diagram, a report, scores and a log are in {folder}/")
-    output.finish(_document(found, {name: str(folder / name) for name in sorted(files)}))
+    output.show(*_tables(found), "", f"The diagram, a report, scores, a log and a record of this run are in {folder}/")
+    document = _document(found, {name: str(folder / name) for name in sorted(files)})
+    output.leave(document, folder, [folder / name for name in drawn.files])
     if drawn.undrawn:
         raise RenderError(f"{drawn.undrawn} The circuit itself is in {folder / CIRCUIT}.")
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from circuits.cli.arguments import CircuitArgument, Voice, command
+from circuits.cli.arguments import CircuitArgument
+from circuits.cli.command import Voice, command
 from circuits.cli.places import prepared_file, prepared_folder
 from circuits.cli.session import imported
 from circuits.drawing.pictures import DRAWINGS, EXPORT_SUFFIXES, FOLDER

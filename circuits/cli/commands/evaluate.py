@@ -8,7 +8,8 @@ import typer
 
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
-from circuits.cli.arguments import CircuitArgument, Machine, Measurement, Voice, command
+from circuits.cli.arguments import CircuitArgument, Machine, Measurement
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_beside
@@ -49,7 +50,7 @@ def evaluate(
     resume: ResumeOption = False,
     measurement: Measurement,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Measure a circuit on held-out prompts: faithfulness, necessity, random circuits of the same size."""
     output = voice.output()
@@ -67,7 +68,7 @@ def evaluate(
 
     with kept_beside(circuit, "evaluate", file, output, resume=resume) as journal, output.progress() as progress:
         model = measurement.led(
-            machine.load(progress, default=found.model.id), beside=circuit, target=found.model.target
+            machine.load(progress, output, default=found.model.id), beside=circuit, target=found.model.target
         )
         read = fitted(read, model.info, output)
         require_same_prompts(chosen, name, read.circuit, model)
@@ -86,7 +87,8 @@ def evaluate(
         )
         for remark in judged.remarks:
             output.warn(remark)
-        measurement.list_unusable(judged.unusable, (file or circuit).parent, output)
+        output.recorder.drew(judged.prompts)
+        measurement.list_unusable(judged.prompts.unusable, (file or circuit).parent, output)
         if file is not None:
             write(file, judged.circuit.to_json(), make_folder=True)
     _show(judged, chosen, model.info.id, output, read_from=circuit, file=file)
@@ -117,7 +119,7 @@ def _show(
     if file is not None:
         rows.append(("written to", str(file)))
     output.show(facts(f"circuit of {found.behaviour.name} on {chosen.name} in {model}", rows))
-    output.finish(
+    output.leave(
         {
             "model": model,
             "circuit": str(read_from),
@@ -127,5 +129,7 @@ def _show(
             "prefix_cache": judged.prefix_cache,
             "evaluation": asdict(evaluation),
             "file": str(file) if file else None,
-        }
+        },
+        (file or read_from).parent,
+        [file] if file else [],
     )

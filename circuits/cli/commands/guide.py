@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from circuits.cli.arguments import Voice, command
+from circuits.cli.command import Voice, command
 from circuits.cli.tables import table
 from circuits.guides import guide as text_of
 from circuits.guides import topics

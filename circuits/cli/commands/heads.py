@@ -10,7 +10,8 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from circuits.cli.arguments import PAIRS, CircuitArgument, Machine, Measurement, Voice, command
+from circuits.cli.arguments import PAIRS, CircuitArgument, Machine, Measurement
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import circuit_behaviour_name, require_same_model, require_same_prompts
@@ -47,7 +48,7 @@ def heads(
     resume: ResumeOption = False,
     measurement: Measurement,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Show what each head of a circuit does: where it attends, what it writes and copies, with the numbers."""
     output = voice.output()
@@ -61,19 +62,20 @@ def heads(
     from circuits.heads import head_roles
 
     with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
-        model = machine.load(progress, default=found.model.id)
+        model = machine.load(progress, output, default=found.model.id)
         require_same_model(found, model, output)
         require_same_prompts(chosen, name, found, model)
         chosen = measurement.suited(chosen, model, output)
         seed = found.method.seed if measurement.seed is None else measurement.seed
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=measurement.pairs or PAIRS, seed=seed)
+        output.recorder.drew(prompts)
         measurement.list_unusable(prompts.unusable, file.parent, output)
         told = partial(progress, "measuring heads")
         roles = head_roles(model, found, prompts.heldout, options=options, seed=seed, progress=told, journal=journal)
         text = roles.to_csv() if file.suffix.lower() == ".csv" else roles.to_json()
         write(file, text, make_folder=True)
     output.show(_summary(roles, file), *_tables(roles), _explained(roles))
-    output.finish({**roles.document(), "circuit": str(circuit), "file": str(file)})
+    output.leave({**roles.document(), "circuit": str(circuit), "file": str(file)}, file.parent, [file])
 
 
 def _summary(roles: "HeadRoles", file: Path) -> Group:

@@ -8,7 +8,8 @@ from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Prompt
-from circuits.cli.arguments import Machine, Voice, command
+from circuits.cli.arguments import Machine
+from circuits.cli.command import Voice, command
 from circuits.cli.output import Output
 from circuits.cli.tables import table
 

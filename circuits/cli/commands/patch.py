@@ -11,15 +11,8 @@ from rich.console import Group
 
 from circuits.behaviours.behaviour import TokenPair
 from circuits.behaviours.tokens import Tokenizer, token_texts
-from circuits.cli.arguments import (
-    PATCHING_PAIRS,
-    BehaviourArgument,
-    DirectionOption,
-    Machine,
-    Measurement,
-    Voice,
-    command,
-)
+from circuits.cli.arguments import PATCHING_PAIRS, BehaviourArgument, DirectionOption, Machine, Measurement
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
@@ -65,7 +58,7 @@ def patch(
     resume: ResumeOption = False,
     measurement: Measurement,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Put activations of the clean run into the corrupted run (or the reverse), layer by layer: what comes back?"""
     output = voice.output()
@@ -135,7 +128,8 @@ def _report(begun: Recorded, found: "SitePatching", files: dict[str, Path], outp
     if any("‹" in column for column in found.columns):
         output.show("‹…›: the prompts differ here, so the first pair's token is shown; with ≠ the two sides differ.")
     more = {"n": len(begun.pairs), "prefix_cache": str(begun.experiment.prefix_cache)}
-    output.finish({**_document(found, begun.warnings, files), **more})
+    document = {**_document(found, begun.warnings, files), **more}
+    output.leave(document, files["heatmap"].parent, files.values())
 
 
 def _by_position(site: Site, by: str | None) -> bool:

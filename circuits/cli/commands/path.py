@@ -1,16 +1,22 @@
 """``circuits path``: what named paths carry."""
 
+from pathlib import Path as FilePath
 from typing import Annotated
 
 import typer
 
-from circuits.cli.arguments import BehaviourArgument, Machine, Measurement, Voice, command
+from circuits.cli.arguments import BehaviourArgument, Machine, Measurement
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.output import Output
-from circuits.cli.places import default_folder
+from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
+from circuits.files.atomic import write
+from circuits.files.documents import json_text
 from circuits.scores import Floats
+
+PATHS = "paths.json"
 
 
 @command
@@ -20,9 +26,13 @@ def path(
         list[str], typer.Argument(metavar="PATH...", help='Such as "a9.h8->a11.h2<q>->logits" (quote it: > redirects).')
     ],
     *,
+    out: Annotated[
+        FilePath | None,
+        typer.Option("--out", "-o", help="A .json file for what was measured.", rich_help_panel="Output"),
+    ] = None,
     measurement: Measurement,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Measure paths of several hops: corrupt the first node, freeze what is not on the path."""
     output = voice.output()
@@ -36,20 +46,16 @@ def path(
 
     from circuits.patching.paths import Path, path_effects
 
+    file = prepared_file(out or default_folder(model_name(machine), chosen.name) / PATHS, (".json",), PATHS)
     with output.progress() as progress:
-        begun = recorded(
-            Session(machine, measurement, output, default_folder(model_name(machine), chosen.name)),
-            chosen,
-            options,
-            progress,
-        )
+        begun = recorded(Session(machine, measurement, output, file.parent), chosen, options, progress)
         parsed = [Path.parse(text, begun.model.graph) for text in paths]
         progress("measuring paths", 0, 0)
         effects = path_effects(begun.of_one_token, parsed)
-    _report(begun, [str(one) for one in parsed], effects, output)
+    _report(begun, [str(one) for one in parsed], effects, output, file)
 
 
-def _report(begun: Recorded, paths: list[str], effects: Floats, output: Output) -> None:
+def _report(begun: Recorded, paths: list[str], effects: Floats, output: Output, file: FilePath) -> None:
     experiment, options = begun.experiment, begun.experiment.options
     gap = float(experiment.clean.mean() - experiment.corrupted.mean())
     gap = -gap if options.metric.lower_is_better else gap
@@ -73,6 +79,7 @@ def _report(begun: Recorded, paths: list[str], effects: Floats, output: Output) 
                     f"clean {experiment.clean.mean():.3f}, corrupted {experiment.corrupted.mean():.3f}",
                 ),
                 ("prompt pairs", str(experiment.n_pairs)),
+                ("written to", str(file)),
                 ("effect", "what corrupting the path costs; positive hurts the behaviour"),
             ],
         ),
@@ -91,14 +98,14 @@ def _report(begun: Recorded, paths: list[str], effects: Floats, output: Output) 
             numbers=(1, 2, 3),
         ),
     )
-    output.finish(
-        {
-            "metric": options.metric,
-            "n": experiment.n_pairs,
-            "metric_clean": float(experiment.clean.mean()),
-            "metric_corrupted": float(experiment.corrupted.mean()),
-            "prefix_cache": str(experiment.prefix_cache),
-            "paths": found,
-            "warnings": list(begun.warnings),
-        }
-    )
+    document = {
+        "metric": options.metric,
+        "n": experiment.n_pairs,
+        "metric_clean": float(experiment.clean.mean()),
+        "metric_corrupted": float(experiment.corrupted.mean()),
+        "prefix_cache": str(experiment.prefix_cache),
+        "paths": found,
+        "warnings": list(begun.warnings),
+    }
+    write(file, json_text(document), make_folder=True)
+    output.leave(document | {"file": str(file)}, file.parent, [file])

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.cli.arguments import DEFAULT_MODEL, Voice, command, then_loading
+from circuits.cli.arguments import DEFAULT_MODEL, then_loading
+from circuits.cli.command import Voice, command
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.tables import facts, table

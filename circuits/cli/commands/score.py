@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.cli.arguments import BehaviourArgument, DirectionOption, Machine, Measurement, Voice, command
+from circuits.cli.arguments import BehaviourArgument, DirectionOption, Machine, Measurement
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
@@ -46,7 +47,7 @@ def score(
     verifying: Verifying,
     measurement: Measurement,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Score edges: positive means that corrupting the edge hurts the behaviour."""
     output = voice.output()
@@ -99,7 +100,7 @@ def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> 
             numbers=(1,),
         ),
     )
-    output.finish(
+    output.leave(
         {
             "scorer": name,
             "measured": scores.measured,
@@ -113,7 +114,9 @@ def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> 
             "strongest": rows,
             "warnings": list(begun.warnings),
             "file": str(file),
-        }
+        },
+        file.parent,
+        [file],
     )
 
 
