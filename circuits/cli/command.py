@@ -6,10 +6,10 @@ import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, cast, get_origin, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
@@ -22,6 +22,8 @@ DEBUG = "circuits.debug"
 ARGUMENTS = "circuits.arguments"
 """The key under which a run remembers what was typed."""
 _CONTEXT = "context"
+_NO_OPTION = {"option": False}
+"""The metadata of a field of a group that is no option."""
 _TALKING = ("json", "quiet", "debug", "record")
 """Options that are no settings: they change nothing of what is measured."""
 
@@ -56,8 +58,8 @@ class Voice:
         ),
     ] = False
 
-    recorder: RunRecorder | None = None
-    """Follows the run; no option."""
+    recorder: RunRecorder | None = field(default=None, metadata=_NO_OPTION)
+    """Follows the run."""
 
     def output(self) -> Output:
         """Open the output."""
@@ -93,13 +95,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         group: Any = parameter.annotation
         if is_dataclass(group) and isinstance(group, type):
             hints = get_type_hints(group, include_extras=True)
-            options = [field for field in fields(group) if get_origin(hints[field.name]) is Annotated]
-            groups[parameter.name] = (group, [field.name for field in options])
+            options = [each for each in fields(group) if each.metadata != _NO_OPTION]
+            groups[parameter.name] = (group, [option.name for option in options])
             parameters += [
                 inspect.Parameter(
-                    field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                    option.name, parameter.KEYWORD_ONLY, default=option.default, annotation=hints[option.name]
                 )
-                for field in options
+                for option in options
             ]
         else:
             parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
