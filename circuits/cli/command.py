@@ -22,8 +22,6 @@ DEBUG = "circuits.debug"
 ARGUMENTS = "circuits.arguments"
 """The key under which a run remembers what was typed."""
 _CONTEXT = "context"
-_NO_OPTION = {"option": False}
-"""The metadata of a field of a group that is no option."""
 _TALKING = ("json", "quiet", "debug", "record")
 """Options that are no settings: they change nothing of what is measured."""
 
@@ -58,7 +56,7 @@ class Voice:
         ),
     ] = False
 
-    recorder: RunRecorder | None = field(default=None, metadata=_NO_OPTION)
+    recorder: RunRecorder | None = field(default=None, metadata={"no option": True})
     """Follows the run."""
 
     def output(self) -> Output:
@@ -95,7 +93,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         group: Any = parameter.annotation
         if is_dataclass(group) and isinstance(group, type):
             hints = get_type_hints(group, include_extras=True)
-            options = [each for each in fields(group) if each.metadata != _NO_OPTION]
+            options = [each for each in fields(group) if not each.metadata.get("no option")]
             groups[parameter.name] = (group, [option.name for option in options])
             parameters += [
                 inspect.Parameter(

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from circuits import RunRecord, run_again
+from circuits.cli import app
 from circuits.files.documents import read_json
 from tests.cli.conftest import as_json, discover_options, done, invoke
 
@@ -14,6 +16,13 @@ from tests.cli.conftest import as_json, discover_options, done, invoke
 def again(arguments: Any, folder: Path) -> int:
     """Run a command in this process, as :func:`circuits.run_again` would in another."""
     return invoke(*arguments).exit_code
+
+
+def test_every_command_that_runs_a_model_takes_a_place_for_its_record() -> None:
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    options = {name: {option for each in command.params for option in each.opts} for name, command in commands.items()}
+    without = [name for name, known in options.items() if "--device" in known and "--record" not in known]
+    assert without == ["check"]  # it measures nothing but the model itself
 
 
 @pytest.fixture(scope="module")

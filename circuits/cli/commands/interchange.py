@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from circuits.circuit import Circuit
-from circuits.cli.arguments import DEFAULT_MODEL, BehaviourArgument, Machine, Measurement, Voice, command
+from circuits.cli.arguments import DEFAULT_MODEL, BehaviourArgument, Machine, Measurement
+from circuits.cli.command import RecordedVoice, command
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import model_name
@@ -54,7 +55,7 @@ def interchange(
     resume: ResumeOption = False,
     measurement: Measurement,
     machine: Machine,
-    voice: Voice,
+    voice: RecordedVoice,
 ) -> None:
     """Test which nodes a behaviour needs and which are enough for it, by exchanging what they send.
 
@@ -72,7 +73,7 @@ def interchange(
 
     with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
         of = sets.model.id if isinstance(sets, Circuit) else DEFAULT_MODEL
-        model = measurement.led(machine.load(progress, default=of))
+        model = measurement.led(machine.load(progress, output, default=of))
         found = interchange_nodes(
             model,
             measurement.suited(chosen, model, output),
@@ -88,7 +89,7 @@ def interchange(
     for remark in found.remarks:
         output.warn(remark)
     output.show(*_tables(found, file))
-    output.finish({**found.to_document(), "file": str(file)})
+    output.leave({**found.to_document(), "file": str(file)}, file.parent, [file])
 
 
 def _sets(nodes: str | None, *, together: bool) -> Circuit | list[tuple[Node, ...]] | None:
