@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def found_direction(
         assert effect is not None
         print(
             f"layer {each.layer:2}, token {each.position}: AUC {each.auc:.2f}, refuses ablated "
-            f"{effect.ablated_rate:.2f}, added {effect.added_rate:.2f}, KL {effect.kl:.3f}, of text {effect.text_kl:.3f}"
+            f"{effect.ablated_rate:.2f}, added {effect.added_rate:.2f}, KL {effect.kl:.3f}, of text "
+            f"{effect.text_kl:.3f}"
         )
     print(search.describe())
     return search.direction
@@ -120,9 +122,7 @@ class Writers:
         self.found |= {"clean": float(clean.mean()), "corrupted": float(corrupted.mean())}
         self.found["ordered"] = float((clean > corrupted).mean())
         print(f"along the direction: {self.found}")
-        self.scores = circuits.score(
-            self.fit, "eap-ig", Settings(progress=lambda done, all: said("scoring", done, all))
-        )
+        self.scores = circuits.score(self.fit, "eap-ig", Settings(progress=partial(said, "scoring")))
 
     def judge(self, kind: str, edges: "np.ndarray[Any, Any]", **more: object) -> None:
         """Judge a circuit on held-out pairs, and keep the figures."""

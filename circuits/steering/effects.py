@@ -17,7 +17,7 @@ from circuits.behaviours.behaviour import digest_of
 from circuits.behaviours.pairs import TokenPair
 from circuits.directions.stream_direction import StreamDirection
 from circuits.errors import UsageError
-from circuits.files.journal import Journal, Shelf
+from circuits.files.journal import NOWHERE, Journal, Shelf
 from circuits.metrics import AnswerTokens, measure
 from circuits.model import Model
 from circuits.scores import Floats
@@ -28,6 +28,8 @@ from circuits.vocabulary import Metric
 TOKENS, DRAWS = 20, 3
 SIDES = ("clean", "corrupted")
 Told = Callable[[str, int, int], None]
+Judge = Callable[[str], bool]
+"""Says of the beginning of an answer whether it declines."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,19 @@ class Bench:
     """
 
     def __init__(
-        self, model: Model, pairs: Sequence[TokenPair], *, tokens: int = 0, journal: Journal | None = None
+        self,
+        model: Model,
+        pairs: Sequence[TokenPair],
+        *,
+        tokens: int = 0,
+        judge: Judge = declines,
+        journal: Journal | None = None,
     ) -> None:
         if model.info.target is not None:
             raise UsageError(
                 f"the model ends at {model.info.target}, so it has no answers; give the model as it was loaded."
             )
-        self.model, self.pairs, self.tokens = model, tuple(pairs), tokens
+        self.model, self.pairs, self.tokens, self.judge = model, tuple(pairs), tokens, judge
         self.refusals = Openings.of(model.tokenizer, pairs).refusals
         self._texts = neutral_texts(model)
         self._answers = AnswerTokens.of(self.pairs, "cpu")
@@ -90,10 +98,11 @@ class Bench:
         sides = {side: self._shelf.document(f"first token, {side}", name, self._first(steered, side)) for side in SIDES}
         declined = None
         if self.tokens and self.refusals and judged:
+            # What another judge than the shipped one says is not kept: it may be another one next time.
+            shelf = self._shelf if self.judge is declines else NOWHERE
             what = [name, self.tokens]
             declined = {
-                side: np.array(self._shelf.document(f"texts, {side}", what, self._text(steered, side)))
-                for side in SIDES
+                side: np.array(shelf.document(f"texts, {side}", what, self._text(steered, side))) for side in SIDES
             }
         texts = self._texts if neutral else ()
         compared = self._shelf.document("neutral text", [name, neutral], lambda: steered.compared(texts, self._plain))
@@ -126,7 +135,7 @@ class Bench:
     def _text(self, steered: SteeredModel, side: str) -> Callable[[], list[float]]:
         def make() -> list[float]:
             tokens, _ = steered.answers([getattr(pair, side) for pair in self.pairs], self.tokens)
-            return [float(declines(self.model.tokenizer.decode(list(each)))) for each in tokens]
+            return [float(self.judge(str(self.model.tokenizer.decode(list(each))))) for each in tokens]
 
         return make
 
@@ -179,6 +188,7 @@ def measure_direction(
     *,
     scale: float = 1.0,
     tokens: int = TOKENS,
+    judge: Judge = declines,
     draws: int = DRAWS,
     seed: int = 0,
     progress: Told = lambda _stage, _done, _total: None,
@@ -194,6 +204,8 @@ def measure_direction(
         scale: How many times the distance between the means is added.
         tokens: How many tokens of every answer are generated and judged (refusals only; not with random directions);
             0: none.
+        judge: Says of such a text whether it declines: by the patterns of :func:`circuits.ablation.answers.declines`,
+            or a classifier of your own. It sees each text once; only what it says is kept.
         draws: How many random directions of the same length are acted on in the same way.
         seed: Draws them.
         progress: Is told how many versions of the model are measured.
@@ -213,7 +225,7 @@ def measure_direction(
         raise UsageError("whether the model answers is told by answers, which some pairs lack; use pairs with answers.")
     stage = "measuring: as it is, acted on, random directions"
     progress(stage, 0, draws + 2)
-    bench = Bench(model, pairs, tokens=tokens, journal=journal)
+    bench = Bench(model, pairs, tokens=tokens, judge=judge, journal=journal)
     outcomes = [bench.plain]
     for done in range(draws + 1):
         progress(stage, done + 1, draws + 2)

@@ -152,6 +152,25 @@ def test_texts_are_judged_and_not_kept(tmp_path, monkeypatch):
     assert report.agreement is not None
 
 
+def test_a_judge_of_ones_own_decides_and_its_verdicts_are_not_taken_for_those_of_the_patterns(tmp_path, monkeypatch):
+    pairs, seen = heldout(), list[str]()
+    monkeypatch.setattr("circuits.steering.effects.Openings.of", lambda *_: type("O", (), {"refusals": True})())
+
+    def judge(text: str) -> bool:
+        seen.append(text)
+        return len(seen) % 2 == 0
+
+    with Journal(tmp_path / "journal") as journal:
+        measured = {"tokens": 3, "draws": 0, "journal": journal}
+        plain = measure_direction(model(), found().direction, pairs, **measured)
+        own = measure_direction(model(), found().direction, pairs, judge=judge, **measured)
+        assert own.quantity("text declines on harmful prompts").before.value == 0.5
+        assert plain.quantity("text declines on harmful prompts").before.value == 0.0
+        again = measure_direction(model(), found().direction, pairs, **measured)
+    assert len(seen) == 4 * len(pairs)
+    assert again == plain
+
+
 def test_a_direction_comes_back_from_its_file_and_its_json_says_the_same(tmp_path):
     found().save(tmp_path)
     again = StreamDirection.load(tmp_path / "direction.safetensors")
