@@ -94,12 +94,20 @@ class Circuit:
         """One boolean per edge of the whole graph: is it in the circuit?"""
         return self.graph.mask(self.edges)
 
-    def remark_on(self, model: ModelInfo) -> str:
+    def remark_on(self, model: ModelInfo, *, nodes: bool = False) -> str:
         """Return a remark where this model is another than the circuit's; empty where it is its own.
 
+        With ``nodes`` nothing but the circuit's nodes is acted on: a whole model has them wherever the circuit leads.
         Raises :class:`UsageError` for a model of another shape, on which the circuit cannot be run.
         """
-        if model.shape != self.model.shape:
+        whole = replace(self.model, target=None).shape == model.shape
+        if whole and self.model.target is not None and not nodes:
+            raise UsageError(
+                f"the circuit leads to {self.model.target} and not to the logits, so what its edges and heads do is "
+                "measured along that direction: use evaluate, path, interchange or compare with it (--to FILE); "
+                "ablate acts on its nodes."
+            )
+        if model.shape != self.model.shape and not (whole and nodes):
             raise UsageError(
                 f"the circuit is of {self.model.id} with {self.model.shape.describe()}, but {model.id} has "
                 f"{model.shape.describe()}; give the circuit's own model with --model."

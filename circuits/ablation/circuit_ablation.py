@@ -11,6 +11,7 @@ from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.circuit import Circuit
 from circuits.files.journal import Journal
 from circuits.model import Model
+from circuits.openings import finds_openings, suited
 from circuits.patching.protocol import StageProgress, no_stages
 from circuits.vocabulary import ActedOn, Metric, NodeChoice
 
@@ -66,7 +67,8 @@ def ablate_circuit(
     """Ablate, scale or steer a circuit, and measure what changes on held-out prompts, beside random ablations.
 
     Args:
-        model: The circuit's own model, or another of its shape.
+        model: The circuit's own model, or another of its shape; the whole one also where the circuit leads to a
+            direction, of which nodes alone can be acted on.
         circuit: The circuit, or its strongest edges (:meth:`Circuit.strongest`).
         behaviour: Whose prompts are run.
         intervention: What is done to nodes; by default they put out their means over discovery prompts.
@@ -83,8 +85,10 @@ def ablate_circuit(
 
     Raises :class:`UsageError` for a model of another shape. Cost: as :func:`circuits.measure_ablation`.
     """
-    circuit.remark_on(model.info)
     what, seed = ActedOn.parse(what), circuit.method.seed if seed is None else seed
+    circuit.remark_on(model.info, nodes=what is ActedOn.NODES)
+    if circuit.model.target is not None and finds_openings(model, behaviour):
+        behaviour, _ = suited(model, behaviour)  # the circuit leads to a direction, and has none of its own
     nodes = acting_nodes(circuit, NodeChoice.parse(which)) if what is ActedOn.NODES else ()
     behaviour = behaviour if metric is None else replace(behaviour, metric=Metric.parse(metric))
     drawn = behaviour.prompts(model.tokenizer, discovery=REFERENCE, heldout=pairs, seed=seed)

@@ -157,7 +157,7 @@ def require_same_prompts(behaviour: Behaviour, name: str, circuit: Circuit, mode
         )
 
 
-def require_same_model(circuit: Circuit, model: "Model", out: Output) -> None:
-    """Raise when a circuit cannot be run on a model; warn when it was found on another."""
-    if remark := circuit.remark_on(model.info):
+def require_same_model(circuit: Circuit, model: "Model", out: Output, *, nodes: bool = False) -> None:
+    """Raise when a circuit, or ``nodes`` of it, cannot be run on a model; warn when it was found on another."""
+    if remark := circuit.remark_on(model.info, nodes=nodes):
         out.warn(remark)

@@ -1,10 +1,13 @@
 """``circuits direction``, ``ablate --direction`` and what leads to a direction (``--to``), on a tiny model."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+import circuits
+from circuits.ablation.nodes import acting_nodes
 from circuits.circuit import Circuit
 from tests.cli.conftest import as_json, done, invoke
 
@@ -101,6 +104,30 @@ def test_circuits_lead_to_the_direction_and_are_judged_by_it(
     assert as_json("evaluate", folder / "circuit.json", "--behaviour", words, "--model", tiny_folder, *again)[
         "edges"
     ] == len(circuit)
+
+
+def test_nodes_of_a_circuit_that_leads_to_a_direction_are_ablated_in_the_whole_model(
+    found: Path, words: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """What is measured is what ablating the same nodes without a circuit does; edges and roles are refused by name."""
+    file, folder = found / "direction.safetensors", tmp_path / "circuit"
+    options = ["--pairs", "4", "--heldout", "4", "--pruner", "top", "--size", "12"]
+    done("discover", words, "--to", file, "--model", tiny_folder, "--out", folder, *options)
+    acted = ["--model", tiny_folder, "--prompts", words, "--pairs", "4", "--random", "1"]
+    report = as_json("ablate", folder / "circuit.json", *acted)
+    circuit, model = Circuit.load(folder / "circuit.json"), circuits.load_model(str(tiny_folder))
+    drawn = circuits.load_behaviour(words).prompts(model.tokenizer, discovery=32, heldout=4)
+    plain = circuits.measure_ablation(
+        model, acting_nodes(circuit), drawn.heldout, reference=drawn.discovery, draws=1, new_tokens=5
+    )
+    assert report["metric"] == "logit-difference"
+    assert report["quantities"] == json.loads(json.dumps([asdict(each) for each in plain.quantities]))
+    for command in (["heads", "--behaviour", words], ["ablate", "--what", "edges", "--prompts", words]):
+        name, *rest = command
+        refused = invoke(name, folder / "circuit.json", "--model", tiny_folder, *rest)
+        assert refused.exit_code == 2
+        assert f"the circuit leads to {circuit.model.target} and not to the logits" in refused.stderr
+        assert "ablate acts on its nodes" in refused.stderr
 
 
 def test_options_that_do_not_go_with_a_direction_are_refused(found: Path, words: Path, tiny_folder: Path) -> None:

@@ -125,7 +125,7 @@ def ablate(
     file = prepared_file(out, (".json",), "ablation.json") if out else None
     with kept_beside(circuit, "ablate", file, output, resume=resume) as journal, output.progress() as progress:
         model = machine.load(progress, output, default=found.model.id)
-        require_same_model(found, model, output)
+        require_same_model(found, model, output, nodes=acting.target is ActedOn.NODES)
         measured = _measured(model, found, chosen, (acting, intervention), drawing, progress=progress, journal=journal)
         output.recorder.drew(measured.prompts)
         document = measured.to_dict() | {"circuit": str(circuit)}
@@ -171,7 +171,8 @@ def _show(measured: "CircuitAblation", name: str, output: Output, file: Path | N
 
 def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:
     behaviour = load_behaviour(circuit_behaviour_name(found, prompts, "--prompts"), recorded=found.behaviour)
-    chosen = metric or (found.behaviour.metric if behaviour.name == found.behaviour.name else None)
+    own = behaviour.name == found.behaviour.name and found.model.target is None
+    chosen = metric or (found.behaviour.metric if own else None)
     return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
 
 
