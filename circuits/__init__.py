@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from circuits.errors import CircuitsError
     from circuits.evaluation import evaluate
     from circuits.evaluation.circuit_evaluation import evaluate_circuit
-    from circuits.experiments import experiment_on
     from circuits.files.journal import Journal
     from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
     from circuits.guides import guide
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from circuits.interchange.foreign import read_circuit
     from circuits.model import Model, load_model
     from circuits.openings import choose_openings
-    from circuits.patching.experiment import Options
+    from circuits.patching.measurement import Options, Resources
     from circuits.patching.paths import Path, path_effects
     from circuits.patching.sites import patch_sites
     from circuits.prompt_reading import pair_requests, read_prompts
@@ -80,13 +79,14 @@ _HOMES = {
     "ModelShape": "circuits.graph",
     "Node": "circuits.graph",
     "NodeTests": "circuits.certainty.node_tests",
-    "Options": "circuits.patching.experiment",
+    "Options": "circuits.patching.measurement",
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
     "Prompts": "circuits.behaviours.survey",
     "Repetition": "circuits.recording.repeating",
     "RunRecord": "circuits.recording.run_record",
     "RunRecorder": "circuits.recording.recorder",
+    "Resources": "circuits.patching.measurement",
     "StreamDirection": "circuits.directions.stream_direction",
     "TokenPair": "circuits.behaviours.behaviour",
     "ablate_circuit": "circuits.ablation.circuit_ablation",
@@ -101,7 +101,6 @@ _HOMES = {
     "each_slot": "circuits.adapters.architecture",
     "evaluate": "circuits.evaluation",
     "evaluate_circuit": "circuits.evaluation.circuit_evaluation",
-    "experiment_on": "circuits.experiments",
     "find_direction": "circuits.steering.search",
     "guide": "circuits.guides",
     "head_roles": "circuits.heads",
@@ -154,6 +153,7 @@ __all__ = [
     "Repetition",
     "RunRecord",
     "RunRecorder",
+    "Resources",
     "StreamDirection",
     "TokenPair",
     "ablate_circuit",
@@ -168,7 +168,6 @@ __all__ = [
     "each_slot",
     "evaluate",
     "evaluate_circuit",
-    "experiment_on",
     "find_direction",
     "guide",
     "head_roles",

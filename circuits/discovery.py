@@ -1,7 +1,7 @@
 """Discovery: from a model and a behaviour to a circuit that was judged on prompts it was not searched on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -16,14 +16,14 @@ from circuits.behaviours.split import parted
 from circuits.circuit import Circuit
 from circuits.errors import PromptError, UsageError
 from circuits.evaluation import evaluate
-from circuits.experiments import AnyExperiment, experiment_on
 from circuits.files.atomic import write
 from circuits.files.journal import Journal
 from circuits.interchange.score_files import scores_of, write_scores
 from circuits.model import Model
 from circuits.openings import finds_openings, suited
-from circuits.patching.experiment import Options
+from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
+from circuits.patching.sequences import AnyExperiment
 from circuits.pruning.pruners import PRUNERS, prune
 from circuits.pruning.selection import PrunerSettings, Selection
 from circuits.recording.environment import versions
@@ -53,6 +53,7 @@ class DiscoverySettings:
     ``prune_limit`` edges edge by edge. ``size`` is the number of edges of ``top``. ``sample`` edges are measured
     exactly to check the scorer; ``verify`` is what the scorer ``verified`` looks for (by default within a budget of
     twice as many edges as it finds). Without ``options``: the behaviour's own metric, corrupted ablation, noising.
+    ``resources`` is what measuring may use.
     """
 
     scorer: ScorerName = ScorerName.EAP_IG
@@ -69,6 +70,7 @@ class DiscoverySettings:
     seed: int = 0
     sample: int = 64
     options: Options | None = None
+    resources: Resources = field(default_factory=Resources)
 
     def options_for(self, prompts: PromptSet) -> Options:
         """Return what is measured: unless said otherwise, the behaviour's own metric."""
@@ -190,11 +192,11 @@ def discover(
         write_scores(scores, Path(folder) / SCORES, of=of, make_folder=True)
     choose = experiment
     if choosing:
-        choose = experiment_on(model, choosing, experiment.options, reference=prompts.reference, journal=journal)
+        choose = _experiment(model, choosing, prompts, settings, journal)
     selection = prune(experiment, choose, scores, settings.pruner, _pruning(settings, progress))
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
-    heldout = experiment_on(model, prompts.heldout, experiment.options, reference=prompts.reference, journal=journal)
+    heldout = _experiment(model, prompts.heldout, prompts, settings, journal)
     evaluation = evaluate(
         heldout,
         selection.edges,
@@ -247,12 +249,19 @@ def shown(
 ) -> tuple[AnyExperiment, tuple[str, ...]]:
     """Record the discovery pairs and check that the model shows the behaviour; give remarks on weak spots."""
     progress("recording the prompts", 0, 0)
-    options, reference = settings.options_for(prompts), prompts.reference
-    experiment = experiment_on(model, prompts.discovery, options, reference=reference, journal=journal)
+    experiment = _experiment(model, prompts.discovery, prompts, settings, journal)
     warnings = check_gap(
         experiment.clean, experiment.corrupted, experiment.metric, behaviour=prompts.behaviour, model=model.info.id
     )
     return experiment, (*prompts.remarks, *warnings)
+
+
+def _experiment(
+    model: Model, pairs: Sequence[TokenPair], prompts: PromptSet, settings: DiscoverySettings, journal: Journal | None
+) -> AnyExperiment:
+    """Set up measurements on some of the prompts as the settings say."""
+    options, resources = settings.options_for(prompts), settings.resources
+    return model.experiment(pairs, options, resources=resources, reference=prompts.reference, journal=journal)
 
 
 def _scored(experiment: AnyExperiment, settings: DiscoverySettings, progress: StageProgress) -> EdgeScores:

@@ -51,7 +51,7 @@ class AnswerTokens:
         if any(pair.sequences or pair.wrong_sequences for pair in pairs):
             raise UsageError(
                 f"answers of several tokens are measured token by token: by the metric {Metric.SEQUENCE}, with the "
-                "commands discover, score, evaluate and compare (circuits.experiments.experiment_on in Python). "
+                "commands discover, score, evaluate and compare (`model.experiment` in Python). "
                 "Use another metric, and answers of one token."
             )
         weights = [pair.weight for pair in pairs]
@@ -137,7 +137,7 @@ def projection(logits: Logits, answers: AnswerTokens, clean_logits: Logits | Non
         raise UsageError(
             f"the metric {Metric.PROJECTION} reads the residual stream along a direction, and got the logits of "
             f"{logits.shape[-1]} tokens; it is measured by discover, score, patch, path, evaluate and compare "
-            "(circuits.experiments.experiment_on in Python). Use another metric here."
+            "(`model.experiment` in Python). Use another metric here."
         )
     return logits[:, 0]
 
@@ -177,6 +177,16 @@ METRICS: Mapping[Metric, Callable[[Logits, AnswerTokens, Logits | None], Rows]] 
     Metric.PROJECTION: projection,
     Metric.KL: kl,
 }
+
+
+def require_logits(metric: Metric, what: str) -> None:
+    """Raise :class:`UsageError` for a metric that is not measured on the logits of one token, which ``what`` is."""
+    if metric.whole_answers or metric.along_direction:
+        measured = "answers of several tokens" if metric.whole_answers else "the length along a direction"
+        raise UsageError(
+            f"{what} is told from the logits of one token, and the metric {metric} is {measured}; "
+            "choose another metric."
+        )
 
 
 def _wide(logits: Logits) -> Logits:

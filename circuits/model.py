@@ -10,8 +10,10 @@ from torch import nn
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.architecture import Architecture
-from circuits.behaviours.behaviour import TokenPair
+from circuits.behaviours.behaviour import digest_of
+from circuits.behaviours.pairs import TokenPair
 from circuits.builder import build_graph
+from circuits.directions.means import direction_of
 from circuits.errors import UsageError
 from circuits.files.journal import NOWHERE, Journal, Shelf
 from circuits.graph import ComputationalGraph
@@ -20,7 +22,10 @@ from circuits.models.fetching.builtin import FetchProgress, no_fetch_progress
 from circuits.models.in_memory import weights_in_memory
 from circuits.models.loading import load_weights
 from circuits.models.weights import LoadedWeights, attention_of
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.keeping import shelf_of_pairs
+from circuits.patching.measurement import Options, Resources
+from circuits.patching.sequences import AnyExperiment, SequenceExperiment, rows_of
 from circuits.records import ModelInfo
 from circuits.settings import require_kind
 from circuits.tracing.state import in_own_state
@@ -61,15 +66,60 @@ class Model:
         return attention_of(self.tracer.anatomy.module)
 
     def experiment(
-        self, pairs: Sequence[TokenPair], options: Options | None = None, *, journal: Journal | None = None
-    ) -> PatchingExperiment:
-        """Set up measurements on prompt pairs, kept in a journal if one is given. Cost: two forward passes."""
-        if self.info.target is not None and (options or Options()).metric is not Metric.PROJECTION:
+        self,
+        pairs: Sequence[TokenPair],
+        options: Options | None = None,
+        *,
+        resources: Resources | None = None,
+        reference: Sequence[TokenPair] = (),
+        journal: Journal | None = None,
+    ) -> AnyExperiment:
+        """Set up measurements on prompt pairs, by any metric.
+
+        Args:
+            pairs: What is measured.
+            options: How: metric, ablation, direction. With the metric ``sequence`` answers may be of several tokens.
+            resources: What measuring may use: memory, rows per pass, the prefix cache, checkpointing.
+            reference: Of the metric ``projection``, the pairs that its direction is taken from
+                (``behaviour.prompts(...).reference``); never those it is judged on. Not needed where the model's
+                circuits lead to a direction (:func:`circuits.leading_to`).
+            journal: Keeps what is measured, and gives back what an earlier run has measured of the same.
+
+        Cost: two forward passes of the pairs; of answers of several tokens, of all their rows; of ``projection``, one
+        of both sides of the reference pairs beside. Raises :class:`UsageError` for a projection without reference
+        pairs, and for another metric where circuits lead to a direction; ``PromptError`` for pairs that cannot be
+        measured.
+        """
+        options = options or Options()
+        if self.info.target is not None and options.metric is not Metric.PROJECTION:
             raise UsageError(
                 f"what leads to {self.info.target} is measured by the length along its direction; choose the metric "
                 f"{Metric.PROJECTION}, or leave the target out for the logits."
             )
-        return PatchingExperiment(self.tracer, self.graph, pairs, options or Options(), self.shelf(journal))
+        tracer, shelf = self.tracer, self._shelf(options, reference, journal)
+        if self._finds_direction(options):
+            tracer = tracer.reading(direction_of(tracer, reference)[None])
+
+        def measured(rows: Sequence[TokenPair]) -> PatchingExperiment:
+            return PatchingExperiment(tracer, self.graph, rows, options, resources=resources, shelf=shelf)
+
+        return SequenceExperiment(pairs, measured) if options.metric.whole_answers else measured(pairs)
+
+    def kept(
+        self, pairs: Sequence[TokenPair], options: Options, *, reference: Sequence[TokenPair], journal: Journal
+    ) -> Shelf:
+        """Return where the journal keeps what :meth:`experiment` with the same arguments measures."""
+        if options.metric.whole_answers:
+            pairs = [row for pair in pairs for row in rows_of(pair)]
+        return shelf_of_pairs(self._shelf(options, reference, journal), pairs, options.metric, options.ablation)
+
+    def _shelf(self, options: Options, reference: Sequence[TokenPair], journal: Journal | None) -> Shelf:
+        shelf = self.shelf(journal)
+        return shelf.under(reference=digest_of(reference)) if self._finds_direction(options) else shelf
+
+    def _finds_direction(self, options: Options) -> bool:
+        """Whether the direction that is read is found in reference pairs, not given by where circuits lead."""
+        return options.metric.along_direction and self.info.target is None
 
     def shelf(self, journal: Journal | None) -> Shelf:
         """Return where a journal keeps what is measured with these weights, at this precision."""

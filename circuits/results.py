@@ -87,6 +87,7 @@ def leave_evidence(
             found.circuit,
             prompts,
             options=settings.options_for(found.prompts),
+            resources=settings.resources,
             seed=settings.seed,
             progress=of_stage(progress, f"measuring what the heads do, on {len(prompts)} held-out pairs"),
             journal=journal,

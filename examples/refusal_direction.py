@@ -113,9 +113,9 @@ class Writers:
         drawn = asked(refusal).prompts(model.tokenizer, discovery=FIT + CHOOSE, heldout=HELDOUT)
         options = circuits.Options(metric="projection")
         fit, choose = drawn.discovery[:FIT], drawn.discovery[FIT:]
-        self.fit = circuits.experiment_on(target, fit, options, journal=journal)
-        self.choose = circuits.experiment_on(target, choose, options, journal=journal)
-        self.judged = circuits.experiment_on(target, drawn.heldout, options, journal=journal)
+        self.fit = target.experiment(fit, options, journal=journal)
+        self.choose = target.experiment(choose, options, journal=journal)
+        self.judged = target.experiment(drawn.heldout, options, journal=journal)
         self.found: dict[str, Any] = {"target": str(target.info.target), "edges": target.graph.n_edges}
         self.found |= {"fit": len(fit), "choose": len(choose), "heldout": len(drawn.heldout)}
         clean, corrupted = self.judged.clean, self.judged.corrupted

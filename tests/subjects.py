@@ -1,8 +1,8 @@
 """Tiny models of every family, ready to be measured, and prompt pairs for them."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +16,8 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.builder import build_graph
 from circuits.graph import ComputationalGraph, Edge
 from circuits.metrics import AnswerTokens, measure
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options, Resources
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Metric
 from tests.reference.gradients import in_float64
@@ -42,8 +43,10 @@ class Subject:
     def graph(self) -> ComputationalGraph:
         return build_graph(self.tracer.anatomy.shape)
 
-    def experiment(self, pairs: Sequence[TokenPair] | None = None, **options: object) -> PatchingExperiment:
-        return PatchingExperiment(self.tracer, self.graph, PAIRS if pairs is None else pairs, Options(**options))
+    def experiment(self, pairs: Sequence[TokenPair] | None = None, **settings: object) -> PatchingExperiment:
+        options, resources = sorted_settings(settings)
+        pairs = PAIRS if pairs is None else pairs
+        return PatchingExperiment(self.tracer, self.graph, pairs, options, resources=resources)
 
     def logits(self, ids: Tensor) -> Tensor:
         """The model's own next-token logits, not through the tracer."""
@@ -63,6 +66,13 @@ class Subject:
         with torch.no_grad():
             change(module)
         return Subject(self.name, module)
+
+
+def sorted_settings(settings: Mapping[str, object]) -> tuple[Options, Resources]:
+    """Sort settings into what is measured, and what measuring may use."""
+    used = {field.name for field in fields(Resources)}
+    what = {name: value for name, value in settings.items() if name not in used}
+    return Options(**what), Resources(**{name: settings[name] for name in used & set(settings)})
 
 
 def subject_of(family: str) -> Subject:

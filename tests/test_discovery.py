@@ -19,7 +19,8 @@ from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.evaluation import evaluate
 from circuits.model import Model, verified
 from circuits.models.loading import LoadedWeights
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options, Resources
 from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -247,7 +248,7 @@ def test_what_does_not_enter_the_scores_keeps_them(
 
 
 @pytest.mark.parametrize(
-    "options", [Options(batch_size=3), Options(checkpointing=True, prefix_cache=False, memory="40%")], ids=str
+    "resources", [Resources(batch_size=3), Resources(checkpointing=True, prefix_cache=False, memory="40%")], ids=str
 )
 def test_how_memory_is_used_does_not_touch_the_scores(
     model: Model,
@@ -255,11 +256,11 @@ def test_how_memory_is_used_does_not_touch_the_scores(
     found: Discovery,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    options: Options,
+    resources: Resources,
 ) -> None:
     stopped(model, behaviour, tmp_path, "proposing", SETTINGS)
     forbid(monkeypatch, ATTRIBUTION)
-    resumed = discover(model, behaviour, replace(SETTINGS, options=options), folder=tmp_path, resume=True)
+    resumed = discover(model, behaviour, replace(SETTINGS, resources=resources), folder=tmp_path, resume=True)
     np.testing.assert_array_equal(resumed.scores.values, found.scores.values)
 
 

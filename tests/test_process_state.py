@@ -73,7 +73,7 @@ def everything_measured(model: Model) -> dict[str, np.ndarray[Any, Any]]:
         "circuits": experiment.circuits(masks),
         "gradient": slopes[1],
         "eap-ig": score(experiment, ScorerName.EAP_IG).values,
-        "checkpointing": model.experiment(PAIRS, circuits.Options(checkpointing=True)).attributions([0.5]),
+        "checkpointing": model.experiment(PAIRS, resources=circuits.Resources(checkpointing=True)).attributions([0.5]),
         "sites": patch_sites(experiment, PatchSite.MLP, ["a"] * 8).values,
         "paths": circuits.path_effects(experiment, [path]),
         "ablated": steered.logits(torch.tensor([PAIRS[0].clean], device="cpu")).numpy(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuits import Crossing, DiscoverySettings, Intervention, Options, load_behaviour
+from circuits import Crossing, DiscoverySettings, Intervention, Options, Resources, load_behaviour
 from circuits.ablation.nodes import acting_nodes
 from circuits.errors import CircuitsError, UnknownNameError, UsageError
 from circuits.heads.labels import Thresholds
@@ -85,7 +85,7 @@ def test_finite_numbers_of_any_make_are_floats(make: Any) -> None:
 
 
 def test_a_truth_value_of_numpy_is_pythons() -> None:
-    assert Options(prefix_cache=np.False_).prefix_cache is False  # type: ignore[arg-type]
+    assert Resources(prefix_cache=np.False_).prefix_cache is False  # type: ignore[arg-type]
 
 
 REFUSED: list[tuple[type, dict[str, Any], str]] = [
@@ -112,13 +112,13 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (DiscoverySettings, {"pairs": 3}, r"at least 4 discovery and 4 held-out pairs are needed"),
     (DiscoverySettings, {"options": {"metric": "kl"}}, r"'options' of DiscoverySettings is a dict; expected Options"),
     (DiscoverySettings, {"verify": 200}, r"'verify' of DiscoverySettings is 200; expected TopK"),
-    (Options, {"batch_size": 0}, r"the batch size must be at least 1, got 0"),
-    (Options, {"batch_size": 1.0}, r"'batch_size' of Options is 1\.0; expected a whole number"),
-    (Options, {"batch_size": True}, r"'batch_size' of Options is True"),
-    (Options, {"memory": 8}, r"'memory' of Options is 8; expected text"),
-    (Options, {"prefix_cache": "no"}, r"'prefix_cache' of Options is 'no'; expected True or False"),
-    (Options, {"keep_gradients": 1}, r"'keep_gradients' of Options is 1; expected True or False"),
-    (Options, {"checkpointing": "auto"}, r"'checkpointing' of Options is 'auto'; expected True or False"),
+    (Resources, {"batch_size": 0}, r"the batch size must be at least 1, got 0"),
+    (Resources, {"batch_size": 1.0}, r"'batch_size' of Resources is 1\.0; expected a whole number"),
+    (Resources, {"batch_size": True}, r"'batch_size' of Resources is True"),
+    (Resources, {"memory": 8}, r"'memory' of Resources is 8; expected text"),
+    (Resources, {"prefix_cache": "no"}, r"'prefix_cache' of Resources is 'no'; expected True or False"),
+    (Resources, {"keep_gradients": 1}, r"'keep_gradients' of Resources is 1; expected True or False"),
+    (Resources, {"checkpointing": "auto"}, r"'checkpointing' of Resources is 'auto'; expected True or False"),
     (TopK, {"k": math.nan}, r"'k' of TopK is nan; expected a whole number"),
     (TopK, {"k": 0}, r"the number of edges to find must be at least 1"),
     (TopK, {"error": math.nan}, r"'error' of TopK is nan; expected a finite number"),
@@ -136,7 +136,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (Thresholds, {"attention": math.nan}, r"'attention' of Thresholds is nan"),
     (Crossing, {"draws": -1}, r"'draws' of Crossing is -1; expected a whole number of at least 0"),
     (Crossing, {"pairs": 0}, r"'pairs' of Crossing is 0; expected a whole number of at least 1"),
-    (Crossing, {"memory": None}, r"'memory' of Crossing is None; expected text"),
+    (Crossing, {"resources": None}, r"'resources' of Crossing is None; expected Resources"),
 ]
 
 
@@ -151,7 +151,7 @@ def test_a_number_out_of_range_or_of_another_kind_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(
-    "kind", [DiscoverySettings, Options, TopK, Budget, Settings, Intervention, Thresholds, Crossing]
+    "kind", [DiscoverySettings, Options, Resources, TopK, Budget, Settings, Intervention, Thresholds, Crossing]
 )
 def test_no_option_of_another_kind_escapes_as_a_raw_error(kind: Any) -> None:
     """Every field of every settings class, given things that no field may be."""

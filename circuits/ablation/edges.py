@@ -18,9 +18,11 @@ from circuits.equality import by_content
 from circuits.evaluation.random_circuits import random_circuits
 from circuits.files.journal import Journal
 from circuits.graph import EdgeIndices, Edges
+from circuits.metrics import require_logits
 from circuits.model import Model
-from circuits.patching.experiment import Options
+from circuits.patching.measurement import Options
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
+from circuits.patching.sequences import of_one_token
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Metric
 
@@ -82,7 +84,9 @@ def measure_edge_ablation(
     controls = random_circuits(model.graph, edges, draws, seed)
     ablated = np.stack([~mask, *~controls])
     quantities: list[Quantity] = []
-    first = model.experiment(pairs, Options(Metric.parse(metric)), journal=journal)
+    options = Options(Metric.parse(metric))
+    require_logits(options.metric, "what ablated edges change at the first token")
+    first = of_one_token(model.experiment(pairs, options, journal=journal), "ablating edges")
     for wanted in dict.fromkeys((first.metric, Metric.LOG_ODDS)):
         experiment = first if wanted is first.metric else first.with_metric(wanted)
         values = experiment.circuits(ablated, progress=of_stage(progress, "ablating edges, and random ones"))

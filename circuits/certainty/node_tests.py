@@ -21,14 +21,15 @@ from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
 from circuits.errors import UsageError
-from circuits.experiments import AnyExperiment, experiment_on
 from circuits.files.documents import json_text
 from circuits.files.journal import Journal
 from circuits.graph import Node, NodeKind
 from circuits.model import Model
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options
 from circuits.patching.node_sets import NodeSet, interchange_effects
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
+from circuits.patching.sequences import of_one_token
 from circuits.scores import Floats
 from circuits.statistics import Estimate, Number, holm, share_of, sign_flips
 from circuits.vocabulary import Ablation, Direction
@@ -121,9 +122,8 @@ def interchange_nodes(
         raise UsageError("interchange takes values from the other run of a pair; leave --ablation corrupted.")
     prompts = behaviour.prompts(model.tokenizer, discovery=0, heldout=pairs, seed=seed)
     progress("recording the prompts", 0, 0)
-    experiment = _of_one_token(
-        experiment_on(model, prompts.heldout, options, reference=prompts.reference, journal=journal)
-    )
+    measured = model.experiment(prompts.heldout, options, reference=prompts.reference, journal=journal)
+    experiment = of_one_token(measured, "the exchange of nodes")
     wanted = _node_sets(model, sets)
     clusters = clusters_of(prompts.heldout)
     random = random_sets if len(wanted) == 1 and len(wanted[0]) > 1 else 0
@@ -147,12 +147,6 @@ def interchange_nodes(
         random=_random({each: row.mean(1) / gap.mean() for each, row in effects.items()}) if controls else None,
         remarks=prompts.remarks,
     )
-
-
-def _of_one_token(experiment: AnyExperiment) -> PatchingExperiment:
-    if not isinstance(experiment, PatchingExperiment):
-        raise UsageError("nodes are exchanged for answers of one token; choose another metric than sequence.")
-    return experiment
 
 
 def _node_sets(model: Model, sets: Sets) -> list[NodeSet]:

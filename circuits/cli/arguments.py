@@ -22,7 +22,7 @@ from circuits.vocabulary import Ablation, Direction, Metric, ScorerName
 
 if TYPE_CHECKING:
     from circuits.model import Model
-    from circuits.patching.experiment import Options
+    from circuits.patching.measurement import Options, Resources
 
 DEFAULT_MODEL = "smollm2-135m"
 PAIRS, DISCOVERY_PAIRS, PATCHING_PAIRS = 32, 64, 16
@@ -139,22 +139,18 @@ class Machine:
         progress("loading the tokenizer", 0, 0)
         return load_tokenizer(self.model or DEFAULT_MODEL, progress=then_loading(progress))
 
-    @property
-    def rows(self) -> int | None:
-        """The batch size; None: from the free memory."""
-        if self.batch_size == "auto":
-            return None
-        if not re.fullmatch("0*[1-9][0-9]{0,8}", self.batch_size):
+    def resources(self, scorer: ScorerName | None = None) -> "Resources":
+        """Return what measuring may use, checked; raises :class:`UsageError`."""
+        from circuits.patching.measurement import Resources
+
+        if self.batch_size != "auto" and not re.fullmatch("0*[1-9][0-9]{0,8}", self.batch_size):
             raise UsageError(f"--batch-size is auto or a number from 1 up, got '{self.batch_size}'.")
-        return int(self.batch_size)
-
-    @property
-    def limit(self) -> str:
-        """How much memory may be used, checked."""
-        from circuits.memory.memory_plan import parse_budget
-
-        parse_budget(self.memory, 0, default=1.0)
-        return self.memory
+        return Resources(
+            batch_size=None if self.batch_size == "auto" else int(self.batch_size),
+            memory=self.memory,
+            keep_gradients=scorer in (ScorerName.EAP, ScorerName.CLEAN_CORRUPTED),
+            checkpointing=self.checkpointing,
+        )
 
 
 @dataclass(frozen=True)
@@ -254,24 +250,14 @@ class Measurement(Prompting):
     def options(
         self,
         behaviour: Behaviour,
-        machine: Machine,
         *,
         direction: str = Direction.NOISING,
         ablation: str | None = None,
-        scorer: ScorerName | None = None,
     ) -> "Options":
-        """Return what is measured; names and numbers are checked before anything long begins."""
+        """Return what is measured; names are checked before anything long begins."""
         chosen = Ablation.parse(self.ablation or ablation or Ablation.CORRUPTED)
-        towards, rows, memory = Direction.parse(direction), machine.rows, machine.limit
+        towards = Direction.parse(direction)
 
-        from circuits.patching.experiment import Options
+        from circuits.patching.measurement import Options
 
-        return Options(
-            metric=behaviour.metric,
-            ablation=chosen,
-            direction=towards,
-            batch_size=rows,
-            memory=memory,
-            keep_gradients=scorer in (ScorerName.EAP, ScorerName.CLEAN_CORRUPTED),
-            checkpointing=machine.checkpointing,
-        )
+        return Options(metric=behaviour.metric, ablation=chosen, direction=towards)

@@ -11,7 +11,7 @@ from circuits.vocabulary import PrunerName, ScorerName
 
 if TYPE_CHECKING:
     from circuits.discovery import DiscoverySettings
-    from circuits.patching.experiment import Options
+    from circuits.patching.measurement import Options, Resources
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Search:
         ScorerName.parse(self.scorer)
         PrunerName.parse(self.pruner)
 
-    def settings(self, measurement: Measurement, verifying: Verifying, options: "Options") -> "DiscoverySettings":
+    def settings(
+        self, measurement: Measurement, verifying: Verifying, options: "Options", resources: "Resources"
+    ) -> "DiscoverySettings":
         """Return the settings of a discovery."""
         from circuits.discovery import DiscoverySettings
 
@@ -82,4 +84,5 @@ class Search:
             heldout=self.heldout,
             seed=measurement.seed or 0,
             options=options,
+            resources=resources,
         )

@@ -17,10 +17,10 @@ from circuits.patching.protocol import StageProgress
 from circuits.records import ModelInfo
 
 if TYPE_CHECKING:
-    from circuits.experiments import AnyExperiment
     from circuits.files.journal import Journal
     from circuits.model import Model
-    from circuits.patching.experiment import Options, PatchingExperiment
+    from circuits.patching.measurement import Options, Resources
+    from circuits.patching.sequences import AnyExperiment
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,13 @@ class Recorded:
     experiment: "AnyExperiment"
     warnings: tuple[str, ...]
 
-    @property
-    def of_one_token(self) -> "PatchingExperiment":
-        """The experiment, where it measures one token of an answer; raises :class:`UsageError`."""
-        from circuits.patching.experiment import PatchingExperiment
-
-        if isinstance(self.experiment, PatchingExperiment):
-            return self.experiment
-        raise UsageError(
-            f"the metric {self.experiment.metric} measures several tokens, and activation patching and paths one; "
-            "choose another metric."
-        )
-
 
 @dataclass(frozen=True)
 class Session:
     """What most commands are given: a model to load, what to measure, and where to talk."""
 
     machine: Machine
+    resources: "Resources"
     measurement: Measurement
     output: Output
     folder: Path
@@ -71,7 +60,6 @@ def recorded(
     A journal keeps what is measured on them.
     """
     from circuits.behaviours.lint import check_gap
-    from circuits.experiments import experiment_on
 
     measurement = session.measurement
     model = session.machine.load(progress, session.output)
@@ -82,7 +70,9 @@ def recorded(
     session.output.recorder.drew(prompts)
     measurement.list_unusable(prompts.unusable, session.folder, session.output)
     progress("recording the prompts", 0, 0)
-    experiment = experiment_on(model, prompts.discovery, options, reference=prompts.reference, journal=journal)
+    experiment = model.experiment(
+        prompts.discovery, options, resources=session.resources, reference=prompts.reference, journal=journal
+    )
     clean, corrupted = experiment.clean, experiment.corrupted
     warnings = check_gap(clean, corrupted, options.metric, behaviour=behaviour.name, model=model.info.id)
     return Recorded(behaviour.name, model, prompts.discovery, experiment, (*prompts.remarks, *warnings))

@@ -15,13 +15,12 @@ from circuits.comparison.crossed_runs import cross
 from circuits.comparison.crossing import shared_by, without
 from circuits.comparison.names import names_of
 from circuits.errors import BehaviourNotShownError, UsageError
-from circuits.experiments import AnyExperiment, experiment_on
 from circuits.files.journal import Journal
 from circuits.graph import EdgeIndices
-from circuits.memory.memory_plan import AUTO
 from circuits.model import Model
-from circuits.patching.experiment import Options
+from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import StageProgress, no_stages
+from circuits.patching.sequences import AnyExperiment
 from circuits.settings import settle
 from circuits.vocabulary import Ablation, Metric
 
@@ -36,18 +35,18 @@ class Crossing:
     """How circuits are run on each other's prompts.
 
     ``pairs`` held-out pairs of each behaviour, ``draws`` random circuits beside each circuit. ``behaviours`` are those
-    that are not built in, by the name that the circuits give them. A ``journal`` keeps what is measured.
+    that are not built in, by the name that the circuits give them. ``resources`` is what measuring may use; a
+    ``journal`` keeps what is measured.
     """
 
     pairs: int = 32
     draws: int = 10
     behaviours: Mapping[str, Behaviour] = field(default_factory=dict[str, Behaviour])
-    batch_size: int | None = None
-    memory: str = AUTO
+    resources: Resources = field(default_factory=Resources)
     journal: Journal | None = None
 
     def __post_init__(self) -> None:
-        settle(self, least={"pairs": 1, "draws": 0, "batch_size": 1})
+        settle(self, least={"pairs": 1, "draws": 0})
 
     def prompts(self, circuit: Circuit, model: Model) -> PromptSet:
         """Draw the held-out prompts of a circuit's behaviour, with the circuit's metric and seed."""
@@ -60,13 +59,17 @@ class Crossing:
 
     def options(self, circuit: Circuit) -> Options:
         """Measure as the circuit was."""
-        metric, ablation = Metric.parse(circuit.behaviour.metric), Ablation.parse(circuit.method.ablation)
-        return Options(metric, ablation, batch_size=self.batch_size, memory=self.memory)
+        return Options(Metric.parse(circuit.behaviour.metric), Ablation.parse(circuit.method.ablation))
 
     def experiment(self, circuit: Circuit, model: Model, prompts: PromptSet) -> AnyExperiment:
         """Set up measurements on held-out prompts, by the circuit's metric."""
-        options, reference = self.options(circuit), prompts.reference
-        return experiment_on(model, prompts.heldout, options, reference=reference, journal=self.journal)
+        return model.experiment(
+            prompts.heldout,
+            self.options(circuit),
+            resources=self.resources,
+            reference=prompts.reference,
+            journal=self.journal,
+        )
 
 
 def measure_comparison(

@@ -15,7 +15,6 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import UsageError
 from circuits.memory.batching import by_length
-from circuits.model import Model
 from circuits.tracing.plan import Plan
 from circuits.tracing.requirements import require_pairs
 from circuits.tracing.runs import Recorder
@@ -28,7 +27,7 @@ SAME = 1e-5
 
 
 @in_own_state
-def direction_of(model: Model, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_model"]:
+def direction_of(tracer: Tracer, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_model"]:
     """Return the unit vector from the mean of corrupted to the mean of clean prompts, in float32 or wider.
 
     Cost: one forward pass of both sides. Raises :class:`UsageError` without pairs, or where the means are the same.
@@ -37,12 +36,12 @@ def direction_of(model: Model, pairs: Sequence[TokenPair]) -> Float[Tensor, " d_
         raise UsageError(
             "a direction is the difference of means over reference pairs, and there are none; give discovery pairs."
         )
-    anatomy = model.tracer.anatomy
+    anatomy = tracer.anatomy
     require_pairs(anatomy, pairs)
     wide = torch.promote_types(anatomy.dtype, torch.float32)
     everything = torch.eye(anatomy.shape.d_model, dtype=wide, device=anatomy.device)
-    tracer = model.tracer.reading(everything)
-    clean, corrupted = (_mean(tracer, [getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted"))
+    reading = tracer.reading(everything)
+    clean, corrupted = (_mean(reading, [getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted"))
     difference = clean - corrupted
     length = (difference @ difference).sqrt()
     if float(length) <= SAME * float((clean @ clean).sqrt()):

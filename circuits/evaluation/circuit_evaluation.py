@@ -7,10 +7,9 @@ from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.circuit import Circuit
 from circuits.evaluation.evaluating import evaluate
-from circuits.experiments import experiment_on
 from circuits.files.journal import Journal
 from circuits.model import Model
-from circuits.patching.experiment import Options
+from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.records import Evaluation
 from circuits.scores import EdgeScores
@@ -37,6 +36,7 @@ def evaluate_circuit(
     behaviour: Behaviour,
     *,
     options: Options | None = None,
+    resources: Resources | None = None,
     pairs: int | None = None,
     seed: int | None = None,
     scores: EdgeScores | None = None,
@@ -51,6 +51,7 @@ def evaluate_circuit(
         circuit: The circuit.
         behaviour: Whose prompts are run; its own, or another.
         options: What is measured. Default: the behaviour's metric, the circuit's ablation.
+        resources: What measuring may use.
         pairs: How many held-out pairs. Default: as many as the circuit was judged on before, else 64.
         seed: Draws the pairs and random circuits. Default: the circuit's.
         scores: Of all edges, for the curve and the areas under it.
@@ -66,7 +67,9 @@ def evaluate_circuit(
     count = pairs or circuit.behaviour.n_heldout or HELDOUT
     prompts = behaviour.prompts(model.tokenizer, discovery=0, heldout=count, seed=seed)
     progress("recording the prompts", 0, 0)
-    experiment = experiment_on(model, prompts.heldout, options, reference=prompts.reference, journal=journal)
+    experiment = model.experiment(
+        prompts.heldout, options, resources=resources, reference=prompts.reference, journal=journal
+    )
     evaluation = evaluate(
         experiment,
         circuit.edges,

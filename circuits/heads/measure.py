@@ -27,9 +27,11 @@ from circuits.heads.labels import Thresholds, labels_of
 from circuits.heads.prompted import Prompted, weights_of
 from circuits.heads.random_sequences import repeated_sequences, sequence_scores
 from circuits.heads.written_logits import Copier
+from circuits.metrics import require_logits
 from circuits.model import Model
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import Progress, no_progress
+from circuits.patching.sequences import AnyExperiment
 from circuits.tracing.runs import record
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Ablation, Direction, Metric
@@ -46,6 +48,7 @@ def head_roles(
     prompts: Sequence[TokenPair],
     *,
     options: Options | None = None,
+    resources: Resources | None = None,
     thresholds: Thresholds | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -58,6 +61,7 @@ def head_roles(
         circuit: Its heads are those that send or whose query receives.
         prompts: Pairs of the circuit's behaviour, best held-out ones: ``behaviour.prompts(...).heldout``.
         options: What the direct effect is measured by (default: the circuit's metric, ablation and direction).
+        resources: What measuring may use.
         thresholds: What evidence a label needs.
         seed: Draws the random sequences.
         progress: Is told about the steps.
@@ -69,7 +73,9 @@ def head_roles(
     """
     heads = _heads(circuit, model, prompts)
     steps = _Steps(progress, len(heads) + 4)
-    experiment = model.experiment(prompts, options or _options(circuit), journal=journal)
+    options = options or _options(circuit)
+    require_logits(options.metric, "what heads write and copy")
+    experiment = model.experiment(prompts, options, resources=resources, journal=journal)
     steps.done()
     sequences = repeated_sequences(model.tracer.anatomy, model.tokenizer, prompts[0].clean[0], seed=seed)
     names, kept = [str(head) for head in heads], experiment.kept
@@ -208,7 +214,7 @@ def _copying(copiers: _Copiers, head: Node) -> Copying:
     return Copying(random[0], answers[0], random[1], answers[1])
 
 
-def _direct(experiment: PatchingExperiment, heads: list[Node]) -> list[DirectEffect]:
+def _direct(experiment: AnyExperiment, heads: list[Node]) -> list[DirectEffect]:
     """Measure the edge from every head to the end of the graph, whether or not it is in the circuit."""
     end = experiment.graph.receivers[-1]
     edges = np.array([experiment.graph.index(Edge(head, end)) for head in heads], dtype=np.int64)

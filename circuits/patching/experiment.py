@@ -27,7 +27,7 @@ from circuits.passes.gradients import gradients_at, gradients_by_layer
 from circuits.passes.mask_gradients import mask_gradient
 from circuits.passes.masked import needed_senders, run_masked
 from circuits.patching.keeping import Measured, mask_item, shelf_of_pairs
-from circuits.patching.measurement import Options
+from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import INTERIM, Masks, Progress, no_progress, one_per_edge, stacked_masks
 from circuits.patching.recorded_pairs import PairBatch
 from circuits.tracing.prefix import PrefixCache
@@ -54,13 +54,16 @@ class PatchingExperiment:
         graph: ComputationalGraph,
         pairs: Sequence[TokenPair],
         options: Options,
+        *,
+        resources: Resources | None = None,
         shelf: Shelf = NOWHERE,
     ) -> None:
         require_pairs(tracer.anatomy, pairs, options.metric)
         self.tracer, self.graph, self.options = tracer, graph, options
+        self.resources = resources or Resources()
         self.n_pairs, self._pairs, self._shelf = len(pairs), tuple(pairs), shelf
         self._kept = shelf_of_pairs(shelf, pairs, options.metric, options.ablation)
-        self.prefix_cache = _wanted_prefix_cache(tracer, options)
+        self.prefix_cache = _wanted_prefix_cache(tracer, options, self.resources)
         try:
             self._begin(pairs)
         except PrefixDiffersError as differs:
@@ -89,14 +92,14 @@ class PatchingExperiment:
     def _planned(self, pairs: Sequence[TokenPair]) -> MemoryPlan:
         anatomy, runs = self.tracer.anatomy, 3 if self.options.ablation is Ablation.ZERO else 2
         prompts = [PromptSize(len(pair.clean) - shared, shared) for pair in pairs for shared in (self._shared([pair]),)]
-        budget = budget_of(anatomy.device, self.options.memory)
+        budget = budget_of(anatomy.device, self.resources.memory)
         return plan_memory(
             ModelSizes.of(anatomy),
             prompts,
             budget,
             runs=runs,
-            batch_size=self.options.batch_size,
-            checkpointing=self.options.checkpointing,
+            batch_size=self.resources.batch_size,
+            checkpointing=self.resources.checkpointing,
         )
 
     def _shared(self, pairs: Sequence[TokenPair]) -> int:
@@ -110,7 +113,7 @@ class PatchingExperiment:
             by_length.setdefault(len(pair.clean), []).append(i)
         for length, members in by_length.items():
             positions = length - self._shared([pairs[i] for i in members])
-            size = self.options.batch_size or self.plan.pairs(positions)
+            size = self.resources.batch_size or self.plan.pairs(positions)
             # Pairs that begin to differ at the same position share a batch: no position before it is run again.
             members.sort(key=lambda i: _first_difference(pairs[i]))
             for first in range(0, len(members), size):
@@ -135,7 +138,7 @@ class PatchingExperiment:
 
     def _new_taps(self, pairs: int) -> tuple[Taps | None, Taps | None]:
         """Tap one run (clean, corrupted) where that is wanted and takes no more memory than attribution will."""
-        if not self.options.keep_gradients or self.plan.checkpointing or pairs < self.n_pairs:
+        if not self.resources.keep_gradients or self.plan.checkpointing or pairs < self.n_pairs:
             return None, None
         self._taps = [Taps()]
         return (self._taps[0], None) if self.options.direction is Direction.NOISING else (None, self._taps[0])
@@ -363,12 +366,12 @@ class PatchingExperiment:
 
     def _rows(self, batch: PairBatch, row: Terms, *, beside: int = 0) -> RowBudget:
         length = batch.clean.ids.shape[1]
-        return RowBudget(self.options.batch_size or self.plan.rows(row, length, beside=beside))
+        return RowBudget(self.resources.batch_size or self.plan.rows(row, length, beside=beside))
 
 
-def _wanted_prefix_cache(tracer: Tracer, options: Options) -> PrefixCache:
-    """Return the prefix cache that the options ask for and the model allows."""
-    if not options.prefix_cache:
+def _wanted_prefix_cache(tracer: Tracer, options: Options, resources: Resources) -> PrefixCache:
+    """Return the prefix cache that is wanted and that the ablation and the model allow."""
+    if not resources.prefix_cache:
         return PrefixCache("not wanted")
     if options.ablation is Ablation.ZERO:
         return PrefixCache("zero ablation also replaces values at the positions that prompts share")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from circuits.errors import UsageError
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind, Receiver, Slot
 from circuits.passes.masked import run_masked
-from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.sequences import AnyExperiment, of_one_token
 from circuits.tracing.runs import difference, sender_values
 from circuits.tracing.state import in_own_state
 
@@ -86,14 +86,14 @@ def _head_of_group(group: Node, stop: Receiver, graph: ComputationalGraph) -> No
 
 
 @in_own_state
-def path_effects(experiment: PatchingExperiment, paths: Sequence[Path | str]) -> NDArray[np.float64]:
+def path_effects(experiment: AnyExperiment, paths: Sequence[Path | str]) -> NDArray[np.float64]:
     """Measure paths jointly patched one by one, shape ``(path, pair)``; positive: corrupting the path hurts.
 
     Base is the clean run, the first node carries its corrupted value, only the path's edges are live: every other
     input is frozen at its clean value, and a head that several keys of a group feed is entered for the whole group. A
     path of one hop gives the exact score of that edge into the logits. Cost: at most one forward pass per path.
     """
-    graph = experiment.graph
+    experiment, graph = of_one_token(experiment, "path patching"), experiment.graph
     given = [paths] if isinstance(paths, str | Path) else paths
     parsed = [path if isinstance(path, Path) else Path.parse(path, graph) for path in given]
     effects = np.zeros((len(parsed), experiment.n_pairs))

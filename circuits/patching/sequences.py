@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
-from circuits.errors import PromptError
+from circuits.errors import PromptError, UsageError
 from circuits.files.journal import Shelf
 from circuits.graph import ComputationalGraph, Edges
 from circuits.memory.memory_plan import MemoryPlan
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options
 from circuits.patching.protocol import Masks, Progress, no_progress
 from circuits.tracing.prefix import PrefixCache
 from circuits.vocabulary import Metric
@@ -79,7 +80,7 @@ class SequenceExperiment:
 
     @property
     def options(self) -> Options:
-        """What is measured, and how."""
+        """What is measured."""
         return self._rows.options
 
     @property
@@ -159,3 +160,17 @@ class SequenceExperiment:
     def _summed(self, rows: Floats) -> Floats:
         """Sum the last axis, rows, over each pair's own."""
         return np.add.reduceat(rows, self._starts[:-1], axis=-1)
+
+
+AnyExperiment = PatchingExperiment | SequenceExperiment
+"""What :meth:`circuits.Model.experiment` sets up: by most metrics the first, by ``sequence`` the second."""
+
+
+def of_one_token(experiment: AnyExperiment, what: str) -> PatchingExperiment:
+    """Return the experiment; raises :class:`UsageError` where it measures several tokens and ``what`` needs one."""
+    if isinstance(experiment, PatchingExperiment):
+        return experiment
+    raise UsageError(
+        f"the metric {experiment.metric} measures answers of several tokens, and {what} needs one; choose another "
+        "metric."
+    )

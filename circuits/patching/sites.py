@@ -19,6 +19,7 @@ from circuits.memory.batching import in_batches
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.protocol import Progress, no_progress
 from circuits.patching.recorded_pairs import PairBatch
+from circuits.patching.sequences import AnyExperiment, of_one_token
 from circuits.tracing.plan import LayerSite, Plan, Visit, put
 from circuits.tracing.runs import Recorder, Run
 from circuits.tracing.state import in_own_state
@@ -54,7 +55,7 @@ class SitePatching:
 
 @in_own_state
 def patch_sites(
-    experiment: PatchingExperiment,
+    experiment: AnyExperiment,
     site: PatchSite | str,
     tokens: list[str],
     *,
@@ -65,7 +66,7 @@ def patch_sites(
 
     ``tokens`` are labels of the positions. Cost: about half a forward pass per layer and column.
     """
-    site = PatchSite.parse(site)
+    site, experiment = PatchSite.parse(site), of_one_token(experiment, "activation patching")
     if experiment.options.ablation is not Ablation.CORRUPTED:
         raise UsageError(
             "activation patching exchanges values between the clean and the corrupted run; leave --ablation corrupted."

@@ -21,7 +21,7 @@ import torch
 from measuring import Figures, number, peak_megabytes, plain_forward, report, stopwatch, tell
 
 import circuits
-from circuits import Options
+from circuits import Options, Resources
 from circuits.patching.experiment import PatchingExperiment
 
 EDGES, REMOVALS, EXACT = 300, 12, 24
@@ -40,8 +40,8 @@ def measured(rows: int, pairs: int) -> dict[str, Any]:
     found = list[PatchingExperiment]()
 
     def record() -> None:
-        options = Options(prompts.metric, batch_size=rows or None)
-        found.append(PatchingExperiment(model.tracer, model.graph, prompts.discovery, options))
+        resources = Resources(batch_size=rows or None)
+        found.append(model.experiment(prompts.discovery, Options(prompts.metric), resources=resources))
 
     def operations() -> dict[str, Callable[[], object]]:
         experiment, n_edges = found[0], model.graph.n_edges

@@ -174,8 +174,8 @@ def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     experiment = subject.model.experiment(subject.pairs)
 
     def attributions(points: list[float]) -> NDArray[np.float64]:
-        options = circuits.Options(keep_gradients=1.0 in points)
-        return subject.model.experiment(subject.pairs, options).attributions(points)
+        resources = circuits.Resources(keep_gradients=1.0 in points)
+        return subject.model.experiment(subject.pairs, resources=resources).attributions(points)
 
     costs = {
         "recorded": meter.multiple(lambda: subject.model.experiment(subject.pairs)),
@@ -219,7 +219,7 @@ def peak_of(what: str, name: str, chosen: argparse.Namespace) -> float:
 def do(what: str, subject: Subject) -> None:
     """Do what is measured for its memory; the plain backward pass gives gradients of the embeddings, not of weights."""
     if what == "eap":
-        subject.model.experiment(subject.pairs, circuits.Options(keep_gradients=True)).attributions([1.0])
+        subject.model.experiment(subject.pairs, resources=circuits.Resources(keep_gradients=True)).attributions([1.0])
         return
     module = subject.model.tracer.anatomy.module
     embeddings = module.get_input_embeddings()(subject.ids).detach().requires_grad_(True)

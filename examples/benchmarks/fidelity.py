@@ -19,7 +19,6 @@ import numpy as np
 import circuits
 from circuits.behaviours import clusters_of, load_behaviour
 from circuits.errors import BehaviourNotShownError
-from circuits.experiments import experiment_on
 from circuits.graph import EdgeIndices
 from circuits.model import Model
 from circuits.patching.experiment import PatchingExperiment
@@ -90,8 +89,8 @@ def run(model: Model, name: str, options: argparse.Namespace) -> list[dict[str, 
         model.tokenizer, discovery=options.fit + options.choose, heldout=options.heldout, seed=options.seed
     )
     n = round(len(drawn.discovery) * options.fit / (options.fit + options.choose))
-    fit, choose = (experiment_on(model, pairs) for pairs in (drawn.discovery[:n], drawn.discovery[n:]))
-    heldout, groups = experiment_on(model, drawn.heldout), clusters_of(drawn.heldout)
+    fit, choose = (model.experiment(pairs) for pairs in (drawn.discovery[:n], drawn.discovery[n:]))
+    heldout, groups = model.experiment(drawn.heldout), clusters_of(drawn.heldout)
     begun = time.monotonic()
     scores = score(fit, "eap-ig")
     pairs = f"{fit.n_pairs} fit, {choose.n_pairs} choose, {heldout.n_pairs} held-out pairs"

@@ -23,7 +23,7 @@ import psutil
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from circuits import Options
+from circuits import Options, Resources
 from circuits.adapters.anatomy import Anatomy
 from circuits.behaviours.behaviour import TokenPair
 from circuits.builder import build_graph
@@ -128,9 +128,9 @@ def measured(shape: str, operation: str, device: torch.device) -> dict[str, Any]
     graph, sizes = build_graph(tracer.anatomy.shape), ModelSizes.of(tracer.anatomy)
     needs = Needs(sizes, PromptSize(TOKENS - 1, 1))
     rows, by_layer = ROWS if operation in ("exact", "circuits") else None, operation == BY_LAYER
-    options = Options(batch_size=rows, checkpointing=by_layer)
+    resources = Resources(batch_size=rows, checkpointing=by_layer)
     peak = Peak(device)
-    experiment = PatchingExperiment(tracer, graph, pairs, options)
+    experiment = PatchingExperiment(tracer, graph, pairs, Options(), resources=resources)
     kept = PAIRS * sum(needs.recorded().values())
     generator = np.random.default_rng(0)
     if operation in ("attribution", BY_LAYER):
@@ -154,7 +154,8 @@ def baseline(operation: str, module: Any, ids: torch.Tensor, pairs: list[TokenPa
         tracer = tracer_of(module)
         graph = build_graph(tracer.anatomy.shape)
         peak = Peak(device)
-        PatchingExperiment(tracer, graph, pairs, Options(keep_gradients=True)).attributions([1.0])
+        resources = Resources(keep_gradients=True)
+        PatchingExperiment(tracer, graph, pairs, Options(), resources=resources).attributions([1.0])
         return peak.above()
     to_parameters = operation.endswith("parameters")
     module.requires_grad_(to_parameters)

@@ -85,8 +85,9 @@ def this_package(of: Task) -> list[Operation]:
     mask[0, np.argsort(-np.abs(scores))[: of.size]] = True
     parts = np.array_split(sweep_order(model.graph), 8)
     edges = np.concatenate([part[len(part) // 2 :][: 2 * of.n_edges] for part in parts])
+    keeping = circuits.Resources(keep_gradients=True)
     return [
-        Operation(EAP, lambda: model.experiment(pairs, circuits.Options(keep_gradients=True)).attributions([1.0])),
+        Operation(EAP, lambda: model.experiment(pairs, resources=keeping).attributions([1.0])),
         Operation(EDGE, lambda: experiment.edge_effects(edges), len(edges)),
         Operation(CIRCUIT, lambda: model.experiment(pairs).circuits(mask)),
     ]

@@ -61,7 +61,7 @@ def prepare(sizes: dict[str, int]) -> dict[str, Callable[[], object]]:
     edges = np.random.default_rng(0).choice(len(scores), min(sizes["edges"], len(scores)), replace=False)
     return {
         "plain forward": plain_forward(model.tracer.anatomy.module, ids),
-        "EAP": lambda: model.experiment(pairs, circuits.Options(keep_gradients=True)).attributions([1.0]),
+        "EAP": lambda: model.experiment(pairs, resources=circuits.Resources(keep_gradients=True)).attributions([1.0]),
         "exact edges": lambda: experiment.edge_effects(edges),
         "circuits": lambda: experiment.circuits(masks),
     }

@@ -21,7 +21,7 @@ from core_operations import RANDOM, Subject, circuits_of, load, sweep_order
 from measuring import Figures, Meter, number, report, stopwatch, tell
 from torch.profiler import ProfilerActivity, profile
 
-from circuits import Options
+from circuits import Resources
 
 PYTHON = "Python: nnsight, transformers, this package"
 OTHER = "norms and element-wise"
@@ -79,9 +79,10 @@ def operations(subject: Subject, block: int) -> dict[str, tuple[Callable[[], obj
     order = sweep_order(experiment.graph)
     middles = [part[len(part) // 2 :][:block] for part in np.array_split(order, 4)]
     many = circuits_of(scores, 10, 200)
+    keeping = Resources(keep_gradients=True)
     return {
         "plain forward": (subject.forward(), 1),
-        "EAP": (lambda: subject.model.experiment(subject.pairs, Options(keep_gradients=True)).attributions([1.0]), 1),
+        "EAP": (lambda: subject.model.experiment(subject.pairs, resources=keeping).attributions([1.0]), 1),
         "exact edges": (lambda: [experiment.edge_effects(part) for part in middles], sum(map(len, middles))),
         "one circuit": (lambda: experiment.circuits(many[:1]), 1),
         "10 circuits": (lambda: experiment.circuits(many), 10),

@@ -7,7 +7,7 @@ import pytest
 
 from circuits.ablation.edges import measure_edge_ablation
 from circuits.graph import Edge
-from circuits.patching.experiment import Options
+from circuits.patching.measurement import Options
 from circuits.vocabulary import Metric
 from tests.ablation.conftest import circuit_of, pairs_of, planted_model, tiny_model
 

@@ -11,7 +11,7 @@ from circuits.behaviours.pairs import Pair
 from circuits.certainty.node_tests import interchange_nodes
 from circuits.errors import UnknownNameError, UsageError
 from circuits.graph import Node
-from circuits.patching.experiment import Options
+from circuits.patching.measurement import Options
 from circuits.statistics import holm, share_of, sign_flips
 from circuits.vocabulary import Ablation, Metric
 from tests.ablation.conftest import circuit_of, tiny_model

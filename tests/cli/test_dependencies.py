@@ -12,7 +12,6 @@ from packaging.version import Version
 from transformers.utils import logging as transformers_logging
 
 import circuits
-from circuits.experiments import AnyExperiment
 from circuits.models import quiet
 from circuits.patching.experiment import PatchingExperiment
 from tests.cli.conftest import SMALL, discover_options, done
@@ -75,7 +74,7 @@ def test_a_deprecation_of_a_dependency_fails_that_test(heard: Heard) -> None:
 # ------------------------------------------------------------------------------------------------- what makes it fast
 
 
-def assert_fast(experiment: AnyExperiment) -> None:
+def assert_fast(experiment: object) -> None:
     assert isinstance(experiment, PatchingExperiment)
     assert experiment.prefix_cache.on, experiment.prefix_cache
     batch = experiment.batches[0]
@@ -102,7 +101,7 @@ def test_whatever_is_optional_and_fast_is_on_for_the_built_in_model_and_behaviou
     for name in ("ioi", "greater-than", "agreement"):
         behaviour = circuits.load_behaviour(name)
         prompts = behaviour.prompts(model.tokenizer, discovery=4, heldout=0)
-        assert_fast(circuits.experiment_on(model, prompts.discovery, circuits.Options(metric=behaviour.metric)))
+        assert_fast(model.experiment(prompts.discovery, circuits.Options(metric=behaviour.metric)))
 
 
 # ------------------------------------------------------------------------------------------------------ oldest versions

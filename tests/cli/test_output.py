@@ -136,7 +136,7 @@ def test_the_defaults_are_those_of_the_library() -> None:
     from circuits.cli.arguments import DISCOVERY_PAIRS
     from circuits.cli.commands.discover import discover
     from circuits.discovery import DiscoverySettings
-    from circuits.patching.experiment import Options
+    from circuits.patching.measurement import Options
 
     library, parameters = DiscoverySettings(), inspect.signature(discover).parameters
     for name in ("scorer", "pruner", "target", "size", "prune_limit", "steps", "heldout"):

@@ -12,13 +12,13 @@ from circuits.behaviours import Behaviour, Pair, TokenPair
 from circuits.directions import direction_of
 from circuits.discovery import DiscoverySettings, discover
 from circuits.errors import UsageError
-from circuits.experiments import experiment_on
 from circuits.model import Model, load_model
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options
 from circuits.patching.sites import patch_sites
 from circuits.vocabulary import Metric, PrunerName, Site
 from tests.reference.hooks import exact_edge_effects, last_logits, masked_run
-from tests.subjects import random_masks, random_pairs, relative
+from tests.subjects import random_masks, random_pairs, relative, sorted_settings
 from tests.tiny import FAMILIES, tiny_tokenizer
 from tests.zoo import ZOO
 
@@ -56,15 +56,16 @@ def plain_direction(family: str) -> Tensor:
     return (means[0] - means[1]) / (means[0] - means[1]).norm()
 
 
-def experiment(family: str, pairs: Sequence[TokenPair] = PAIRS, **options: object) -> PatchingExperiment:
-    found = experiment_on(model(family), pairs, Options(Metric.PROJECTION, **options), reference=REFERENCE)
+def experiment(family: str, pairs: Sequence[TokenPair] = PAIRS, **settings: object) -> PatchingExperiment:
+    options, resources = sorted_settings({"metric": Metric.PROJECTION, **settings})
+    found = model(family).experiment(pairs, options, resources=resources, reference=REFERENCE)
     assert isinstance(found, PatchingExperiment)
     return found
 
 
 @pytest.mark.parametrize("family", THREE)
 def test_the_direction_is_the_unit_difference_of_means_after_the_final_norm(family):
-    direction = direction_of(model(family), REFERENCE)
+    direction = direction_of(model(family).tracer, REFERENCE)
     assert float(direction.norm()) == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(direction, plain_direction(family), atol=1e-5, rtol=1e-4)
     means = [
@@ -127,7 +128,7 @@ def test_attributions_are_exact_to_first_order(family):
         table[half:] = table[:half] + 1e-2 * table[half:]
     prompts = [pair.clean for pair in random_pairs(3, 6, below=half)]
     pairs = [TokenPair(p, (*p[:2], *(t + half for t in p[2:])), (3,), (5,), "", "") for p in prompts]
-    found = experiment_on(near, pairs, Options(Metric.PROJECTION), reference=REFERENCE)
+    found = near.experiment(pairs, Options(Metric.PROJECTION), reference=REFERENCE)
     edges = np.arange(0, found.graph.n_edges, 17)
     exact, estimated = found.edge_effects(edges).mean(1), found.attributions((1.0,))[0][edges]
     assert relative(estimated, exact, at_least=1e-5) < 0.05
@@ -136,8 +137,8 @@ def test_attributions_are_exact_to_first_order(family):
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "phi"])
 def test_caps_scales_and_biases_of_the_unembedding_take_no_part(family):
-    found = experiment_on(zoo_model(family), PAIRS, Options(Metric.PROJECTION), reference=REFERENCE)
-    module, direction = zoo_model(family).tracer.anatomy.module, direction_of(zoo_model(family), REFERENCE)
+    found = zoo_model(family).experiment(PAIRS, Options(Metric.PROJECTION), reference=REFERENCE)
+    module, direction = zoo_model(family).tracer.anatomy.module, direction_of(zoo_model(family).tracer, REFERENCE)
     norm, caught = zoo_model(family).tracer.anatomy.architecture.final_norm, []
     hook = module.get_submodule(norm).register_forward_hook(lambda _m, _i, out: caught.append(out[0, -1]))
     with torch.no_grad():
@@ -167,12 +168,12 @@ def test_the_model_itself_is_left_as_it_was():
 
 def test_without_reference_pairs_or_a_difference_there_is_no_direction():
     with pytest.raises(UsageError, match="difference of means over reference pairs, and there are none"):
-        experiment_on(model("llama"), PAIRS, Options(Metric.PROJECTION))
+        model("llama").experiment(PAIRS, Options(Metric.PROJECTION))
     same = [TokenPair(pair.clean, pair.clean, (3,), (5,), "", "") for pair in REFERENCE]
     with pytest.raises(UsageError, match="have the same mean, so no direction leads"):
-        direction_of(model("llama"), same)
+        direction_of(model("llama").tracer, same)
     with pytest.raises(UsageError, match="reads the residual stream along a direction"):
-        model("llama").experiment(PAIRS, Options(Metric.PROJECTION))
+        model("llama").experiment(PAIRS).with_metric(Metric.PROJECTION)
 
 
 def test_discovery_takes_the_direction_from_discovery_pairs_alone():

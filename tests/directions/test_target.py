@@ -17,17 +17,17 @@ from circuits.circuit import Circuit
 from circuits.directions.stream_direction import StreamDirection
 from circuits.directions.target import leading_to
 from circuits.errors import GuardError, UnknownNameError, UsageError
-from circuits.experiments import experiment_on
 from circuits.files.journal import Journal
 from circuits.graph import Edge, Node, NodeKind, Receiver, Slot
 from circuits.model import Model, load_model
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options
 from circuits.patching.paths import Path as EdgePath
 from circuits.records import BehaviourInfo, Method, Target
 from circuits.vocabulary import Direction, Metric
 from tests.reference.anatomy import Anatomy, anatomy_of
 from tests.reference.hooks import LOGITS, hooked, last_logits, rewired, sender_values
-from tests.subjects import random_masks, random_pairs, relative
+from tests.subjects import random_masks, random_pairs, relative, sorted_settings
 from tests.tiny import FAMILIES, tiny_tokenizer
 from tests.zoo import ZOO
 
@@ -51,8 +51,9 @@ def target(family: str, layer: int) -> Model:
     return leading_to(model(family), direction(family, layer))
 
 
-def measured(family: str, layer: int, pairs: Sequence[TokenPair] = PAIRS, **options: object) -> PatchingExperiment:
-    found = experiment_on(target(family, layer), pairs, Options(Metric.PROJECTION, **options))
+def measured(family: str, layer: int, pairs: Sequence[TokenPair] = PAIRS, **settings: object) -> PatchingExperiment:
+    options, resources = sorted_settings({"metric": Metric.PROJECTION, **settings})
+    found = target(family, layer).experiment(pairs, options, resources=resources)
     assert isinstance(found, PatchingExperiment)
     return found
 
@@ -187,7 +188,7 @@ def test_attributions_towards_a_site_are_exact_to_first_order(family):
         table[half:] = table[:half] + 1e-2 * table[half:]
     prompts = [pair.clean for pair in random_pairs(3, 6, below=half)]
     pairs = [TokenPair(p, (*p[:2], *(t + half for t in p[2:])), (3,), (5,), "", "") for p in prompts]
-    found = experiment_on(leading_to(near, direction(family, 2)), pairs, PROJECTION)
+    found = leading_to(near, direction(family, 2)).experiment(pairs, PROJECTION)
     edges = np.arange(0, found.graph.n_edges, 17)
     exact, estimated = found.edge_effects(edges).mean(1), found.attributions((1.0,))[0][edges]
     assert relative(estimated, exact, at_least=1e-5) < 0.05
@@ -272,7 +273,7 @@ def test_the_model_itself_is_left_as_it_was():
 def test_a_journal_keeps_targets_apart(tmp_path):
     with Journal(tmp_path / "journal") as journal:
         values = [
-            experiment_on(leading_to(model("llama"), direction("llama", 2, seed)), PAIRS, PROJECTION, journal=journal)
+            leading_to(model("llama"), direction("llama", 2, seed)).experiment(PAIRS, PROJECTION, journal=journal)
             for seed in (0, 1)
         ]
         first, second = (each.edge_effects([0, 1, 2]) for each in values)

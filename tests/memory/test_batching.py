@@ -11,9 +11,8 @@ from circuits.errors import DeviceError
 from circuits.memory import batching
 from circuits.memory.batching import RowBudget, budget_of, in_batches, is_out_of_memory
 from circuits.memory.memory_plan import Modest
-from circuits.patching.experiment import Options
+from circuits.patching.measurement import Resources
 from circuits.tracing.tracer import Tracer
-from circuits.vocabulary import Metric
 from tests.subjects import Subject
 
 CPU = torch.device("cpu")
@@ -168,4 +167,4 @@ def test_results_survive_running_out_of_memory_inside_a_run(subject: Subject, mo
 
 def test_a_batch_size_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="the batch size must be at least 1, got 0"):
-        Options(metric=Metric.KL, batch_size=0)
+        Resources(batch_size=0)

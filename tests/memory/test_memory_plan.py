@@ -21,7 +21,8 @@ from circuits.memory.needs import ModelSizes, Needs, PromptSize, Terms
 from circuits.passes.gradients import gradients_at, gradients_by_layer
 from circuits.passes.mask_gradients import mask_gradient
 from circuits.patching import experiment as experiments
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options, Resources
 from circuits.vocabulary import Metric
 from tests.subjects import Subject, metric_of, random_pairs, subject_of
 from tests.tiny import tiny_llama
@@ -46,8 +47,11 @@ def peak(run: Callable[[], object]) -> int:
 # ----------------------------------------------------------------------------------------- formula against measurement
 
 
+ROWS = Resources(batch_size=24)
+
+
 def experiment(subject: Subject) -> PatchingExperiment:
-    return PatchingExperiment(subject.tracer, subject.graph, random_pairs(4, 24), Options(batch_size=24))
+    return PatchingExperiment(subject.tracer, subject.graph, random_pairs(4, 24), Options(), resources=ROWS)
 
 
 def needs_of(made: PatchingExperiment) -> Needs:
@@ -85,7 +89,7 @@ def test_the_formula_is_within_a_factor_of_two_of_measured_peaks() -> None:
 
 def test_gradients_layer_by_layer_need_less_memory_than_those_of_a_whole_run() -> None:
     deep = Subject("llama", tiny_llama(num_hidden_layers=12))
-    made = PatchingExperiment(deep.tracer, deep.graph, random_pairs(16, 24), Options(batch_size=24))
+    made = PatchingExperiment(deep.tracer, deep.graph, random_pairs(16, 24), Options(), resources=ROWS)
     batch = made.batches[0]
     loss = metric_of(Metric.LOGIT_DIFFERENCE, pairs=random_pairs(16, 24))
     whole, by_layer = (
@@ -100,8 +104,8 @@ def test_the_formula_of_attribution_is_within_a_factor_of_two_of_measured_peaks_
     checkpointing: bool,
 ) -> None:
     deep = Subject("llama", tiny_llama(num_hidden_layers=12))
-    options = Options(batch_size=24, checkpointing=checkpointing)
-    made = PatchingExperiment(deep.tracer, deep.graph, random_pairs(16, 24), options)
+    resources = Resources(batch_size=24, checkpointing=checkpointing)
+    made = PatchingExperiment(deep.tracer, deep.graph, random_pairs(16, 24), Options(), resources=resources)
     needs = needs_of(made)
     predicted = 16 * total(needs.attribution(needs.sizes.n_senders, checkpointing))
     assert 0.5 < predicted / peak(lambda: made.attributions([1.0])) < 2
@@ -110,7 +114,7 @@ def test_the_formula_of_attribution_is_within_a_factor_of_two_of_measured_peaks_
 @pytest.mark.parametrize("shape", [{"num_hidden_layers": 12}, {"hidden_size": 128}, {"intermediate_size": 400}])
 def test_the_formula_of_a_circuits_gradient_is_within_a_third_of_measured_peaks(shape: dict[str, int]) -> None:
     subject = Subject("llama", tiny_llama(**shape))
-    made = PatchingExperiment(subject.tracer, subject.graph, random_pairs(16, 24), Options(batch_size=24))
+    made = PatchingExperiment(subject.tracer, subject.graph, random_pairs(16, 24), Options(), resources=ROWS)
     needs, whole = needs_of(made), np.ones(subject.graph.n_edges)
     predicted = 16 * total(needs.gradient(needs.sizes.n_senders)) + needs.weights()
     assert 0.67 < predicted / peak(lambda: made.circuit_gradient(whole)) < 1.5
@@ -269,7 +273,7 @@ def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="a size such as 8GB"):
         parse_budget(text, 1000, default=0.25)
     with pytest.raises(UsageError, match="a share such as 50%"):
-        Options(memory=text)
+        Resources(memory=text)
 
 
 def test_sizes_are_written_for_people() -> None:
@@ -284,7 +288,7 @@ def test_results_do_not_depend_on_the_memory_that_may_be_used() -> None:
     edges = subject.some_edges(19)
     masks = np.random.default_rng(0).random((5, subject.graph.n_edges)) < 0.7
     ample = PatchingExperiment(subject.tracer, subject.graph, pairs, Options())
-    scarce = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(memory="0.8MB"))
+    scarce = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(), resources=Resources(memory="0.8MB"))
     assert len(scarce.batches) > len(ample.batches)
     assert scarce.budget(scarce.batches[0]).rows < ample.budget(ample.batches[0]).rows
     np.testing.assert_allclose(scarce.edge_effects(edges), ample.edge_effects(edges), atol=2e-5)

@@ -10,7 +10,8 @@ from torch import Tensor
 from circuits.memory.memory_plan import MemoryPlan, plan_memory
 from circuits.memory.offload import Kept, kept_on_host, moved
 from circuits.patching import experiment as experiments
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options, Resources
 from circuits.vocabulary import Ablation
 from tests.subjects import PAIRS, Subject, random_pairs, subject_of
 
@@ -73,12 +74,15 @@ def test_without_a_place_to_wait_items_stay_as_they_are() -> None:
     assert Kept([value])[0] is value
 
 
+TWO = Resources(batch_size=2)
+
+
 @pytest.mark.parametrize("ablation", list(Ablation))
 def test_measurements_are_identical_when_runs_wait_elsewhere(
     ablation: Ablation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, pairs = subject_of("llama"), (*PAIRS, *random_pairs(3, 9))
-    plain = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(ablation=ablation, batch_size=2))
+    plain = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(ablation=ablation), resources=TWO)
     counted = Counted()
 
     def offloading(*given: object, **more: object) -> MemoryPlan:
@@ -88,7 +92,7 @@ def test_measurements_are_identical_when_runs_wait_elsewhere(
 
     monkeypatch.setattr(experiments, "plan_memory", offloading)
     monkeypatch.setattr(experiments, "kept_on_host", lambda items, _: Kept(items, counted.store, counted.load))
-    away = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(ablation=ablation, batch_size=2))
+    away = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(ablation=ablation), resources=TWO)
     for here, there in zip(plain.batches, away.batches.at_rest, strict=True):
         torch.testing.assert_close(there.clean.z[1], -here.clean.z[1])
     before = counted.loaded

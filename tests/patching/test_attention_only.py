@@ -231,7 +231,7 @@ def test_attribution_at_the_clean_run_is_the_slope_of_the_whole_models_mask(mode
     experiment = model.experiment(PAIRS)
     slopes = experiment.circuit_gradient(np.ones(model.graph.n_edges))[1].mean(0)
     np.testing.assert_allclose(experiment.attributions([1.0])[0], slopes, atol=1e-5)
-    by_layer = model.experiment(PAIRS, circuits.Options(checkpointing=True)).attributions([0.3, 1.0])
+    by_layer = model.experiment(PAIRS, resources=circuits.Resources(checkpointing=True)).attributions([0.3, 1.0])
     np.testing.assert_allclose(by_layer, experiment.attributions([0.3, 1.0]), atol=1e-5)
     assert np.abs(slopes).max() > 0.05
 
@@ -325,7 +325,7 @@ def test_an_mlp_that_reads_nothing_has_no_slope() -> None:
         block.mlp = Constant()
     model = circuits.load_model(module.eval().requires_grad_(False), architecture=replace(DESCRIPTION, mlp="mlp"))
     for checkpointing in (False, True):
-        experiment = model.experiment(PAIRS, circuits.Options(checkpointing=checkpointing))
+        experiment = model.experiment(PAIRS, resources=circuits.Resources(checkpointing=checkpointing))
         found = experiment.attributions([0.5])[0]
         into_mlps = np.array([edge.receiver.node.kind is NodeKind.MLP for edge in model.graph.edges()])
         assert not found[into_mlps].any()

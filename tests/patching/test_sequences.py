@@ -9,19 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuits.ablation.edges import measure_edge_ablation
 from circuits.behaviours import Behaviour, TokenPair
 from circuits.behaviours.lint import check_pair
 from circuits.behaviours.pairs import Pair
 from circuits.discovery import DiscoverySettings, discover
 from circuits.errors import PromptError, UsageError
-from circuits.experiments import experiment_on
+from circuits.heads import head_roles
 from circuits.metrics import AnswerTokens
 from circuits.model import load_model
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options
+from circuits.patching.paths import path_effects
 from circuits.patching.sequences import SequenceExperiment, rows_of
+from circuits.patching.sites import patch_sites
 from circuits.pruning import top
 from circuits.scoring import score
 from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
+from tests.ablation.conftest import circuit_of
 from tests.reference.gradients import gradient_edge_scores
 from tests.reference.hooks import exact_edge_effects, masked_run
 from tests.subjects import Subject, double_of, random_masks, random_pairs, relative
@@ -235,14 +240,31 @@ def test_first_tokens_that_both_kinds_share_tell_nothing_and_equal_answers_are_r
 def test_measuring_sequences_as_if_they_were_one_token_is_refused():
     with pytest.raises(UsageError, match="answers of several tokens are measured token by token: by the metric seq"):
         AnswerTokens.of(PAIRS)
-    with pytest.raises(UsageError, match="experiment_on in Python"):
+    with pytest.raises(UsageError, match=r"`model\.experiment` in Python"):
         model().experiment(PAIRS)
 
 
 def test_only_sequences_get_an_experiment_of_their_own():
     plain = random_pairs()
-    assert isinstance(experiment_on(model(), plain), PatchingExperiment)
-    assert isinstance(experiment_on(model(), PAIRS, Options(Metric.SEQUENCE)), SequenceExperiment)
+    assert isinstance(model().experiment(plain), PatchingExperiment)
+    assert isinstance(model().experiment(PAIRS, Options(Metric.SEQUENCE)), SequenceExperiment)
+
+
+def test_what_reads_one_token_says_so_of_answers_of_several():
+    options = Options(Metric.SEQUENCE)
+    several = model().experiment(PAIRS[:1], options)
+    for act in (lambda: patch_sites(several, "resid", ["a"]), lambda: path_effects(several, ["m0->logits"])):
+        with pytest.raises(
+            UsageError, match="the metric sequence measures answers of several tokens, and (path|activation) pa"
+        ):
+            act()
+    circuit = circuit_of(model(), ["a0.h0->logits"])
+    with pytest.raises(UsageError, match="what heads write and copy is told from the logits of one token, and the met"):
+        head_roles(model(), circuit, PAIRS, options=options)
+    with pytest.raises(
+        UsageError, match="the metric projection is the length along a direction; choose another metric"
+    ):
+        measure_edge_ablation(model(), circuit.edges, PAIRS, metric="projection")
 
 
 def test_the_digest_tells_sequences_apart():
@@ -257,7 +279,7 @@ def test_the_digest_tells_sequences_apart():
 
 @pytest.mark.parametrize("scorer", [ScorerName.EAP, ScorerName.EAP_IG, ScorerName.EXACT, ScorerName.CLEAN_CORRUPTED])
 def test_scorers_and_pruners_work_on_pairs(scorer):
-    found = experiment_on(model(), PAIRS, Options(Metric.SEQUENCE))
+    found = model().experiment(PAIRS, Options(Metric.SEQUENCE))
     scores = score(found, scorer)
     assert len(scores.scored) == found.graph.n_edges
     selection = top(found, scores, 40)

@@ -10,7 +10,8 @@ from torch import nn
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.behaviours.pairs import TokenPair
-from circuits.patching.experiment import Options, PatchingExperiment
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options, Resources
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction
 from tests.reference.anatomy import anatomy_of
@@ -32,8 +33,8 @@ def experiment(double: nn.Module) -> Make:
     tracer, graph = Tracer(Anatomy(double)), anatomy_of(double).graph
 
     def make(ablation: str, direction: str = "noising", batch_size: int | None = None) -> PatchingExperiment:
-        options = Options(ablation=Ablation(ablation), direction=Direction(direction), batch_size=batch_size)
-        return PatchingExperiment(tracer, graph, PAIRS, options)
+        options = Options(ablation=Ablation(ablation), direction=Direction(direction))
+        return PatchingExperiment(tracer, graph, PAIRS, options, resources=Resources(batch_size=batch_size))
 
     return make
 

@@ -14,7 +14,6 @@ from circuits.ablation.intervention import reference_of
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Message
 from circuits.errors import CircuitsError, PromptError, UnsupportedModelError, UsageError
-from circuits.experiments import experiment_on
 from circuits.tracing.requirements import positions_of
 from circuits.tracing.runs import record
 from circuits.vocabulary import Metric
@@ -97,8 +96,6 @@ def test_pairs_that_this_model_cannot_be_measured_on_are_refused_before_any_run(
     monkeypatch.setattr(type(gpt2.tracer), "run", lambda *_, **__: pytest.fail("the model ran"))
     with pytest.raises((PromptError, UsageError), match=message):
         gpt2.experiment(pairs)
-    with pytest.raises((PromptError, UsageError), match=message):
-        experiment_on(gpt2, pairs)
 
 
 def test_every_door_for_pairs_has_the_check(gpt2: circuits.Model) -> None:
@@ -106,15 +103,15 @@ def test_every_door_for_pairs_has_the_check(gpt2: circuits.Model) -> None:
     for door in (
         lambda: reference_of(gpt2.tracer, outside),
         lambda: circuits.ablated(gpt2, ["L0H1"], reference=outside),
-        lambda: experiment_on(gpt2, PAIRS, Options(metric="projection"), reference=outside),  # type: ignore[arg-type]
+        lambda: gpt2.experiment(PAIRS, Options(metric="projection"), reference=outside),  # type: ignore[arg-type]
         lambda: circuits.choose_openings(gpt2, outside * 30),
-        lambda: experiment_on(gpt2, [changed(sequences=((1, 2), (VOCABULARY,)))], Options(Metric.SEQUENCE)),
-        lambda: experiment_on(gpt2, [changed(sequences=((VOCABULARY, 2),))], Options(Metric.SEQUENCE)),
+        lambda: gpt2.experiment([changed(sequences=((1, 2), (VOCABULARY,)))], Options(Metric.SEQUENCE)),
+        lambda: gpt2.experiment([changed(sequences=((VOCABULARY, 2),))], Options(Metric.SEQUENCE)),
     ):
         with pytest.raises(PromptError, match="has the token id 320"):
             door()
     with pytest.raises(PromptError, match="there are no pairs to measure"):
-        experiment_on(gpt2, [], Options(Metric.SEQUENCE))
+        gpt2.experiment([], Options(Metric.SEQUENCE))
 
 
 def test_a_generated_text_fits_the_positions_too(gpt2: circuits.Model) -> None:

@@ -94,13 +94,13 @@ def compare(
     run = transfer or against_model is not None
     behaviours = _behaviours(found if run else [], behaviour or [])
     _require_one_model(machine, found)
-    rows, memory = machine.rows, machine.limit
+    resources = machine.resources()
     folder = prepared_folder(out or _default_folder(found, against_model))
     with kept_until_done(folder / NUMBERS, output, resume=resume) as journal:
         if run:
             from circuits.comparison.comparing import Crossing
 
-            settings = Crossing(pairs, random, behaviours, batch_size=rows, memory=memory, journal=journal)
+            settings = Crossing(pairs, random, behaviours, resources, journal)
             comparison = _Runs(machine, settings, output).measured(comparison, against_model, transfer=transfer)
         files = save_comparison(comparison.live() if live else comparison, folder, command=command_line())
     _show(comparison, circuits, files, output)

@@ -52,12 +52,11 @@ def discover(
     output = voice.output()
     search.check()
     chosen = measurement.behaviour(behaviour)
-    options = measurement.options(
-        chosen, machine, direction=direction or Direction.NOISING, scorer=ScorerName.parse(search.scorer)
-    )
-    settings = search.settings(measurement, verifying, options)
+    options = measurement.options(chosen, direction=direction or Direction.NOISING)
+    resources = machine.resources(ScorerName.parse(search.scorer))
+    settings = search.settings(measurement, verifying, options, resources)
     folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
-    session = Session(machine, measurement, output, folder)
+    session = Session(machine, settings.resources, measurement, output, folder)
     found = _found(folder, session, chosen, settings, resume=resume, heads=heads)
     _report(found, folder, output)
 
@@ -69,7 +68,6 @@ def _found(
     from circuits.directions.stream_direction import StreamDirection
     from circuits.discovery import discover as find
     from circuits.discovery import prompts_for
-    from circuits.experiments import kept_of
     from circuits.results import leave_evidence
 
     output = session.output
@@ -85,8 +83,8 @@ def _found(
         prompts = prompts_for(model, behaviour, settings)
         output.recorder.drew(prompts)
         session.measurement.list_unusable(prompts.unusable, folder, output)
-        known = kept_of(
-            model, prompts.discovery, settings.options_for(prompts), reference=prompts.reference, journal=journal
+        known = model.kept(
+            prompts.discovery, settings.options_for(prompts), reference=prompts.reference, journal=journal
         )
         for text in _remarks(folder, *before, resume=resume, resumed=known.filled, problem=journal.problem):
             output.say(text)

@@ -60,7 +60,7 @@ def evaluate(
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     if out is not None and not read.anonymous:
         _require_own(found, chosen)
-    options = measurement.options(chosen, machine, ablation=found.method.ablation)
+    options, resources = measurement.options(chosen, ablation=found.method.ablation), machine.resources()
     file = prepared_file(out, (".json",), "circuit.json") if out else None
 
     from circuits.evaluation.circuit_evaluation import evaluate_circuit
@@ -78,6 +78,7 @@ def evaluate(
             read.circuit,
             chosen,
             options=options,
+            resources=resources,
             pairs=measurement.pairs,
             seed=measurement.seed,
             scores=read.scores or scores_beside(read.circuit, circuit),

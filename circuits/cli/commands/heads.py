@@ -55,7 +55,8 @@ def heads(
     found = read_circuit(circuit).circuit
     name = circuit_behaviour_name(found, behaviour, "--behaviour", file=circuit)
     chosen = measurement.behaviour(name, recorded=found.behaviour)
-    options = measurement.options(chosen, machine, direction=found.method.direction, ablation=found.method.ablation)
+    options = measurement.options(chosen, direction=found.method.direction, ablation=found.method.ablation)
+    resources = machine.resources()
     file = prepared_file(out or circuit.with_name(HEADS), (".json", ".csv"), HEADS)
 
     from circuits.files.atomic import write
@@ -71,7 +72,16 @@ def heads(
         output.recorder.drew(prompts)
         measurement.list_unusable(prompts.unusable, file.parent, output)
         told = partial(progress, "measuring heads")
-        roles = head_roles(model, found, prompts.heldout, options=options, seed=seed, progress=told, journal=journal)
+        roles = head_roles(
+            model,
+            found,
+            prompts.heldout,
+            options=options,
+            resources=resources,
+            seed=seed,
+            progress=told,
+            journal=journal,
+        )
         text = roles.to_csv() if file.suffix.lower() == ".csv" else roles.to_json()
         write(file, text, make_folder=True)
     output.show(_summary(roles, file), *_tables(roles), _explained(roles))

@@ -66,18 +66,19 @@ def patch(
     chosen = measurement.behaviour(behaviour)
     if by_position and place is not Site.HEAD and chosen.usable_only:
         chosen = replace(chosen, one_length=True)  # positions of prompts of several lengths have nothing in common
-    options = measurement.options(chosen, machine, direction=direction or Direction.DENOISING)
+    options = measurement.options(chosen, direction=direction or Direction.DENOISING)
+    resources = machine.resources()
     file = out or default_folder(model_name(machine), chosen.name) / f"patch-{place}.svg"
     file = prepared_file(file, (".svg", ".png", ".pdf"), f"patch-{place}.svg")
 
     from circuits.patching.sites import patch_sites
 
-    session = Session(machine, measurement, output, file.parent)
+    session = Session(machine, resources, measurement, output, file.parent)
     with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
         begun = recorded(session, chosen, options, progress, pairs=PATCHING_PAIRS, journal=journal)
         tokens = position_labels(begun.model.tokenizer, begun.pairs)
         found = patch_sites(
-            begun.of_one_token,
+            begun.experiment,
             place,
             tokens,
             by_position=by_position,

@@ -42,16 +42,16 @@ def path(
                 f"'{text}' is not a path; expected nodes joined by ->, in quotes, such as \"a9.h8->a11.h2<q>->logits\"."
             )
     chosen = measurement.behaviour(behaviour)
-    options = measurement.options(chosen, machine)
+    options, resources = measurement.options(chosen), machine.resources()
 
     from circuits.patching.paths import Path, path_effects
 
     file = prepared_file(out or default_folder(model_name(machine), chosen.name) / PATHS, (".json",), PATHS)
     with output.progress() as progress:
-        begun = recorded(Session(machine, measurement, output, file.parent), chosen, options, progress)
+        begun = recorded(Session(machine, resources, measurement, output, file.parent), chosen, options, progress)
         parsed = [Path.parse(text, begun.model.graph) for text in paths]
         progress("measuring paths", 0, 0)
-        effects = path_effects(begun.of_one_token, parsed)
+        effects = path_effects(begun.experiment, parsed)
     _report(begun, [str(one) for one in parsed], effects, output, file)
 
 

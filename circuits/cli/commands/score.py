@@ -24,7 +24,7 @@ from circuits.scores import EdgeScores
 from circuits.vocabulary import Direction, ScorerName
 
 if TYPE_CHECKING:
-    from circuits.experiments import AnyExperiment
+    from circuits.patching.sequences import AnyExperiment
 
 
 @command
@@ -54,7 +54,8 @@ def score(
     name, wanted = ScorerName.parse(scorer), _Wanted(edges)
     searched = verifying.top_k(name)
     chosen = measurement.behaviour(behaviour)
-    options = measurement.options(chosen, machine, direction=direction or Direction.NOISING, scorer=name)
+    options = measurement.options(chosen, direction=direction or Direction.NOISING)
+    resources = machine.resources(name)
     default = f"scores-{name}.csv"
     file = prepared_file(out or default_folder(model_name(machine), chosen.name) / default, SUFFIXES, default)
 
@@ -63,7 +64,8 @@ def score(
 
     seed = measurement.seed or 0
     with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
-        begun = recorded(Session(machine, measurement, output, file.parent), chosen, options, progress, journal=journal)
+        session = Session(machine, resources, measurement, output, file.parent)
+        begun = recorded(session, chosen, options, progress, journal=journal)
         if machine.memory != "auto":
             output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)
