@@ -184,8 +184,8 @@ def require_logits(metric: Metric, what: str) -> None:
     if metric.whole_answers or metric.along_direction:
         measured = "answers of several tokens" if metric.whole_answers else "the length along a direction"
         raise UsageError(
-            f"{what} is told from the logits of one token, and the metric {metric} is {measured}; "
-            "choose another metric."
+            f"{what} is told from the logits of one token, and the metric {metric} is {measured}, which discover, "
+            "score, evaluate and compare measure. Use another metric here."
         )
 
 

@@ -261,9 +261,7 @@ def test_what_reads_one_token_says_so_of_answers_of_several():
     circuit = circuit_of(model(), ["a0.h0->logits"])
     with pytest.raises(UsageError, match="what heads write and copy is told from the logits of one token, and the met"):
         head_roles(model(), circuit, PAIRS, options=options)
-    with pytest.raises(
-        UsageError, match="the metric projection is the length along a direction; choose another metric"
-    ):
+    with pytest.raises(UsageError, match="the metric projection is the length along a direction, which discover"):
         measure_edge_ablation(model(), circuit.edges, PAIRS, metric="projection")
 
 
