@@ -193,7 +193,8 @@ def test_patching_and_paths_measure_one_token(tiny_folder: Path, prompts: Path, 
     common = ("--model", tiny_folder, "--pairs", 12, "--metric")
     result = invoke(command[0], prompts, *command[1:], *common, "sequence")
     assert result.exit_code == 2
-    assert "the metric sequence measures several tokens, and activation patching and paths one" in said(result)
+    what = {"patch": "activation patching", "path": "path patching"}[command[0]]
+    assert f"the metric sequence measures answers of several tokens, and {what} needs one" in said(result)
     done(command[0], prompts, *command[1:], *common, "projection")
 
 
