@@ -26,7 +26,7 @@ from circuits.files.journal import Journal
 from circuits.graph import Node, NodeKind
 from circuits.model import Model
 from circuits.patching.experiment import PatchingExperiment
-from circuits.patching.measurement import Options
+from circuits.patching.measurement import Options, Resources
 from circuits.patching.node_sets import NodeSet, interchange_effects
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.patching.sequences import of_one_token
@@ -94,6 +94,7 @@ def interchange_nodes(
     sets: Sets = None,
     *,
     options: Options | None = None,
+    resources: Resources | None = None,
     pairs: int = PAIRS,
     random_sets: int = RANDOM_SETS,
     seed: int = 0,
@@ -108,6 +109,7 @@ def interchange_nodes(
         sets: What is exchanged: nodes (``"a3.h5"``, ``"L3H5"``, ``"m3"``) each alone, or sequences of nodes together; a
             circuit's heads and MLPs together; None: every head and MLP of the model, each alone.
         options: What is measured. Default: the behaviour's own metric.
+        resources: What measuring may use.
         pairs: How many held-out pairs.
         random_sets: How many random sets a single set of several nodes is held against.
         seed: Draws pairs, random sets and signs.
@@ -122,7 +124,9 @@ def interchange_nodes(
         raise UsageError("interchange takes values from the other run of a pair; leave --ablation corrupted.")
     prompts = behaviour.prompts(model.tokenizer, discovery=0, heldout=pairs, seed=seed)
     progress("recording the prompts", 0, 0)
-    measured = model.experiment(prompts.heldout, options, reference=prompts.reference, journal=journal)
+    measured = model.experiment(
+        prompts.heldout, options, resources=resources, reference=prompts.reference, journal=journal
+    )
     experiment = of_one_token(measured, "the exchange of nodes")
     wanted = _node_sets(model, sets)
     clusters = clusters_of(prompts.heldout)

@@ -77,7 +77,9 @@ def test_what_cannot_be_exchanged_is_refused(behaviour: Behaviour) -> None:
     model = tiny_model()
     with pytest.raises(UsageError, match="leave --ablation corrupted"):
         interchange_nodes(model, behaviour, options=Options(ablation=Ablation.ZERO))
-    with pytest.raises(UsageError, match="another metric than sequence"):
+    with pytest.raises(
+        UsageError, match="sequence measures answers of several tokens, and the exchange of nodes needs one"
+    ):
         interchange_nodes(model, replace(behaviour, metric=Metric.SEQUENCE), ["m0"])
     with pytest.raises(UnknownNameError, match=r"no node 'a9\.h0'"):
         interchange_nodes(model, behaviour, ["a9.h0"])

@@ -64,7 +64,7 @@ def interchange(
     """
     output = voice.output()
     chosen = measurement.behaviour(behaviour)
-    options = measurement.options(chosen, machine)
+    options, resources = measurement.options(chosen), machine.resources()
     sets = _sets(nodes, together=together)
     file = prepared_file(out or default_folder(model_name(machine), chosen.name) / FILE, (".json",), FILE)
 
@@ -79,6 +79,7 @@ def interchange(
             measurement.suited(chosen, model, output),
             sets,
             options=options,
+            resources=resources,
             pairs=measurement.pairs or PAIRS,
             random_sets=random,
             seed=measurement.seed or 0,
