@@ -52,6 +52,7 @@ class SearchSettings:
         candidates: How many layers' best directions are measured by what they do.
         kl: Bound on the divergence that ablating may cause on corrupted prompts, in nats.
         latest: Share of the layers after which directions are not chosen.
+        layer: Take the direction of this layer, wherever it is; None: choose one.
         draws: Random directions that the chosen one is held against.
         seed: Draws pairs and random directions.
     """
@@ -62,6 +63,7 @@ class SearchSettings:
     candidates: int = 6
     kl: float = 0.1
     latest: float = 0.8
+    layer: int | None = None
     draws: int = 3
     seed: int = 0
 
@@ -288,7 +290,12 @@ def _candidates(found: dict[str, Floats]) -> tuple[DirectionCandidate, ...]:
 
 def _to_measure(search: DirectionSearch, layers: int) -> list[DirectionCandidate]:
     """Return the best candidate of each of the layers that separate best, not in the last part of the model."""
-    early = [each for each in search.candidates if each.layer < search.settings.latest * layers and each.size > 0]
+    wanted, latest = search.settings.layer, search.settings.latest * layers
+    early = [
+        each
+        for each in search.candidates
+        if each.size > 0 and (each.layer < latest if wanted is None else each.layer == wanted)
+    ]
     order = sorted(early, key=lambda each: (-each.auc, -each.gap / each.size, each.layer))
     best = {each.layer: each for each in reversed(order)}
     return sorted(best.values(), key=order.index)[: search.settings.candidates]
@@ -304,6 +311,11 @@ def _chosen(
     """Measure the candidates, choose one, and hold it against random directions."""
     settings, wanted = search.settings, _to_measure(search, model.info.n_layers)
     if not wanted:
+        if settings.layer is not None:
+            raise UsageError(
+                f"there is no direction of layer {settings.layer}; {model.info.id} has layers 1 to "
+                f"{model.info.n_layers} (the last is the stream that the final norm reads)."
+            )
         raise UsageError(f"no layer lies in the first {settings.latest:.0%} of the model; choose a larger share.")
     stage, total = "ablating and adding directions", 1 + len(wanted) + settings.draws
     progress(stage, 0, total)

@@ -64,6 +64,8 @@ def test_a_direction_is_found_saved_and_acted_on(found: Path, words: Path, tiny_
     written = json.loads((found / "ablated.json").read_text())
     assert [each["name"] for each in written["quantities"]] == [each["name"] for each in report["quantities"]]
     assert "directions.svg" in {path.name for path in found.iterdir()}
+    other = as_json("direction", words, "--model", tiny_folder, "--out", found / "two", "--layer", "2", *SEARCH)
+    assert other["direction"]["layer"] == 2
     added = done(
         "ablate",
         "--direction",

@@ -86,6 +86,10 @@ def test_of_the_measured_the_one_is_chosen_whose_ablation_takes_most_away_among_
 def test_layers_in_the_last_part_are_not_chosen():
     early = find_direction(model(), behaviour(), replace(SETTINGS, latest=0.5, candidates=9, draws=0))
     assert {each.layer for each in early.measured} == {1}
+    asked = find_direction(model(), behaviour(), replace(SETTINGS, latest=0.5, layer=3, draws=0))
+    assert (asked.direction.layer, [each.layer for each in asked.measured]) == (3, [3])
+    with pytest.raises(UsageError, match="there is no direction of layer 9; tiny has layers 1 to 3 "):
+        find_direction(model(), behaviour(), replace(SETTINGS, layer=9))
     with pytest.raises(UsageError, match="no layer lies in the first 1% of the model"):
         find_direction(model(), behaviour(), replace(SETTINGS, latest=0.01))
     with pytest.raises(PromptError, match="taken from some discovery pairs and chosen by others, at least 4 of each"):

@@ -39,6 +39,10 @@ def direction(
     positions: Annotated[int, typer.Option(min=1, help="Last tokens, of those that all prompts share.")] = POSITIONS,
     candidates: Annotated[int, typer.Option(min=1, help="Layers whose direction is ablated and added.")] = CANDIDATES,
     kl: Annotated[float, typer.Option(help="Most nats by which ablating may change corrupted prompts.")] = KL,
+    layer: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take the direction of this layer instead of choosing one.", show_default=False),
+    ] = None,
     random: Annotated[int, typer.Option(min=0, help="Random directions to compare with.")] = DRAWS,
     seed: Annotated[int, typer.Option(min=0, help="Draws pairs and random directions.")] = 0,
     out: Annotated[
@@ -61,7 +65,7 @@ def direction(
 
     from circuits.steering.search import SearchSettings, find_direction
 
-    settings = SearchSettings(pairs, choose, positions, candidates, kl, draws=random, seed=seed)
+    settings = SearchSettings(pairs, choose, positions, candidates, kl, layer=layer, draws=random, seed=seed)
     folder = prepared_folder(out or default_folder(model_name(machine), f"{chosen.name}-direction"))
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
