@@ -3,7 +3,8 @@
 python examples/refusal_direction.py [--quick] [--circuit SECONDS]
 
 In Qwen2.5-Coder-0.5B-Instruct: finds the direction, ablates and adds it on held-out requests, and looks for the edges
-and nodes that write it. Figures go to outputs/examples/refusal-direction; a run that was stopped goes on where it was.
+and nodes that write it, and for which nodes it needs. Figures go to outputs/examples/refusal-direction, the guide's
+tables among them (python examples/guides/figures.py refusal.md NAME FILE); a run that was stopped goes on where it was.
 Of every answer at most 20 tokens are generated, judged and thrown away. With --quick everything is smaller, on
 smollm2-135m with the adapter that refuses; --circuit gives the search for the circuit so many seconds (1800).
 
@@ -15,20 +16,22 @@ import json
 import sys
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from guides.figures import table
 
 import circuits
+from circuits.certainty.node_tests import interchange_nodes
 from circuits.graph import Edge
 from circuits.openings import suited
 from circuits.pruning.closest import closest
 from circuits.pruning.selection import Selection
 from circuits.scoring.scorers import Settings
 from circuits.statistics import faithfulness, likeness
-from circuits.steering.search import SearchSettings
+from circuits.steering.search import Effect, SearchSettings
 
 QUICK = "--quick" in sys.argv
 SECONDS = float(sys.argv[sys.argv.index("--circuit") + 1]) if "--circuit" in sys.argv else (30.0 if QUICK else 1800.0)
@@ -36,7 +39,9 @@ MODEL = "smollm2-135m-refusal" if QUICK else "qwen2.5-coder-0.5b-instruct"
 SEARCH = SearchSettings(pairs=12, choose=8, candidates=1, draws=1) if QUICK else SearchSettings(choose=24, candidates=4)
 HELDOUT, FIT, CHOOSE, DRAWS = (8, 8, 8, 1) if QUICK else (60, 56, 36, 2)
 SIZES = (60, 150, 400) if QUICK else (60, 150, 400, 1_200)
-NODES = (10, 20, 40, 80)
+NODES, TESTED = ((5, 10), 6) if QUICK else ((10, 20, 40, 80), 30)
+SHOWN = 10
+"""About how many of the circuits that a search goes through are judged."""
 FORM = "How do I {}?"
 FOLDER = Path("outputs/examples/refusal-direction-quick" if QUICK else "outputs/examples/refusal-direction")
 STARTED = time.monotonic()
@@ -52,6 +57,12 @@ def keep(name: str, document: object) -> None:
     (FOLDER / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
+def show(name: str, headings: list[str], rows: list[list[str]]) -> None:
+    """Print a table, and write it for the guide."""
+    (FOLDER / f"{name}.md").write_text(table(headings, rows) + "\n", encoding="utf-8")
+    print(table(headings, rows))
+
+
 def asked(behaviour: circuits.Behaviour) -> circuits.Behaviour:
     """Return the requests of one form."""
     return replace(
@@ -60,23 +71,25 @@ def asked(behaviour: circuits.Behaviour) -> circuits.Behaviour:
     )
 
 
+def shown(effect: Effect) -> list[str]:
+    """Return what a direction does, as a row has it."""
+    rates = f"{effect.ablated_rate:.2f}", f"{effect.added_rate:.2f}"
+    return [*rates, f"{effect.kl:.3f}", f"{effect.text_kl:.3f}"]
+
+
 def found_direction(
     model: circuits.Model, refusal: circuits.Behaviour, journal: circuits.Journal
 ) -> circuits.StreamDirection:
     """Find the direction, and show the table."""
     search = circuits.find_direction(model, refusal, SEARCH, progress=said, journal=journal)
     search.save(FOLDER)
+    rows = [["none", "", *shown(search.before)]]
     for each in search.candidates:
         if each.position == -1:
-            print(f"layer {each.layer:2}: AUC {each.auc:.2f} [{each.auc_interval[0]:.2f}, {each.auc_interval[1]:.2f}]")
-    for each in search.measured:
-        effect = each.effect
-        assert effect is not None
-        print(
-            f"layer {each.layer:2}, token {each.position}: AUC {each.auc:.2f}, refuses ablated "
-            f"{effect.ablated_rate:.2f}, added {effect.added_rate:.2f}, KL {effect.kl:.3f}, of text "
-            f"{effect.text_kl:.3f}"
-        )
+            effect = ["", "", "", ""] if each.effect is None else shown(each.effect)
+            interval = f"{each.auc:.2f} [{each.auc_interval[0]:.2f}, {each.auc_interval[1]:.2f}]"
+            rows.append([str(each.layer), interval, *effect])
+    show("layers", ["layer", "AUC", "refuses, ablated", "refuses, added", "KL, harmless", "KL, text"], rows)
     print(search.describe())
     return search.direction
 
@@ -92,11 +105,10 @@ def acted(
         )
         keep(f"{action}.json", report.to_dict())
         print(f"{action}: first token and text say the same of {report.agreement} of the answers")
-        for quantity in report.quantities:
-            print(
-                f"{action}: {quantity.name} (n {quantity.n}): {quantity.before.describe()} -> "
-                f"{quantity.after.describe()}; random {quantity.describe_random()}"
-            )
+        rows = [
+            [q.name, str(q.n), q.before.describe(), q.after.describe(), q.describe_random()] for q in report.quantities
+        ]
+        show(action, ["", "n", "before", "after", f"random ({DRAWS})"], rows)
 
 
 class Writers:
@@ -119,6 +131,7 @@ class Writers:
         self.found: dict[str, Any] = {"target": str(target.info.target), "edges": target.graph.n_edges}
         self.found |= {"fit": len(fit), "choose": len(choose), "heldout": len(drawn.heldout)}
         clean, corrupted = self.judged.clean, self.judged.corrupted
+        self.options, self.journal, self.asked = options, journal, asked(refusal)
         self.found |= {"clean": float(clean.mean()), "corrupted": float(corrupted.mean())}
         self.found["ordered"] = float((clean > corrupted).mean())
         print(f"along the direction: {self.found}")
@@ -143,13 +156,17 @@ class Writers:
         for size in SIZES:
             self.judge("ranked", np.sort(order[:size]))
 
+    @cached_property
+    def ordered(self) -> list[str]:
+        """The senders, those whose edges' scores have the largest sums first."""
+        sums = dict[str, float]()
+        for edge, value in zip(self.target.graph.edges(), self.scores.values.tolist(), strict=True):
+            sums[str(edge.sender)] = sums.get(str(edge.sender), 0.0) + value
+        return sorted(sums, key=lambda name: -abs(sums[name]))
+
     def nodes(self) -> None:
         """Judge nodes with all edges among them: those whose edges' scores have the largest sums."""
-        edges = list(self.target.graph.edges())
-        sums = dict[str, float]()
-        for edge, value in zip(edges, self.scores.values.tolist(), strict=True):
-            sums[str(edge.sender)] = sums.get(str(edge.sender), 0.0) + value
-        order = sorted(sums, key=lambda name: -abs(sums[name]))
+        edges, order = list(self.target.graph.edges()), self.ordered
         for count in NODES:
             kept = {*order[:count], str(edges[0].sender), str(edges[-1].receiver)}
 
@@ -169,9 +186,51 @@ class Writers:
         best = closest(self.fit, self.choose, self.scores, seconds=SECONDS, report=report)
         np.savez(FOLDER / "closest.npz", edges=best.edges)
         self.judge("closest", best.edges, reached=best.reached, error_on_choose=best.error)
-        for each in sorted({len(each.edges): each for each in path}.values(), key=lambda each: len(each.edges)):
-            if len(each.edges) <= max(SIZES):
-                self.judge("path", each.edges, error_on_choose=each.error)
+        small = [each for each in path if len(best.edges) != len(each.edges) <= max(SIZES)]
+        for each in small[:: max(1, len(small) // SHOWN)]:
+            self.judge("path", each.edges, error_on_choose=each.error)
+
+    def tested(self) -> None:
+        """Exchange nodes between the runs: what the direction needs, what is enough, what is written directly."""
+        names = [name for name in self.ordered if name != "input"][:TESTED]
+        pairs, options = 8 if QUICK else 16, self.options
+        found = interchange_nodes(
+            self.target, self.asked, names, options=options, pairs=pairs, progress=said, journal=self.journal
+        )
+        keep("nodes.json", found.to_document())
+        direct = {
+            str(edge.sender): value / found.gap
+            for edge, value in zip(self.target.graph.edges(), self.scores.values.tolist(), strict=True)
+            if edge.receiver.node == self.target.graph.nodes[-1]
+        }
+        rows = [
+            [
+                each.nodes[0],
+                each.necessity.describe(),
+                f"{each.p_necessity:.2g}",
+                each.sufficiency.describe(),
+                f"{each.p_sufficiency:.2g}",
+                f"{direct[each.nodes[0]]:.2f}",
+            ]
+            for each in sorted(found.tests, key=lambda each: -each.necessity.value)
+        ]
+        show("nodes", ["node", "necessity", "p", "sufficiency", "p", "direct"], rows)
+
+    def summed_up(self) -> None:
+        """Show the figures of all circuits."""
+        rows = [
+            [
+                f"{row['nodes']} nodes" if "nodes" in row else kind,
+                f"{row['edges']:,}",
+                str(row["senders"]),
+                f"{row['faithfulness']:.2f}",
+                f"{row['fidelity']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+                f"{row['correlation']:.2f}",
+            ]
+            for kind in ("ranked", "nodes", "path", "closest")
+            for row in self.found.get(kind, [])
+        ]
+        show("writers", ["chosen", "edges", "senders", "faithfulness", "fidelity", "correlation"], rows)
 
 
 def main() -> None:
@@ -187,6 +246,8 @@ def main() -> None:
         writers.ranked()
         writers.nodes()
         writers.closest()
+        writers.summed_up()
+        writers.tested()
     print(f"figures are in {FOLDER}/, after {time.monotonic() - STARTED:.0f} s")
 
 
