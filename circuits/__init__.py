@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from circuits.patching.measurement import Options, Resources
     from circuits.patching.paths import Path, path_effects
     from circuits.patching.sites import patch_sites
+    from circuits.progress_line import show_progress
     from circuits.prompt_reading import pair_requests, read_prompts
     from circuits.recording.citing import Citation, cite
     from circuits.recording.recorder import RunRecorder
@@ -120,6 +121,7 @@ _HOMES = {
     "save_comparison": "circuits.report.comparison_files",
     "save_discovery": "circuits.results",
     "score": "circuits.scoring",
+    "show_progress": "circuits.progress_line",
     "write_ablated_weights": "circuits.steering.ablated_weights",
 }
 
@@ -187,6 +189,7 @@ __all__ = [
     "save_comparison",
     "save_discovery",
     "score",
+    "show_progress",
     "write_ablated_weights",
 ]
 

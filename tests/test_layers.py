@@ -22,6 +22,8 @@ ROWS = (
     ("files",),
     ("settings", "equality"),
     ("vocabulary",),
+    ("progress",),
+    ("progress_line",),
     ("graph",),
     ("builder",),
     ("scores",),

@@ -73,6 +73,7 @@ PROMISED = [
     "save_comparison",
     "save_discovery",
     "score",
+    "show_progress",
     "write_ablated_weights",
 ]
 

@@ -1,6 +1,5 @@
 """What the commands write: results on stdout, everything else on stderr."""
 
-import math
 import re
 import sys
 from collections.abc import Generator, Iterable
@@ -9,23 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.segment import Segment
-from rich.table import Column
 from rich.text import Text
 
 from circuits.errors import OutputError
 from circuits.files.documents import json_text
 from circuits.patching.protocol import StageProgress
+from circuits.progress import Plan
+from circuits.progress_line import show_progress
 from circuits.recording.recorder import RunRecorder
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -120,63 +110,24 @@ class Output:
             sys.stdout.write(json_text(document))
 
     @contextmanager
-    def progress(self, *listeners: StageProgress) -> Generator[StageProgress]:
-        """Show a bar with the time left while work goes on; on a terminal only."""
+    def progress(self, *listeners: StageProgress, plan: Plan = ()) -> Generator[StageProgress]:
+        """Show one line with the time left while work goes on; on a terminal only. ``plan`` is what it consists of."""
         listeners = (*listeners, self.recorder)
         if self.quiet or not self._messages.is_terminal:
-            yield _Bars(None, listeners)
+            yield _told(listeners)
             return
-        columns: tuple[ProgressColumn, ...] = (
-            SpinnerColumn(),
-            TextColumn(
-                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=3)
-            ),
-            BarColumn(bar_width=None, table_column=Column(ratio=2)),
-            TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
-            _TimeLeft(),
-        )
-        with Progress(*columns, console=self._messages, transient=True, expand=True) as progress:
-            yield _Bars(progress, listeners)
+        with show_progress(plan, console=self._messages) as whole:
+            yield _told((*listeners, whole))
 
 
-class _TimeLeft(ProgressColumn):
-    """The time left of a stage, in words; nothing where it cannot be told."""
+def _told(listeners: tuple[StageProgress, ...]) -> StageProgress:
+    """Return what tells all of them, with nothing in a stage's name that acts on the terminal."""
 
-    def render(self, task: Task) -> Text:
-        """Render it."""
-        left = task.time_remaining
-        return Text("" if left is None else f"{_duration(left)} left", style="cyan")
+    def told(stage: str, done: int, total: int) -> None:
+        for listener in listeners:
+            listener(printable(stage), done, total)
 
-
-class _Bars:
-    """Follows stages: one bar at a time. Stages that differ only after a colon are one stage."""
-
-    def __init__(self, progress: Progress | None, listeners: tuple[StageProgress, ...]) -> None:
-        self._progress, self._listeners = progress, listeners
-        self._head: str | None = None
-        self._task: TaskID | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        stage = printable(stage)
-        for listener in self._listeners:
-            listener(stage, done, total)
-        if self._progress is None:
-            return
-        head = stage.partition(":")[0]
-        if self._task is None or head != self._head:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._head, self._task = head, self._progress.add_task(stage, total=None, count="")
-        count = f"{done / total:.0%}" if total else ""
-        self._progress.update(self._task, description=stage, completed=done, total=total or None, count=count)
-
-
-def _duration(seconds: float) -> str:
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return told
 
 
 def _message(console: Console, label: str, style: str, text: str) -> None:

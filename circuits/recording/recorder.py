@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from circuits.behaviours.behaviour import PromptSet
 from circuits.files.documents import exists
+from circuits.progress import stage_name
 from circuits.recording.environment import environment, peak_gpu_memory, peak_memory
 from circuits.recording.run_record import RunRecord, StageTime, UsedModel, UsedPrompts, dated, place_for
 from circuits.records import ModelInfo
@@ -59,9 +60,9 @@ class RunRecorder:
         self._stage, self._since = BEGINNING, self._begun
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Note which stage it is; stages that differ only after a colon are one."""
+        """Note which stage it is, by its name without what changes while it goes on."""
         del done, total
-        head = stage.partition(":")[0]
+        head = stage_name(stage)
         if head != self._stage:
             self._end_stage()
             self._stage = head

@@ -19,6 +19,7 @@ from circuits.cli.output import Output
 from circuits.cli.places import default_folder
 from circuits.cli.tables import table
 from circuits.files.documents import plain
+from circuits.progress import PLANS
 from tests.cli.conftest import done
 
 
@@ -28,15 +29,19 @@ def on_a_terminal(output: Output, *, width: int = 100) -> io.StringIO:
     return screen
 
 
-def test_bars_tell_stage_share_and_time_left() -> None:
+def test_the_line_tells_stage_and_share_of_the_whole() -> None:
     output = Output()
     screen = on_a_terminal(output)
+    with output.progress(plan=PLANS["score"]) as progress:
+        progress("recording the prompts", 0, 0)
+        progress("scoring (eap)", 2, 4)
+    assert "stage 3 of 3: scoring (eap)" in screen.getvalue()
+    assert "72%" in screen.getvalue()  # 8 and 8 of 36, and half of 20
+    free = on_a_terminal(output)
     with output.progress() as progress:
-        progress("scoring", 0, 0)
-        progress("measuring edges", 1, 4)
-        progress("measuring edges", 2, 4)
-    assert "measuring edges" in screen.getvalue()
-    assert "50%" in screen.getvalue()
+        progress("running 3 circuits", 1, 4)
+    assert "running 3 circuits" in free.getvalue()
+    assert "%" not in free.getvalue()
 
 
 def test_no_bars_without_a_terminal_or_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:

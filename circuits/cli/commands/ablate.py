@@ -26,6 +26,7 @@ from circuits.files.atomic import write
 from circuits.files.documents import json_text
 from circuits.graph import NodeKind
 from circuits.interchange.foreign import read_circuit
+from circuits.progress import PLANS
 from circuits.vocabulary import ActedOn, Metric
 
 if TYPE_CHECKING:
@@ -123,7 +124,10 @@ def ablate(
     if acting.target is ActedOn.NODES:
         acting_nodes(acting.part(found), acting.which)  # none of a kind: said before the model is loaded
     file = prepared_file(out, (".json",), "ablation.json") if out else None
-    with kept_beside(circuit, "ablate", file, output, resume=resume) as journal, output.progress() as progress:
+    with (
+        kept_beside(circuit, "ablate", file, output, resume=resume) as journal,
+        output.progress(plan=PLANS["ablate"]) as progress,
+    ):
         model = machine.load(progress, output, default=found.model.id)
         require_same_model(found, model, output, nodes=acting.target is ActedOn.NODES)
         measured = _measured(model, found, chosen, (acting, intervention), drawing, progress=progress, journal=journal)

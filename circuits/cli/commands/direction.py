@@ -19,6 +19,7 @@ from circuits.cli.session import command_line, model_name
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.files.documents import json_text
+from circuits.progress import PLANS
 
 if TYPE_CHECKING:
     from circuits.steering.effects import SteeringReport
@@ -70,7 +71,7 @@ def direction(
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
         RunLog(folder, command_line()) as log,
-        output.progress(log) as progress,
+        output.progress(log, plan=PLANS["direction"]) as progress,
     ):
         model = machine.load(progress, output)
         chosen = prompting.suited(chosen, model, output)
@@ -181,7 +182,10 @@ class Steering:
         target = prepared_file(out, (".json",)) if out else None
         action: Action = "ablate" if self.add is None else "add"
         beside = target or self.direction.with_name(f"{self.direction.stem}.{action}")
-        with kept_until_done(beside, output, resume=resume) as journal, output.progress() as progress:
+        with (
+            kept_until_done(beside, output, resume=resume) as journal,
+            output.progress(plan=PLANS["direction"]) as progress,
+        ):
             model = machine.load(progress, output, default=found.origin.model or DEFAULT_MODEL)
             written = write_ablated_weights(model, found, self.weights) if self.weights else None
             if written is not None:

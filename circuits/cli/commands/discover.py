@@ -18,11 +18,13 @@ from circuits.cli.session import Session, command_line, model_name
 from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, size_rows, strongest
 from circuits.cli.verifying import Verifying
 from circuits.errors import RenderError
+from circuits.progress import discovery_plan
 from circuits.vocabulary import Direction, ScorerName
 
 if TYPE_CHECKING:
     from circuits.behaviours.behaviour import Behaviour
     from circuits.discovery import Discovery, DiscoverySettings
+    from circuits.results import DiscoveryFiles
 
 CIRCUIT, JOURNAL = "circuit.json", "journal"
 
@@ -57,25 +59,27 @@ def discover(
     settings = search.settings(measurement, verifying, options, resources)
     folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
     session = Session(machine, settings.resources, measurement, output, folder)
-    found = _found(folder, session, chosen, settings, resume=resume, heads=heads)
-    _report(found, folder, output)
+    found, drawn = _found(folder, session, chosen, settings, resume=resume, heads=heads)
+    _report(found, drawn, output)
 
 
 def _found(
     folder: Path, session: Session, behaviour: "Behaviour", settings: "DiscoverySettings", *, resume: bool, heads: bool
-) -> "Discovery":
-    """Run the discovery, with journal and log in its folder, and write the circuit as soon as it is there."""
+) -> "tuple[Discovery, DiscoveryFiles]":
+    """Run the discovery, with journal and log in its folder, and write and draw the circuit."""
     from circuits.directions.stream_direction import StreamDirection
     from circuits.discovery import discover as find
     from circuits.discovery import prompts_for
-    from circuits.results import leave_evidence
+    from circuits.results import draw_discovery, leave_evidence
 
     output = session.output
+    heads = heads and session.measurement.to is None  # what heads do is told from what they write to the logits
+    agreed = bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED)
     before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
         RunLog(folder, command_line()) as log,
-        output.progress(log) as progress,
+        output.progress(log, plan=discovery_plan(settings.pruner, agreement=agreed, heads=heads)) as progress,
     ):
         model = session.machine.load(progress, output)
         model = session.measurement.led(model)
@@ -93,13 +97,12 @@ def _found(
         )
         if session.measurement.to is not None:
             StreamDirection.load(session.measurement.to).save(folder / DIRECTION)
-            heads = False  # what heads do is told from what they write to the logits
         found = leave_evidence(found, folder, model, heads=heads, settings=settings, progress=progress, journal=journal)
         if log.problem:
             found = replace(found, warnings=(*found.warnings, log.problem))
         for warning in found.warnings:
             log.warning(warning)
-    return found
+        return found, draw_discovery(found, folder, progress=progress)
 
 
 def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resumed: bool, problem: str) -> list[str]:
@@ -116,12 +119,9 @@ def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resume
     return []
 
 
-def _report(found: "Discovery", folder: Path, output: Output) -> None:
-    """Draw and print what was found; raises :class:`RenderError` at the end if something could not be drawn."""
-    from circuits.results import draw_discovery
-
-    with output.progress() as progress:
-        drawn = draw_discovery(found, folder, progress=progress)
+def _report(found: "Discovery", drawn: "DiscoveryFiles", output: Output) -> None:
+    """Print what was found; raises :class:`RenderError` at the end if something could not be drawn."""
+    folder = drawn.folder
     files = [*drawn.files, JOURNAL, "run.log"]
     for warning in (*found.warnings, *found.doubts):
         output.warn(warning)

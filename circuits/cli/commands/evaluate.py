@@ -18,6 +18,7 @@ from circuits.cli.tables import evaluation_rows, facts, size_rows
 from circuits.errors import UsageError
 from circuits.interchange.foreign import Imported
 from circuits.interchange.sidecars import scores_beside
+from circuits.progress import PLANS
 from circuits.vocabulary import Universe
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ def evaluate(
     from circuits.evaluation.circuit_evaluation import evaluate_circuit
     from circuits.files.atomic import write
 
-    with kept_beside(circuit, "evaluate", file, output, resume=resume) as journal, output.progress() as progress:
+    with (
+        kept_beside(circuit, "evaluate", file, output, resume=resume) as journal,
+        output.progress(plan=PLANS["evaluate"]) as progress,
+    ):
         model = measurement.led(
             machine.load(progress, output, default=found.model.id), beside=circuit, target=found.model.target
         )

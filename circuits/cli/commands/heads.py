@@ -19,6 +19,7 @@ from circuits.cli.tables import facts, table
 from circuits.graph import Edge
 from circuits.interchange.foreign import read_circuit
 from circuits.interchange.sidecars import HEADS
+from circuits.progress import PLANS
 
 if TYPE_CHECKING:
     from circuits.heads.evidence import AttentionShare, HeadEvidence, HeadRoles
@@ -62,7 +63,7 @@ def heads(
     from circuits.files.atomic import write
     from circuits.heads import head_roles
 
-    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
+    with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["heads"]) as progress:
         model = machine.load(progress, output, default=found.model.id)
         require_same_model(found, model, output)
         require_same_prompts(chosen, name, found, model)

@@ -17,6 +17,7 @@ from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.graph import Node
 from circuits.interchange.foreign import read_circuit
+from circuits.progress import PLANS
 
 if TYPE_CHECKING:
     from circuits.certainty.node_tests import NodeTest, NodeTests
@@ -71,7 +72,10 @@ def interchange(
     from circuits.certainty.node_tests import PAIRS, interchange_nodes
     from circuits.files.atomic import write
 
-    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
+    with (
+        kept_until_done(file, output, resume=resume) as journal,
+        output.progress(plan=PLANS["interchange"]) as progress,
+    ):
         of = sets.model.id if isinstance(sets, Circuit) else DEFAULT_MODEL
         model = measurement.led(machine.load(progress, output, default=of))
         found = interchange_nodes(

@@ -20,6 +20,7 @@ from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.files.atomic import write
+from circuits.progress import PLANS
 from circuits.settings import Choice
 from circuits.vocabulary import Direction, Site
 
@@ -74,7 +75,7 @@ def patch(
     from circuits.patching.sites import patch_sites
 
     session = Session(machine, resources, measurement, output, file.parent)
-    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
+    with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["patch"]) as progress:
         begun = recorded(session, chosen, options, progress, pairs=PATCHING_PAIRS, journal=journal)
         tokens = position_labels(begun.model.tokenizer, begun.pairs)
         found = patch_sites(

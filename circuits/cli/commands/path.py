@@ -14,6 +14,7 @@ from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.files.atomic import write
 from circuits.files.documents import json_text
+from circuits.progress import PLANS
 from circuits.scores import Floats
 
 PATHS = "paths.json"
@@ -47,7 +48,7 @@ def path(
     from circuits.patching.paths import Path, path_effects
 
     file = prepared_file(out or default_folder(model_name(machine), chosen.name) / PATHS, (".json",), PATHS)
-    with output.progress() as progress:
+    with output.progress(plan=PLANS["path"]) as progress:
         begun = recorded(Session(machine, resources, measurement, output, file.parent), chosen, options, progress)
         parsed = [Path.parse(text, begun.model.graph) for text in paths]
         progress("measuring paths", 0, 0)

@@ -20,6 +20,7 @@ from circuits.files.documents import exists
 from circuits.graph import EdgeIndices
 from circuits.interchange.score_files import SUFFIXES, read_edges, write_scores
 from circuits.patching.protocol import StageProgress
+from circuits.progress import PLANS
 from circuits.scores import EdgeScores
 from circuits.vocabulary import Direction, ScorerName
 
@@ -63,7 +64,7 @@ def score(
     from circuits.scoring.scorers import Settings
 
     seed = measurement.seed or 0
-    with kept_until_done(file, output, resume=resume) as journal, output.progress() as progress:
+    with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["score"]) as progress:
         session = Session(machine, resources, measurement, output, file.parent)
         begun = recorded(session, chosen, options, progress, journal=journal)
         if machine.memory != "auto":
