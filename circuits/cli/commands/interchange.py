@@ -72,10 +72,8 @@ def interchange(
     from circuits.certainty.node_tests import PAIRS, interchange_nodes
     from circuits.files.atomic import write
 
-    with (
-        kept_until_done(file, output, resume=resume) as journal,
-        output.progress(plan=PLANS["interchange"]) as progress,
-    ):
+    line = output.progress(plan=PLANS["interchange"])
+    with kept_until_done(file, output, resume=resume) as journal, line as progress:
         of = sets.model.id if isinstance(sets, Circuit) else DEFAULT_MODEL
         model = measurement.led(machine.load(progress, output, default=of))
         found = interchange_nodes(
