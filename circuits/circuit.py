@@ -17,14 +17,29 @@ from circuits.errors import CircuitsError, FormatError, RenderError, UsageError
 from circuits.files.atomic import write
 from circuits.files.documents import first_change, json_text, plain, read_json
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
-from circuits.records import BehaviourInfo, Evaluation, Example, Method, ModelInfo, Provenance, SearchOutcome
+from circuits.records import (
+    BehaviourInfo,
+    Evaluation,
+    Example,
+    Method,
+    ModelInfo,
+    Provenance,
+    SearchOutcome,
+    Stability,
+)
 from circuits.scores import Floats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
 FORMAT = "circuits/circuit"
 VERSION = 1
+PER_EDGE = ("removal", "removal_se", "inclusion", "withstands")
+"""What is known of each edge beside its score, where it was measured."""
+CORE, UNSTABLE = 0.9, 0.5
+"""Edges that at least (at most) this share of the resamples selects are called core (unstable)."""
 ELSEWHERE = "Circuits of EAP-IG, MIB and auto-circuit are read by circuits.read_circuit."
 
 
@@ -35,7 +50,10 @@ class Circuit:
 
     ``scores[i]`` belongs to ``edges[i]``; positive: corrupting this edge moves the metric away from clean behaviour.
     ``removal[i]``, where the pruner measured it, is the loss of faithfulness when this one edge is taken out of the
-    circuit (on the discovery prompts); a circuit is *locally minimal* when no single edge can go.
+    circuit (on the discovery prompts), with the standard error ``removal_se[i]`` over pairs; a circuit is *locally
+    minimal* when no single edge can go. ``inclusion[i]`` is the share of resamples of the pairs that select
+    ``edges[i]``, and ``withstands[i]`` how many pairs may be replaced by any others before it could leave (-1: none is
+    certified); ``stability`` sums both up.
     """
 
     model: ModelInfo
@@ -45,12 +63,18 @@ class Circuit:
     scores: Floats
     measured: bool = False
     removal: Floats | None = None
+    removal_se: Floats | None = None
     evaluation: Evaluation | None = None
+    inclusion: Floats | None = None
+    withstands: "NDArray[np.int64] | None" = None
+    stability: Stability | None = None
     provenance: Provenance = field(default_factory=Provenance)
     search: SearchOutcome | None = None
 
     def __post_init__(self) -> None:
-        for name, dtype in (("edges", np.int64), ("scores", np.float64), ("removal", np.float64)):
+        kinds = {"edges": np.int64, "withstands": np.int64}
+        for name in ("edges", "scores", *PER_EDGE):
+            dtype = kinds.get(name, np.float64)
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, frozen(getattr(self, name), dtype, f"the {name} of a circuit"))
         if np.any(np.diff(self.edges) <= 0):
@@ -60,7 +84,7 @@ class Circuit:
                 f"a circuit has the edges {self.edges[0]} to {self.edges[-1]}; this model's are 0 to "
                 f"{self.model.shape.n_edges - 1} (circuit.graph.index finds an edge's position by its name)."
             )
-        for array in (self.scores, self.removal):
+        for array in (self.scores, *(getattr(self, name) for name in PER_EDGE)):
             if array is not None and array.shape != self.edges.shape:
                 raise UsageError(f"a circuit of {len(self.edges)} edges has {array.shape} scores.")
 
@@ -121,9 +145,25 @@ class Circuit:
 
     def strongest(self, count: int) -> Self:
         """Return the ``count`` edges with the largest |score| (all, if there are no more), for a diagram."""
-        keep = np.sort(np.argsort(-np.nan_to_num(np.abs(self.scores)), kind="stable")[:count])
-        removal = None if self.removal is None else self.removal[keep]
-        return replace(self, edges=self.edges[keep], scores=self.scores[keep], removal=removal, search=None)
+        return self._part(np.sort(np.argsort(-np.nan_to_num(np.abs(self.scores)), kind="stable")[:count]))
+
+    def core(self, least: float = CORE) -> Self:
+        """Return the edges that at least this share of the resamples of the pairs selects; it was not evaluated itself.
+
+        Raises :class:`UsageError` where nothing was resampled.
+        """
+        if self.inclusion is None:
+            raise UsageError("this circuit does not say how stable its edges are; discover says so up to 400 edges.")
+        return replace(self._part(np.flatnonzero(self.inclusion >= least)), evaluation=None)
+
+    def _part(self, places: EdgeIndices) -> Self:
+        kept = {name: array[places] for name in PER_EDGE if (array := getattr(self, name)) is not None}
+        return replace(self, edges=self.edges[places], scores=self.scores[places], search=None, **kept)
+
+    def with_edges(self, edges: EdgeIndices, scores: Floats, **changes: Any) -> Self:
+        """Return a circuit of other edges, of the same origin, of which nothing else is known."""
+        unknown: dict[str, Any] = dict.fromkeys((*PER_EDGE, "evaluation", "stability", "search"))
+        return replace(self, edges=edges, scores=scores, **(unknown | changes))
 
     def with_evaluation(self, evaluation: Evaluation) -> Self:
         """Return the same circuit with another evaluation."""
@@ -196,6 +236,7 @@ class Circuit:
                 "score": float(self.scores[i]),
                 "measured": self.measured,
                 "removal": None if self.removal is None else float(self.removal[i]),
+                **{name: array[i].item() for name, array in self._known_beside_removal()},
             }
             for i, edge in enumerate(self.edge_list)
         ]
@@ -211,7 +252,13 @@ class Circuit:
         }
         if self.search is not None:
             document["search"] = asdict(self.search)
+        if self.stability is not None:
+            document["stability"] = asdict(self.stability)
         return cast("dict[str, Any]", plain(document, digits=6))
+
+    def _known_beside_removal(self) -> "list[tuple[str, NDArray[Any]]]":
+        """Return what is known of each edge and stands in files only where it is."""
+        return [(name, array) for name in PER_EDGE[1:] if (array := getattr(self, name)) is not None]
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -264,7 +311,7 @@ class Circuit:
         number = TypeAdapter(float | None)
         indices = np.array([graph.index(Edge.parse(str(row["edge"]))) for row in rows], dtype=np.int64)
         removal = _float_array([number.validate_python(row.get("removal")) for row in rows])
-        evaluation = data.get("evaluation")
+        evaluation, stability = data.get("evaluation"), data.get("stability")
         return cls(
             model=model,
             behaviour=TypeAdapter(BehaviourInfo).validate_python(data["behaviour"]),
@@ -276,6 +323,10 @@ class Circuit:
             evaluation=None if evaluation is None else TypeAdapter(Evaluation).validate_python(evaluation),
             provenance=TypeAdapter(Provenance).validate_python(data.get("provenance", {})),
             search=TypeAdapter(SearchOutcome | None).validate_python(data.get("search")),
+            removal_se=_if_given("removal_se", rows, TypeAdapter(float)),
+            inclusion=_if_given("inclusion", rows, TypeAdapter(float)),
+            withstands=_if_given("withstands", rows, TypeAdapter(int)),
+            stability=None if stability is None else TypeAdapter(Stability).validate_python(stability),
         )
 
 
@@ -300,6 +351,13 @@ def _checked_method(method: Method) -> Method:
     if method.seed < 0:
         raise FormatError(f"method.seed is {method.seed}; expected a number from 0 up.")
     return method
+
+
+def _if_given(name: str, rows: list[dict[str, Any]], number: "TypeAdapter[Any]") -> "NDArray[Any] | None":
+    """Return a number of every edge as an array; None where no edge has it."""
+    if not any(name in row for row in rows):
+        return None
+    return np.array([number.validate_python(row[name]) for row in rows])
 
 
 def _float_array(values: list[float | None]) -> Floats:

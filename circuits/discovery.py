@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.lint import check_gap
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.split import parted
+from circuits.certainty.stability import ranked_candidates, resampled
 from circuits.circuit import Circuit
 from circuits.errors import PromptError, UsageError
 from circuits.evaluation import evaluate
@@ -196,6 +198,8 @@ def discover(
     selection = prune(experiment, choose, scores, settings.pruner, _pruning(settings, progress))
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
+    progress("resampling the pairs", 0, 0)
+    circuit = _with_stability(circuit, experiment, clusters_of(fitted), scores, selection)
     heldout = _experiment(model, prompts.heldout, prompts, settings, journal)
     evaluation = evaluate(
         heldout,
@@ -329,7 +333,25 @@ def _circuit(
         scores=np.array(scores.values[selection.edges]),
         measured=bool(scores.which_measured[selection.edges].all()),
         removal=selection.removal,
+        removal_se=selection.removal_se,
     )
+
+
+def _with_stability(
+    circuit: Circuit,
+    experiment: AnyExperiment,
+    clusters: NDArray[np.int64],
+    scores: EdgeScores,
+    selection: Selection,
+) -> Circuit:
+    """Return the circuit with how often resamples of the pairs select its edges, where that can be told."""
+    candidates = selection.candidates
+    if candidates is None:
+        candidates = ranked_candidates(scores, selection.edges, by_magnitude=selection.by_magnitude)
+    found = resampled(experiment, selection.edges, candidates, clusters, seed=circuit.method.seed)
+    if found is None:
+        return circuit
+    return replace(circuit, inclusion=found.inclusion, withstands=found.withstands, stability=found.summary)
 
 
 def _provenance(model: Model, experiment: AnyExperiment, command: str, seconds: float) -> Provenance:

@@ -124,6 +124,33 @@ class Method:
     rank_by: str = "score"
 
 
+MOST_RESAMPLED, FEWEST_RESAMPLED = 400, 8
+"""Of circuits of more edges, or fitted to fewer independent pairs, nothing is resampled: it would take long, or tell
+nothing."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How much of a circuit other pairs would have chosen; see :mod:`circuits.certainty.stability`.
+
+    ``jaccard_edges`` and ``jaccard_nodes`` are the mean overlap of the selections on ``resamples`` of the pairs, from
+    ``candidates`` edges; ``reproduced`` is that of the circuit with the selection on the pairs themselves. ``left_out``
+    are edges that most resamples select and the circuit does not have. Certificates are of ``subsamples`` of
+    ``subsample`` of the ``pairs`` (clusters of pairs), all together wrong with a chance of at most ``error``.
+    """
+
+    resamples: int
+    candidates: int
+    reproduced: float
+    jaccard_edges: float
+    jaccard_nodes: float
+    left_out: tuple[str, ...]
+    pairs: int
+    subsample: int
+    subsamples: int
+    error: float
+
+
 @dataclass(frozen=True)
 class CurvePoint:
     """Faithfulness and error of the best ``edges`` edges; ``requested`` is the share of all edges asked for."""

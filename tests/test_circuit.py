@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from circuits.builder import build_graph
-from circuits.circuit import Circuit
+from circuits.circuit import PER_EDGE, Circuit
 from circuits.errors import FormatError, OutputError, UsageError
 from circuits.graph import ModelShape
-from circuits.records import ModelInfo
+from circuits.records import ModelInfo, Stability
 from tests.example_circuits import EVALUATION, GROUPED, PLAIN, circuit_of, random_circuit
 
 Document = dict[str, Any]
@@ -233,3 +233,26 @@ def test_the_number_of_edges_is_known_before_the_graph_is_made(
 ) -> None:
     shape = ModelShape(layers, heads, groups, 16, 4, parallel)
     assert shape.n_edges == build_graph(shape).n_edges
+
+
+def test_what_resampling_says_of_edges_is_written_read_and_kept_with_them(tmp_path: Path) -> None:
+    plain = random_circuit(12)
+    summary = Stability(100, 18, 0.7, 0.8, 0.9, ("m0->logits",), 64, 16, 400, 0.05)
+    shares, kept = np.linspace(1, 0.2, 12).round(3), np.array([2, 1, 0, *[-1] * 9])
+    circuit = replace(plain, inclusion=shares, withstands=kept, stability=summary, removal_se=np.full(12, 0.25))
+    circuit.save(tmp_path / "circuit.json")
+    loaded = Circuit.load(tmp_path / "circuit.json")
+    assert loaded.stability == summary
+    for name in PER_EDGE[1:]:
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(circuit, name))
+    assert not {"stability", "inclusion"} & {*plain.to_document(), *plain.to_document()["edges"][0]}
+    core = circuit.core()
+    assert len(core) == 2
+    np.testing.assert_array_equal(core.inclusion, shares[:2])
+    assert core.evaluation is None
+    few = circuit.strongest(3)
+    np.testing.assert_array_equal(few.inclusion, shares[np.isin(circuit.edges, few.edges)])
+    other = circuit.with_edges(circuit.edges[:2], circuit.scores[:2])
+    assert other.inclusion is other.removal is other.stability is other.evaluation is None
+    with pytest.raises(UsageError, match="does not say how stable"):
+        plain.core()

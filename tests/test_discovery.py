@@ -1,5 +1,6 @@
 """From a model and a behaviour to a circuit judged on held-out prompts, on a tiny model; and resumed after a stop."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,7 +61,7 @@ def found(model: Model, behaviour: Behaviour) -> Discovery:
 
 def same(one: Discovery, other: Discovery) -> None:
     """Equal in everything but how long it took."""
-    for name in ("edges", "scores", "removal"):
+    for name in ("edges", "scores", "removal", "inclusion", "withstands"):
         np.testing.assert_array_equal(getattr(one.circuit, name), getattr(other.circuit, name))
     assert (one.circuit.method, one.circuit.behaviour) == (other.circuit.method, other.circuit.behaviour)
     assert one.circuit.evaluation == other.circuit.evaluation
@@ -105,6 +106,18 @@ def test_what_was_asked_for_is_written_down(model: Model, found: Discovery) -> N
     np.testing.assert_array_equal(found.circuit.scores, found.scores.values[found.circuit.edges])
     assert found.agreement is not None
     assert found.agreement.n == 12
+    assert found.circuit.stability is None  # four pairs say nothing of others
+
+
+def test_it_says_how_stable_its_edges_are_where_there_are_pairs_enough(model: Model, behaviour: Behaviour) -> None:
+    settings = replace(SETTINGS, pruner=PrunerName.TOP, size=40, pairs=10, sample=0)
+    found = discover(model, behaviour, settings)
+    circuit = found.circuit
+    assert circuit.stability is not None
+    assert circuit.stability.pairs == circuit.behaviour.n_discovery
+    assert circuit.inclusion.shape == circuit.withstands.shape == circuit.edges.shape
+    assert 0 < circuit.stability.jaccard_edges <= 1
+    assert Circuit.from_document(json.loads(circuit.to_json())).stability is not None
 
 
 def test_the_same_discovery_twice_gives_the_same_circuit(model: Model, behaviour: Behaviour, found: Discovery) -> None:
@@ -140,7 +153,7 @@ def test_stages_are_told_as_they_come(model: Model, behaviour: Behaviour) -> Non
     stages: list[str] = []
     discover(model, behaviour, SETTINGS, progress=lambda stage, _done, _total: stages.append(stage))
     order = list(dict.fromkeys(stage.split(" ")[0] for stage in stages))
-    assert order == ["recording", "scoring", "proposing", "pruning", "comparing", "evaluating"]
+    assert order == ["recording", "scoring", "proposing", "pruning", "comparing", "resampling", "evaluating"]
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

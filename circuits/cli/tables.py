@@ -8,15 +8,17 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from circuits.circuit import Circuit
+from circuits.circuit import CORE, UNSTABLE, Circuit
 from circuits.diagrams.layout import count_nodes
 from circuits.graph import EdgeIndices
-from circuits.records import Evaluation
+from circuits.records import FEWEST_RESAMPLED, MOST_RESAMPLED, Evaluation
 from circuits.report.sentences import verdict
 from circuits.statistics import Likeness
 from circuits.vocabulary import Universe
 
 STRONGEST, NEAR_TIES = 10, 5
+_TWO_SIDED = 1.96
+"""So many standard errors reach to the ends of a 95 % interval."""
 
 
 def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> Group:
@@ -95,6 +97,33 @@ def evaluation_rows(
     return [*rows, ("what this means", "circuits guide evidence")]
 
 
+def stability_rows(circuit: Circuit) -> list[tuple[str, str]]:
+    """Return how much of a circuit other pairs would have chosen, as names and values."""
+    found, inclusion, withstands = circuit.stability, circuit.inclusion, circuit.withstands
+    if found is None or inclusion is None or withstands is None:
+        return [
+            ("stability", f"not measured (up to {MOST_RESAMPLED} edges, from {FEWEST_RESAMPLED} independent pairs on)")
+        ]
+    core, unstable = int((inclusion >= CORE).sum()), int((inclusion < UNSTABLE).sum())
+    return [
+        (
+            "stability",
+            f"{core} edges core, {len(circuit) - core - unstable} contingent, {unstable} unstable (in at least "
+            f"{CORE:.0%}, fewer, fewer than {UNSTABLE:.0%} of {found.resamples} resamples of the pairs)",
+        ),
+        (
+            "",
+            f"Jaccard of resamples {found.jaccard_edges:.2f} by edges, {found.jaccard_nodes:.2f} by nodes; of "
+            f"{found.candidates} candidates",
+        ),
+        (
+            "certificate",
+            f"{int((withstands >= 1).sum())} edges stay whatever 1 of {found.pairs} pairs is replaced by, "
+            f"{int((withstands >= 2).sum())} for any 2 (subsamples of {found.subsample}, error {found.error:.0%})",
+        ),
+    ]
+
+
 def likeness_rows(alike: Likeness) -> list[tuple[str, str]]:
     """Return what else is said of a circuit's values beside the model's, pair by pair."""
     named = (
@@ -115,10 +144,24 @@ def strongest(circuit: Circuit) -> EdgeIndices:
 
 
 def near_ties(circuit: Circuit) -> EdgeIndices:
-    """Return the places (in the circuit) of the edges whose removal changes least, where that was measured."""
+    """Return the places (in the circuit) of the edges whose removal changes least, where that was measured.
+
+    Where the spread over pairs is known too, those of the least change in its units.
+    """
     if circuit.removal is None:
         return np.empty(0, dtype=np.int64)
+    if circuit.removal_se is not None:
+        return np.argsort(np.abs(circuit.removal) / np.maximum(circuit.removal_se, 1e-12), kind="stable")[:NEAR_TIES]
     return np.argsort(np.abs(circuit.removal), kind="stable")[:NEAR_TIES]
+
+
+def needed_row(circuit: Circuit) -> list[tuple[str, str]]:
+    """Return of how many edges it is sure that removing them costs something, where that was measured."""
+    if circuit.removal is None or circuit.removal_se is None:
+        return []
+    sure = int((circuit.removal > _TWO_SIDED * circuit.removal_se).sum())
+    text = f"removing one of {sure} edges surely costs faithfulness; the other {len(circuit) - sure} are near-ties"
+    return [("each edge", text)]
 
 
 def edge_table(circuit: Circuit, places: EdgeIndices, title: str) -> Group:
@@ -130,6 +173,7 @@ def edge_table(circuit: Circuit, places: EdgeIndices, title: str) -> Group:
     for place in map(int, places):
         row = [str(circuit.edge_list[place]), f"{circuit.scores[place]:.4g}"]
         if circuit.removal is not None:
-            row.append(f"{circuit.removal[place]:.4f}")
+            spread = "" if circuit.removal_se is None else f" ± {_TWO_SIDED * circuit.removal_se[place]:.4f}"
+            row.append(f"{circuit.removal[place]:.4f}{spread}")
         rows.append(row)
     return table(title, headings, rows, numbers=(1, 2))

@@ -158,14 +158,11 @@ class EdgeChanges:
     def difference(self) -> CircuitDiff:
         """Return the edges that act in either model as two circuits with measured effects, for a difference diagram."""
         made = [
-            replace(
-                self.circuit,
+            self.circuit.with_edges(
+                self.circuit.edges[each.acting],
+                each.bounds[0][each.acting],
                 model=each.model,
-                edges=self.circuit.edges[each.acting],
-                scores=each.bounds[0][each.acting],
                 measured=True,
-                removal=None,
-                evaluation=None,
                 method=replace(self.circuit.method, scorer="exact"),
             )
             for each in (self.here, self.there)

@@ -257,7 +257,7 @@ def _union(comparison: Comparison, pair: tuple[int, int]) -> Circuit:
     """Make one circuit of the edges of both, without scores."""
     a, b = (comparison.circuits[place] for place in pair)
     edges = np.union1d(a.edges, b.edges)
-    return replace(a, edges=edges, scores=np.full(len(edges), np.nan), removal=None, evaluation=None)
+    return a.with_edges(edges, np.full(len(edges), np.nan))
 
 
 def _changes(

@@ -95,13 +95,9 @@ def _core(circuits: Sequence[Circuit], names: Sequence[str], core: EdgeIndices) 
 
 
 def _part(name: str, circuit: Circuit, edges: EdgeIndices, scores: np.ndarray, made: str) -> Part:
-    made_of = replace(
-        circuit,
-        edges=edges,
-        scores=scores,
-        removal=None,
-        evaluation=None,
-        search=None,
+    made_of = circuit.with_edges(
+        edges,
+        scores,
         method=replace(circuit.method, pruner=CORE if name == CORE else "difference", target=None),
         provenance=Provenance(made_of=made, versions=circuit.provenance.versions),
     )

@@ -1,7 +1,6 @@
 """Two circuits drawn into one diagram."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -35,7 +34,7 @@ def difference_dot(diff: CircuitDiff, *, title: str | None = None, page: bool = 
     """
     scores, sizes = _scores(diff), _sizes(diff)
     keep = _strongest(sizes, ON_PAGE) if page else _strongest_of_each(diff, sizes)
-    drawn = replace(diff.a, edges=diff.union[keep], scores=sizes[keep], removal=None, evaluation=None)
+    drawn = diff.a.with_edges(diff.union[keep], sizes[keep])
     lines = [
         _difference_line(edge, diff.membership[int(i)], float(sizes[i]), (float(scores[0, i]), float(scores[1, i])))
         for edge, i in zip(drawn.edge_list, keep, strict=True)

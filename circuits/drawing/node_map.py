@@ -7,7 +7,6 @@ the circuit has the node, the darker the more its edges weigh.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +143,7 @@ def shared_dot(comparison: Comparison, *, title: str | None = None) -> str:
     sets = sorted(counts, key=lambda within: (-len(within), -counts[within], within))
     colours = dict(zip(sets, SET_COLOURS, strict=False))
     strength = np.array([sizes[edge] for edge in keep.tolist()], dtype=np.float64)
-    drawn = replace(comparison.circuits[0], edges=keep, scores=strength, removal=None, evaluation=None)
+    drawn = comparison.circuits[0].with_edges(keep, strength)
     lines = [
         _shared_line(edge, comparison, index, colours.get(members[index], LIGHT_GREY), sizes[index])
         for edge, index in zip(drawn.edge_list, keep.tolist(), strict=True)

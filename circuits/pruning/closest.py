@@ -24,7 +24,7 @@ from circuits.patching.protocol import INTERIM, Experiment, Progress, no_progres
 from circuits.pruning.connected import connected
 from circuits.pruning.selection import Selection
 from circuits.pruning.steps import exchanged, losses_without_each, without
-from circuits.pruning.stopping import Candidate, allowed, candidate, chosen
+from circuits.pruning.stopping import Candidate, allowed, candidate, chosen, ratio
 from circuits.scores import EdgeScores
 from circuits.statistics import error
 
@@ -48,6 +48,7 @@ _OFFERED_BELOW = 130
 _MISSES = 4
 """After so many rounds beyond what is allowed the search ends."""
 _LEAST = 4
+_CANDIDATES = 1.5
 _COUNTED = 160
 """Of circuits with no more edges the removal of each is measured in the end."""
 
@@ -181,11 +182,13 @@ class _Search:
         found, edges = self.selection(best, target), best.edges
         if not 0 < len(edges) <= _COUNTED:
             return found
-        values = self.choose.circuits(self._without_each(edges))
+        kept, *values = self.choose.circuits([self._mask(edges), *self._without_each(edges)])
         shorter, error = [candidate(self.choose, edges, each) for each in values], allowed(self.tried, target)
+        losses = [ratio(kept - each, self.choose.clean - self.choose.corrupted) for each in values]
         return replace(
             found,
-            removal=best.faithfulness - np.array([each.faithfulness for each in shorter]),
+            removal=np.array([loss for loss, _ in losses]),
+            removal_se=np.array([spread for _, spread in losses]),
             locally_minimal=found.reached and not any(each.within(error) for each in shorter),
         )
 
@@ -199,7 +202,13 @@ class _Search:
             error=best.error,
             pairs=self.choose.n_pairs,
             reached=best.reaches(target),
+            candidates=self._candidates(best.edges),
         )
+
+    def _candidates(self, edges: EdgeIndices) -> EdgeIndices:
+        """Return the smallest circuit on the way with half as many edges as these again, and these."""
+        larger = (each.edges for each in self.path if len(each.edges) >= _CANDIDATES * len(edges))
+        return np.union1d(min(larger, key=len, default=edges), edges)
 
     def _without_each(self, edges: EdgeIndices) -> "np.ndarray[tuple[int, int], np.dtype[np.bool_]]":
         """Return the masks of a circuit without each of its edges, ``(edge, edge of the graph)``."""

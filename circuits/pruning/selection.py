@@ -15,9 +15,11 @@ class Selection:
 
     ``faithfulness`` is on the prompts the pruner saw. ``proposed`` is how many edges were taken from the ranking
     before anything was removed. ``removal[i]`` is the loss of faithfulness when ``edges[i]`` alone is removed from the
-    circuit, where that was measured; ``locally_minimal`` says that no single edge can go without missing the target.
-    Where the pruner aims at the ``error``, all this is on the ``pairs`` by which circuits were chosen, to which none
-    was fitted, and ``reached`` says whether the circuit reaches its target there.
+    circuit, where that was measured, and ``removal_se[i]`` its standard error over pairs that nothing was fitted to;
+    ``locally_minimal`` says that no single edge can go without missing the target. Where the pruner aims at the
+    ``error``, all this is on the ``pairs`` by which circuits were chosen, to which none was fitted, and ``reached``
+    says whether the circuit reaches its target there. ``candidates`` is the last circuit of the search with half as
+    many edges again, where there was one.
     """
 
     edges: EdgeIndices
@@ -25,10 +27,12 @@ class Selection:
     proposed: int
     by_magnitude: bool
     removal: Floats | None = None
+    removal_se: Floats | None = None
     locally_minimal: bool = False
     error: float | None = None
     pairs: int = 0
     reached: bool = True
+    candidates: EdgeIndices | None = None
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ def candidate(ends: Ends, edges: EdgeIndices, values: Floats) -> Candidate:
     """Return a circuit as a candidate, from its values on *choose* pairs; standard errors are the jackknife's."""
     wrong, most = (values - ends.clean) ** 2, (ends.corrupted - ends.clean) ** 2
     kept, gap = values - ends.corrupted, ends.clean - ends.corrupted
-    f, f_se = _ratio(kept, gap)
-    squared, squared_se = _ratio(wrong, most)
+    f, f_se = ratio(kept, gap)
+    squared, squared_se = ratio(wrong, most)
     error = float(np.sqrt(squared))
     return Candidate(edges, error, squared_se / max(2 * error, 1e-12), f, f_se)
 
@@ -67,7 +67,7 @@ def chosen(candidates: Sequence[Candidate], target: float) -> Candidate:
     return min(good or [each for each in candidates if each.error <= error], key=lambda each: len(each.edges))
 
 
-def _ratio(above: Floats, below: Floats) -> tuple[float, float]:
+def ratio(above: Floats, below: Floats) -> tuple[float, float]:
     """Return a ratio of sums over pairs with the jackknife's standard error."""
     left_out = (above.sum() - above) / (below.sum() - below)
     spread = np.sqrt((len(above) - 1) * left_out.var()) if len(above) > 1 else 0.0

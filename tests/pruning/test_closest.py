@@ -202,6 +202,12 @@ def test_what_is_found_holds_on_pairs_that_nothing_was_chosen_on_and_every_claim
     assert found.removal is not None
     without = [faithfulness(choose, values_of(choose, np.delete(found.edges, i))) for i in range(len(found.edges))]
     np.testing.assert_allclose(found.removal, found.faithfulness - np.array(without))
+    gap = choose.clean - choose.corrupted
+    one = values - values_of(choose, np.delete(found.edges, 0))
+    jackknife = [(one.sum() - one[i]) / (gap.sum() - gap[i]) for i in range(len(gap))]
+    assert found.removal_se[0] == pytest.approx(np.sqrt((len(gap) - 1) * np.var(jackknife)))
+    assert set(found.edges.tolist()) <= set(found.candidates.tolist())
+    assert len(found.candidates) >= len(found.edges)
     assert len(reports) > 3
     if not noise:
         assert set(found.edges.tolist()) <= set(toy.planted.tolist())

@@ -15,7 +15,16 @@ from circuits.cli.places import RunLog, default_folder, prepared_folder
 from circuits.cli.resuming import ResumeOption, kept_in
 from circuits.cli.searching import Search
 from circuits.cli.session import Session, command_line, model_name
-from circuits.cli.tables import edge_table, evaluation_rows, facts, near_ties, size_rows, strongest
+from circuits.cli.tables import (
+    edge_table,
+    evaluation_rows,
+    facts,
+    near_ties,
+    needed_row,
+    size_rows,
+    stability_rows,
+    strongest,
+)
 from circuits.cli.verifying import Verifying
 from circuits.errors import RenderError
 from circuits.progress import discovery_plan
@@ -143,6 +152,7 @@ def _tables(found: "Discovery") -> list[RenderableType]:
     fidelity = "" if selection.error is None else f"fidelity {1 - selection.error**2:.3f}, "
     pairs = f"on {selection.pairs or circuit.behaviour.n_discovery} pairs"
     rows.append(("while searching", f"{fidelity}faithfulness {selection.faithfulness:.3f} {pairs}{minimal}"))
+    rows += needed_row(circuit) + stability_rows(circuit)
     if found.scores.verification:
         rows.append(("scores", found.scores.verification.describe()))
     if found.agreement:
