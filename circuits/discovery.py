@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,8 @@ class DiscoverySettings:
     that faithfulness, which is quicker and agrees less pair by pair, and does not prune circuits of more than
     ``prune_limit`` edges edge by edge. ``size`` is the number of edges of ``top``. ``sample`` edges are measured
     exactly to check the scorer; ``verify`` is what the scorer ``verified`` looks for (by default within a budget of
-    twice as many edges as it finds). Without ``options``: the behaviour's own metric, corrupted ablation, noising.
+    twice as many edges as it finds); ``rough`` marks what is found as a first answer. Without ``options``: the
+    behaviour's own metric, corrupted ablation, noising.
     ``resources`` is what measuring may use.
     """
 
@@ -71,8 +72,18 @@ class DiscoverySettings:
     seconds: float | None = None
     seed: int = 0
     sample: int = 64
+    rough: bool = False
     options: Options | None = None
     resources: Resources = field(default_factory=Resources)
+
+    @classmethod
+    def quick(cls, **changed: Any) -> Self:
+        """Return settings for a first, rough answer, about a quarter of the work; ``changed`` are other settings.
+
+        The pruner ``minimal`` on 16 pairs, judged on 16 others, with no check of the scores. The circuit says so.
+        """
+        given: dict[str, Any] = {"pruner": PrunerName.MINIMAL, "pairs": 16, "heldout": 16, "sample": 0, "rough": True}
+        return cls(**(given | changed))
 
     def options_for(self, prompts: PromptSet) -> Options:
         """Return what is measured: unless said otherwise, the behaviour's own metric."""
@@ -100,11 +111,20 @@ class Discovery:
     selection: Selection
     prompts: PromptSet
     warnings: tuple[str, ...]
+    rough: bool = False
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Return why the circuit should be doubted: it was not pruned edge by edge, or missed its target."""
-        return (*self._unpruned(), *self._unconfirmed())
+        """Return why the circuit should be doubted: it is rough, was not pruned edge by edge, or missed its target."""
+        return (*self._rough(), *self._unpruned(), *self._unconfirmed())
+
+    def _rough(self) -> Iterator[str]:
+        if self.rough:
+            behaviour = self.circuit.behaviour
+            yield (
+                f"This is a rough first answer (quick): searched on {behaviour.n_discovery} pairs and judged on "
+                f"{behaviour.n_heldout}, its scores not checked. Search without --quick before you rely on it."
+            )
 
     def with_outcome(self) -> Self:
         """Return the discovery, its circuit saying what the search says of it."""
@@ -213,7 +233,8 @@ def discover(
     provenance = _provenance(model, experiment, command, time.monotonic() - begun)
     circuit = replace(circuit, evaluation=evaluation, provenance=provenance)
     remarks = (*warnings, *remarks, *_on_size(settings, selection))
-    found = Discovery(circuit, scores, agreed, selection, prompts, remarks).with_outcome()
+    found = Discovery(circuit, scores, agreed, selection, prompts, remarks, rough=settings.rough)
+    found = found.with_outcome()
     if folder is not None:
         write(Path(folder) / CIRCUIT, found.circuit.to_json(), make_folder=True)
     return found

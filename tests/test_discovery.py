@@ -16,12 +16,14 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.circuit import Circuit
 from circuits.discovery import Discovery, DiscoverySettings, discover, prompts_for, shown
+from circuits.drawing.dot import circuit_dot
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.evaluation import evaluate
 from circuits.model import Model, verified
 from circuits.models.loading import LoadedWeights
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options, Resources
+from circuits.report.sentences import facts
 from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -430,3 +432,26 @@ def test_the_python_of_the_readme_runs_as_it_stands_and_its_words_for_other_tool
     assert len(calls) == 13
     for call in calls:
         assert of_readme(f"result = {call}")["result"] is not None
+
+
+# ------------------------------------------------------------------------------------------------------------- quick
+
+
+def test_a_quick_search_is_said_to_be_rough_wherever_its_circuit_is_shown(model: Model, behaviour: Behaviour) -> None:
+    settings = DiscoverySettings.quick(pairs=4, heldout=6, target=0.7, options=Options())
+    assert (settings.pruner, settings.sample, settings.rough) == (PrunerName.MINIMAL, 0, True)
+    rough = discover(model, behaviour, settings)
+    assert rough.agreement is None
+    said = "This is a rough first answer (quick): searched on 4 pairs and judged on 6, its scores not checked."
+    assert rough.doubts[0].startswith(said)
+    assert rough.circuit.search is not None
+    assert rough.circuit.search.doubts == rough.doubts
+    assert Circuit.from_document(rough.circuit.to_document()).search == rough.circuit.search
+    assert "rough first answer" in circuit_dot(rough.circuit)
+    assert ("Doubts", " ".join(rough.doubts)) in facts(rough.circuit)
+
+
+def test_a_usual_search_is_not_rough(found: Discovery) -> None:
+    assert not any("rough" in text for text in found.doubts)
+    assert found.circuit.search is not None
+    assert found.circuit.search.locally_minimal == found.selection.locally_minimal

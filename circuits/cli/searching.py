@@ -1,7 +1,7 @@
 """Options of ``circuits discover``: how a circuit is searched."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,6 +57,15 @@ class Search:
     ] = 400
     steps: Annotated[int, typer.Option(help="Steps of --scorer eap-ig.", min=1, rich_help_panel="Search")] = 5
     heldout: Annotated[int, typer.Option(help="Pairs to judge the circuit on.", rich_help_panel="Measurement")] = 64
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A rough first answer in about a quarter of the time: few pairs, the pruner minimal, scores not "
+            "checked, no evidence on heads. Other options of the search hold.",
+            rich_help_panel="Search",
+        ),
+    ] = False
 
     def check(self) -> None:
         """Raise ``UnknownNameError`` for a scorer or pruner that there is not."""
@@ -70,9 +79,17 @@ class Search:
         from circuits.discovery import DiscoverySettings
 
         scorer = ScorerName.parse(self.scorer)
-        return DiscoverySettings(
+        given: dict[str, Any] = {
+            "pruner": PrunerName.parse(self.pruner),
+            "heldout": self.heldout,
+            "pairs": measurement.pairs or DISCOVERY_PAIRS,
+        }
+        if self.quick:  # what was not asked for is as a quick search has it
+            asked = {"pruner": self.pruner != Search.pruner, "heldout": self.heldout != Search.heldout}
+            given = {name: value for name, value in given.items() if asked.get(name, measurement.pairs is not None)}
+        return (DiscoverySettings.quick if self.quick else DiscoverySettings)(
+            **given,
             scorer=scorer,
-            pruner=PrunerName.parse(self.pruner),
             target=self.target,
             size=self.size,
             prune_limit=self.prune_limit,
@@ -80,8 +97,6 @@ class Search:
             choose=self.choose,
             seconds=self.seconds,
             verify=verifying.top_k(scorer, limited=True),
-            pairs=measurement.pairs or DISCOVERY_PAIRS,
-            heldout=self.heldout,
             seed=measurement.seed or 0,
             options=options,
             resources=resources,

@@ -52,7 +52,8 @@ def circuit_dot(
         )
     ]
     heading = title if title is not None else f"{circuit.behaviour.name} in {circuit.model.id}"
-    facts = [*_facts(circuit), *omitted(len(drawn), len(circuit))]
+    doubts = circuit.search.doubts if circuit.search else ()
+    facts = [*_facts(circuit), *omitted(len(drawn), len(circuit)), *doubts]
     below = "" if page else legend(heading, facts, circuit_keys(drawn), circuit_notes(drawn))
     return layered_dot(drawn, lines, below, notes=notes)
 

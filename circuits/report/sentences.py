@@ -121,6 +121,7 @@ def facts(circuit: Circuit) -> list[tuple[str, str]]:
         ("Scores", f"{method.scorer}, {'measured' if circuit.measured else 'estimated'}, {method.direction}"),
         ("Ablation", method.ablation),
         ("Pruner", method.pruner + (f", target {method.target:g}" if method.target is not None else "")),
+        ("Doubts", " ".join(circuit.search.doubts) if circuit.search else ""),
         ("Seed", str(method.seed)),
         ("Numbers", method.dtype),
         ("Device", origin.device),

@@ -82,7 +82,9 @@ def _found(
     from circuits.results import draw_discovery, leave_evidence
 
     output = session.output
-    heads = heads and session.measurement.to is None  # what heads do is told from what they write to the logits
+    heads = (
+        heads and not settings.rough and session.measurement.to is None
+    )  # what heads do is told from what they write to the logits
     agreed = bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED)
     before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
     with (

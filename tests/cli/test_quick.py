@@ -1,0 +1,39 @@
+"""``circuits discover --quick``: a first answer that says it is rough; what is asked for beside it holds."""
+
+from pathlib import Path
+from typing import Any
+
+from circuits import RunRecord
+from circuits.cli.arguments import Measurement
+from circuits.cli.searching import Search
+from circuits.cli.verifying import Verifying
+from circuits.discovery import DiscoverySettings
+from circuits.patching.measurement import Options, Resources
+from circuits.vocabulary import PrunerName
+from tests.cli.conftest import as_json
+
+
+def settings(search: dict[str, Any], pairs: int | None = None) -> DiscoverySettings:
+    return Search(**search).settings(Measurement(pairs=pairs), Verifying(), Options(), Resources())
+
+
+def test_quick_takes_few_pairs_unless_more_are_asked_for() -> None:
+    quick, plain = DiscoverySettings.quick(), DiscoverySettings()
+    found = settings({"quick": True})
+    assert (found.pairs, found.heldout, found.pruner, found.sample) == (16, 16, PrunerName.MINIMAL, 0)
+    assert (quick.pairs, quick.heldout, quick.pruner, quick.sample) == (16, 16, PrunerName.MINIMAL, 0)
+    asked = settings({"quick": True, "heldout": 40, "pruner": "top", "size": 30}, pairs=20)
+    assert (asked.pairs, asked.heldout, asked.pruner, asked.size, asked.rough) == (20, 40, PrunerName.TOP, 30, True)
+    usual = settings({})
+    assert (usual.pairs, usual.heldout, usual.pruner, usual.rough) == (plain.pairs, plain.heldout, plain.pruner, False)
+
+
+def test_a_quick_discovery_warns_that_it_is_rough(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    options = ("--model", tiny_folder, "--out", tmp_path, "--pairs", 6, "--heldout", 6, "--target", 0.8)
+    document = as_json("discover", prompts, "--quick", *options)
+    assert any("rough first answer" in text for text in document["warnings"])
+    assert document["circuit"]["search"]["doubts"][0] in document["warnings"]
+    assert not (tmp_path / "heads.json").exists()
+    assert RunRecord.load(tmp_path).settings["quick"] is True
+    for file in ("report.html", "circuit.dot"):
+        assert "rough first answer" in (tmp_path / file).read_text()
