@@ -47,16 +47,11 @@ def per_query_head(graph: ComputationalGraph) -> tuple[ComputationalGraph, EdgeI
     ungrouped = build_graph(replace(shape, n_kv_heads=shape.n_heads))
     copied: list[EdgeIndices] = []
     for receiver, fan_in in zip(ungrouped.receivers, ungrouped.fan_in, strict=True):
-        place = graph.receiver_index[_group_of(receiver, shape) if shape.grouped else receiver]
+        shared = receiver.slot in (Slot.K, Slot.V)
+        node = shape.group_of(receiver.node) if shared else receiver.node
+        place = graph.receiver_index[Receiver(node, receiver.slot)]
         copied.append(graph.offsets[place] + np.arange(fan_in))
     return ungrouped, np.concatenate(copied)
-
-
-def _group_of(receiver: Receiver, shape: ModelShape) -> Receiver:
-    node, slot = receiver.node, receiver.slot
-    if slot not in (Slot.K, Slot.V):
-        return receiver
-    return Receiver(Node(NodeKind.KV, node.layer, node.index // shape.heads_per_group), slot)
 
 
 def _attention_receivers(shape: ModelShape, layer: int) -> list[Receiver]:

@@ -212,6 +212,12 @@ class ModelShape:
         """How many query heads read one key/value head."""
         return self.n_heads // self.n_kv_heads
 
+    def group_of(self, node: Node) -> Node:
+        """Return the key/value group that a head reads, where heads share them; otherwise the node itself."""
+        if node.kind is not NodeKind.HEAD or not self.grouped:
+            return node
+        return Node(NodeKind.KV, node.layer, node.index // self.heads_per_group)
+
     def describe(self) -> str:
         """Return in words which nodes a model of this shape has, for error messages."""
         text = f"layers 0-{self.n_layers - 1} and heads 0-{self.n_heads - 1}"
@@ -371,19 +377,13 @@ class ComputationalGraph:
         node = receiver.node
         if node.kind is NodeKind.HEAD and self.shape.grouped and receiver.slot in (Slot.K, Slot.V):
             self.require_node(node)
-            shared = f"{self._group_of(node)}<{receiver.slot}>"
+            shared = f"{self.shape.group_of(node)}<{receiver.slot}>"
             hint = f"Heads share keys and values in this model: write '{shared}' for the group of {node}."
             raise UnknownNameError("receiver", str(receiver), (), hint=hint)
         self.require_node(node)
-        slots = [str(other) for other in self.receivers if other.node in (node, self._group_of(node))]
+        slots = [str(other) for other in self.receivers if other.node in (node, self.shape.group_of(node))]
         hint = "It only sends." if not slots else "A slot tells which input of a head is meant."
         raise UnknownNameError("receiver", str(receiver), slots, hint=hint)
-
-    def _group_of(self, node: Node) -> Node:
-        """Return the key/value group that a head reads, where heads share them; otherwise the node itself."""
-        if node.kind is not NodeKind.HEAD or not self.shape.grouped:
-            return node
-        return Node(NodeKind.KV, node.layer, node.index // self.shape.heads_per_group)
 
     @cached_property
     def _node_set(self) -> frozenset[Node]:

@@ -29,6 +29,11 @@ class Metric(Choice):
         return self is Metric.KL
 
     @property
+    def sign(self) -> int:
+        """1, or -1 where lower is better: times a difference, clean minus other, it is what the behaviour loses."""
+        return -1 if self.lower_is_better else 1
+
+    @property
     def compares(self) -> bool:
         """Whether answers are compared with wrong answers: above 0 the model prefers the answers."""
         return self in (Metric.LOGIT_DIFFERENCE, Metric.MEAN_LOGIT_DIFFERENCE, Metric.PROBABILITY_DIFFERENCE)

@@ -184,7 +184,7 @@ def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: st
             f"{where}: {broken} of {2 * clean.size} values of {metric} are not finite; run in a wider "
             "dtype (--dtype float32)."
         )
-    gap = corrupted - clean if metric.lower_is_better else clean - corrupted
+    gap = metric.sign * (clean - corrupted)
     mean, half = float(gap.mean()), _interval(gap) if gap.size >= FEW else 0.0
     numbers = f"{metric} over {clean.size} pairs: clean {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
     advice = (

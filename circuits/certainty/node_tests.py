@@ -28,7 +28,7 @@ from circuits.model import Model
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.node_sets import NodeSet, interchange_effects
-from circuits.patching.protocol import StageProgress, no_stages, of_stage
+from circuits.patching.protocol import StageProgress, gaps, no_stages, of_stage
 from circuits.patching.sequences import of_one_token
 from circuits.scores import Floats
 from circuits.statistics import Estimate, Number, holm, share_of, sign_flips
@@ -132,7 +132,7 @@ def interchange_nodes(
     clusters = clusters_of(prompts.heldout)
     random = random_sets if len(wanted) == 1 and len(wanted[0]) > 1 else 0
     controls = _controls(experiment, wanted[0], random, seed)
-    gap = _gap(experiment)
+    gap = gaps(experiment)
     effects = {
         direction: interchange_effects(
             experiment, [*wanted, *controls], direction, progress=of_stage(progress, f"exchanging nodes, {direction}")
@@ -174,11 +174,6 @@ def _controls(experiment: PatchingExperiment, nodes: NodeSet, count: int, seed: 
     generator = np.random.default_rng(seed)
     drawn = [control_nodes(experiment.graph, nodes, generator) for _ in range(count)]
     return [each for each in drawn if set(each) != set(nodes)]
-
-
-def _gap(experiment: PatchingExperiment) -> Floats:
-    gap = experiment.clean - experiment.corrupted
-    return -gap if experiment.metric.lower_is_better else gap
 
 
 def _tests(

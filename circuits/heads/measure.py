@@ -30,7 +30,7 @@ from circuits.heads.written_logits import Copier
 from circuits.metrics import require_logits
 from circuits.model import Model
 from circuits.patching.measurement import Options, Resources
-from circuits.patching.protocol import Progress, no_progress
+from circuits.patching.protocol import Progress, gaps, no_progress
 from circuits.patching.sequences import AnyExperiment
 from circuits.tracing.runs import record
 from circuits.tracing.state import in_own_state
@@ -218,8 +218,7 @@ def _direct(experiment: AnyExperiment, heads: list[Node]) -> list[DirectEffect]:
     """Measure the edge from every head to the end of the graph, whether or not it is in the circuit."""
     end = experiment.graph.receivers[-1]
     edges = np.array([experiment.graph.index(Edge(head, end)) for head in heads], dtype=np.int64)
-    gap = float((experiment.clean - experiment.corrupted).mean())
-    gap = -gap if experiment.metric.lower_is_better else gap
+    gap = float(gaps(experiment).mean())
     found: list[DirectEffect] = []
     for values in experiment.edge_effects(edges):
         mean, n = float(values.mean()), len(values)
@@ -230,7 +229,7 @@ def _direct(experiment: AnyExperiment, heads: list[Node]) -> list[DirectEffect]:
 
 def _strongest(circuit: Circuit, head: Node, *, incoming: bool) -> tuple[tuple[str, float], ...]:
     """Return a head's strongest edges in the circuit; into shared keys and values they are those of its group."""
-    group = Node(NodeKind.KV, head.layer, head.index // circuit.model.shape.heads_per_group)
+    group = circuit.model.shape.group_of(head)
     mine = [
         (str(edge), float(score))
         for edge, score in zip(circuit.edge_list, circuit.scores, strict=True)

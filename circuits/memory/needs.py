@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from circuits.graph import ModelShape
+from circuits.numbering import first_sender
 
 if TYPE_CHECKING:
     from circuits.adapters.anatomy import Anatomy
@@ -58,7 +59,7 @@ class ModelSizes:
     @property
     def n_senders(self) -> int:
         """How many senders the graph has."""
-        return 1 + self.shape.n_layers * self.shape.senders_per_layer
+        return first_sender(self.shape, self.shape.n_layers)
 
     @property
     def projected(self) -> int:

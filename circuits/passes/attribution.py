@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.graph import ComputationalGraph, Slot
+from circuits.numbering import head_senders, mlp_receiver, slot_receivers
 from circuits.tracing.runs import Run, sender_values
 from circuits.tracing.taps import Gradients
 from circuits.tracing.tracer import Tracer
@@ -37,17 +38,16 @@ def attribute(
     pass.
     """
     scores = torch.empty(len(change.ids), graph.n_edges, device=gradients.final.device)
-    receivers = graph.shape.n_heads + 2 * graph.shape.n_kv_heads
     size = tile or len(graph.senders)
     for begin in range(0, len(graph.senders), size):
         senders = range(begin, min(begin + size, len(graph.senders)))
         changes = _changes(tracer.anatomy, change, gradients, senders).flatten(2).float()
         for layer in range(graph.shape.n_layers):
-            first = layer * graph.shape.receivers_per_layer
+            first = slot_receivers(graph.shape, layer, Slot.Q).start
             if graph.fan_in[first] > begin:
                 pulled = _pull_back(tracer, layer, gradients)
                 _fill(scores, graph, first, _products(changes, pulled, graph.fan_in[first] - begin), begin)
-            mlp = first + receivers
+            mlp = mlp_receiver(graph.shape, layer)
             if graph.shape.mlps and graph.fan_in[mlp] > begin:
                 read = gradients.mlp[layer].unsqueeze(1)
                 _fill(scores, graph, mlp, _products(changes, read, graph.fan_in[mlp] - begin), begin)
@@ -74,8 +74,7 @@ def _changes(
     """Return what some senders' changes do to the stream, to first order where a norm follows the heads' sum."""
     changes = sender_values(anatomy, change, senders)
     for layer, attention in gradients.attention.items():
-        first = 1 + layer * anatomy.shape.senders_per_layer
-        own = [sender - senders.start for sender in range(first, first + anatomy.shape.n_heads) if sender in senders]
+        own = [sender - senders.start for sender in head_senders(anatomy.shape, layer) if sender in senders]
         if own:
             heads = changes[:, own[0] : own[-1] + 1]
             made = _pushed_forward(partial(anatomy.written, layer), attention, heads.transpose(0, 1))

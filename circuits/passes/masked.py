@@ -18,6 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.graph import ComputationalGraph, Slot
+from circuits.numbering import (
+    blocks_of_senders,
+    first_sender,
+    head_senders,
+    mlp_receiver,
+    mlp_sender,
+    slot_receivers,
+)
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.runs import Columns, Run, unembed
 from circuits.tracing.tracer import Tracer
@@ -86,15 +94,14 @@ def first_difference(graph: ComputationalGraph, masks: NDArray[np.bool_]) -> int
 def _reads_of_senders(graph: ComputationalGraph) -> list[list[int]]:
     """Return, for every sender, the receivers through which it reads."""
     shape = graph.shape
-    per_layer = shape.receivers_per_layer
     reads: list[list[int]] = [[]]
     for layer in range(shape.n_layers):
-        first = layer * per_layer
+        queries, keys, values = (slot_receivers(shape, layer, slot) for slot in Slot)
         for head in range(shape.n_heads):
-            keys = first + shape.n_heads + head // shape.heads_per_group
-            reads.append([first + head, keys, keys + shape.n_kv_heads])
+            group = head // shape.heads_per_group
+            reads.append([queries[head], keys[group], values[group]])
         if shape.mlps:
-            reads.append([first + per_layer - 1])
+            reads.append([mlp_receiver(shape, layer)])
     return reads
 
 
@@ -153,8 +160,7 @@ class MaskedPass:
         self.changes[:, :count] = prefix.changes[:, :count]
 
     def _count_before(self, layer: int) -> int:
-        limit = 1 + layer * self.graph.shape.senders_per_layer
-        return int(np.searchsorted(self.needed, limit))
+        return int(np.searchsorted(self.needed, first_sender(self.graph.shape, layer)))
 
     def run(self, first: int, last: int) -> None:
         """Run the layers ``first .. last - 1``, as far as a sender there is needed."""
@@ -196,10 +202,10 @@ class MaskedPass:
 
     def _computed(self, layer: int) -> tuple[list[int], bool]:
         """Return which heads of a layer, and whether its MLP, must be computed."""
-        shape = self.graph.shape
-        first = 1 + layer * shape.senders_per_layer
-        own = [sender - first for sender in self._computable() if 0 <= sender - first < shape.senders_per_layer]
-        return [unit for unit in own if unit < shape.n_heads], shape.n_heads in own
+        shape, computable = self.graph.shape, self._computable()
+        heads = head_senders(shape, layer)
+        computed = [sender - heads.start for sender in computable if sender in heads]
+        return computed, shape.mlps and mlp_sender(shape, layer) in computable
 
     def _computable(self) -> list[int]:
         return [sender for sender in self.needed if sender not in self.given]
@@ -229,8 +235,8 @@ class MaskedPass:
         """Part needed senders into those that add to the stream, and heads of layers with a norm behind their sum."""
         if self.tracer.anatomy.additive:
             return used, {}
-        layer, unit = np.divmod(np.asarray(self.needed)[used] - 1, self.graph.shape.senders_per_layer)
-        heads = (layer >= 0) & (unit < self.graph.shape.n_heads)
+        layer, head = blocks_of_senders(self.graph.shape, np.asarray(self.needed)[used])
+        heads = head >= 0
         return used[~heads], {int(each): used[heads & (layer == each)] for each in np.unique(layer[heads])}
 
     def _chosen(
@@ -260,35 +266,32 @@ class MaskedPass:
         return visits
 
     def _projection(self, layer: int, path: str, served: dict[Slot, list[int]], _: Tensor) -> Tensor:
-        anatomy, shape = self.tracer.anatomy, self.graph.shape
+        anatomy = self.tracer.anatomy
         output = self.base.projections[layer][path].repeat(self.circuits, 1, 1)
-        first = layer * shape.receivers_per_layer
-        offsets = {Slot.Q: 0, Slot.K: shape.n_heads, Slot.V: shape.n_heads + shape.n_kv_heads}
         for slot, units in served.items():
-            live = [unit for unit in units if self._live(first + offsets[slot] + unit).any()]
+            receivers = slot_receivers(self.graph.shape, layer, slot)
+            live = [unit for unit in units if self._live(receivers[unit]).any()]
             if not live:
                 continue
-            read = self._input([first + offsets[slot] + unit for unit in live], self.base.stream[layer])
+            read = self._input([receivers[unit] for unit in live], self.base.stream[layer])
             made = anatomy.unit_outputs(layer, slot, live, read)
             output[..., anatomy.columns[slot][live].flatten()] = rearrange(made, "c b p u k -> (c b) p (u k)")
         return output
 
     def _heads_output(self, layer: int, heads: list[int], z: Tensor) -> None:
         rows = rearrange(z, "(c b) p w -> c b p w", c=self.circuits) - self.base.z[layer]
-        first = 1 + layer * self.graph.shape.senders_per_layer
-        places = [self.place[first + head] for head in heads]
+        senders = head_senders(self.graph.shape, layer)
+        places = [self.place[senders[head]] for head in heads]
         anatomy = self.tracer.anatomy
         made = anatomy.head_outputs(layer, rows, heads) * (anatomy.residual_scale if anatomy.additive else 1.0)
         self._write(places, rearrange(made, "c b p h d -> c h b p d"))
 
     def _mlp_input(self, layer: int, _: Tensor) -> Tensor:
-        receiver = (layer + 1) * self.graph.shape.receivers_per_layer - 1
-        return self._input([receiver], self.base.middle[layer]).flatten(0, 2)
+        return self._input([mlp_receiver(self.graph.shape, layer)], self.base.middle[layer]).flatten(0, 2)
 
     def _mlp_output(self, layer: int, value: Tensor) -> None:
-        sender = (layer + 1) * self.graph.shape.senders_per_layer
         made = rearrange(value, "(c b) p d -> c 1 b p d", c=self.circuits).to(self.wide) - self.base.mlp[layer]
-        self._write([self.place[sender]], made)
+        self._write([self.place[mlp_sender(self.graph.shape, layer)]], made)
 
     def _write(self, places: list[int], made: Float[Tensor, "circuit sender pair pos d_model"]) -> None:
         if self.tape is not None:

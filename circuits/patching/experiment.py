@@ -275,14 +275,14 @@ class PatchingExperiment:
                     patched = plain if logits is None else self._metric(batch, logits.flatten(0, 1))
                     change = (plain - patched).expand(len(members), -1)
                     measured.add(np.searchsorted(edges, members), batch.index, change)
-        return measured.values[place_of] * self._sign * (1 if noising else -1)
+        return measured.values[place_of] * self.metric.sign * (1 if noising else -1)
 
     @in_own_state
     def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
         """Estimate all edges to first order; see :meth:`Experiment.attributions`."""
         found = self.kept.arrays(self._attribution_kind, list(points), lambda: self._attributed(points, progress))
         self.kept.forget(f"{self._attribution_kind}, part")
-        return np.stack([found["mean"] * self._sign, found["spread"]])
+        return np.stack([found["mean"] * self.metric.sign, found["spread"]])
 
     @property
     def _attribution_kind(self) -> str:
@@ -328,10 +328,6 @@ class PatchingExperiment:
             run = gradients_by_layer if self.plan.checkpointing else gradients_at
             gradients = run(self.tracer, batch.clean, embedding, loss)
         return attribute(self.tracer, self.graph, change, gradients, tile=self.plan.attribution_tile)
-
-    @property
-    def _sign(self) -> int:
-        return -1 if self.metric.lower_is_better else 1
 
     def _metric(self, batch: PairBatch, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "repeat pair"]:
         """Measure logits of ``repeat x pair`` rows, of all tokens or of the batch's columns."""

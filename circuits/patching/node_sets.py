@@ -52,8 +52,7 @@ def interchange_effects(
             kept = experiment.kept.arrays(f"interchange of nodes, {direction}", what, make)
             found[row, batch.index] = kept["values"]
             progress(number * len(sets) + row + 1, len(sets) * len(experiment.batches))
-    gains = direction is Direction.DENOISING
-    return found if gains != experiment.metric.lower_is_better else -found
+    return experiment.metric.sign * (found if direction is Direction.DENOISING else -found)
 
 
 @dataclass(frozen=True)

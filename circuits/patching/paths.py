@@ -68,9 +68,7 @@ class Path:
 
 def _receiver(stop: Receiver, graph: ComputationalGraph) -> Receiver:
     """Return the place where a stop reads: for a key or value of a grouped head, that of its group."""
-    if graph.shape.grouped and stop.node.kind is NodeKind.HEAD and stop.slot in (Slot.K, Slot.V):
-        return Receiver(Node(NodeKind.KV, stop.node.layer, stop.node.index // graph.shape.heads_per_group), stop.slot)
-    return stop
+    return Receiver(graph.shape.group_of(stop.node), stop.slot) if stop.slot in (Slot.K, Slot.V) else stop
 
 
 def _head_of_group(group: Node, stop: Receiver, graph: ComputationalGraph) -> Node:
@@ -106,4 +104,4 @@ def path_effects(experiment: AnyExperiment, paths: Sequence[Path | str]) -> NDAr
             changes = {sender: sender_values(experiment.tracer.anatomy, change, [sender])[:, 0]}
             logits = run_masked(experiment.tracer, graph, batch.clean, changes, mask)[0]
             effects[row, batch.index] = plain - experiment.measured(batch, logits)[0]
-    return -effects if experiment.metric.lower_is_better else effects
+    return experiment.metric.sign * effects

@@ -68,6 +68,14 @@ def of_stage(progress: StageProgress, stage: str) -> Progress:
     return step
 
 
+def gaps(experiment: "Experiment") -> NDArray[np.float64]:
+    """Return how far the clean and the corrupted run of each pair are apart, shape ``(pair,)``.
+
+    In the metric's unit; positive where the behaviour is lost by corrupting, also by metrics where lower is better.
+    """
+    return experiment.metric.sign * (experiment.clean - experiment.corrupted)
+
+
 class Experiment(Protocol):
     """One model, one set of prompt pairs, one metric and one ablation: everything that can be measured on them.
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.adapters.anatomy import Anatomy
+from circuits.numbering import blocks_of_senders
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.prefix import Prefix
 from circuits.tracing.taps import Taps
@@ -224,9 +225,9 @@ def sender_changes(
 def _by_block(anatomy: Anatomy, senders: Sequence[int]) -> list[tuple[int, list[int], list[int] | None]]:
     """Sort senders by the block they are in: its layer (-1: the input), their places, their heads (None: an MLP)."""
     heads, blocks = dict[int, tuple[list[int], list[int]]](), list[tuple[int, list[int], list[int] | None]]()
-    for place, sender in enumerate(senders):
-        layer, unit = divmod(sender - 1, anatomy.shape.senders_per_layer)
-        if sender == 0 or unit == anatomy.shape.n_heads:
+    layers, units_of = (found.tolist() for found in blocks_of_senders(anatomy.shape, senders))
+    for place, (layer, unit) in enumerate(zip(layers, units_of, strict=True)):
+        if unit < 0:
             blocks.append((layer, [place], None))
         else:
             places, units = heads.setdefault(layer, ([], []))

@@ -14,6 +14,7 @@ from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.files.atomic import write
 from circuits.files.documents import json_text
+from circuits.patching.protocol import gaps
 from circuits.progress import PLANS
 from circuits.scores import Floats
 
@@ -58,8 +59,7 @@ def path(
 
 def _report(begun: Recorded, paths: list[str], effects: Floats, output: Output, file: FilePath) -> None:
     experiment, options = begun.experiment, begun.experiment.options
-    gap = float(experiment.clean.mean() - experiment.corrupted.mean())
-    gap = -gap if options.metric.lower_is_better else gap
+    gap = float(gaps(experiment).mean())
     found = [
         {
             "path": one,

@@ -1,0 +1,48 @@
+"""Where senders and receivers stand in the canonical order, from a model's shape alone.
+
+Senders are the input, then layer by layer the heads and the MLP; receivers are layer by layer the queries, keys, values
+and the MLP, then the end (:func:`circuits.builder.build_graph`). Passes over whole layers go by these numbers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuits.graph import ModelShape, Slot
+
+
+def first_sender(shape: ModelShape, layer: int) -> int:
+    """Return the place of a layer's first sender, which is how many senders come before the layer."""
+    return 1 + layer * shape.senders_per_layer
+
+
+def head_senders(shape: ModelShape, layer: int) -> range:
+    """Return the places of a layer's heads among the senders."""
+    first = first_sender(shape, layer)
+    return range(first, first + shape.n_heads)
+
+
+def mlp_sender(shape: ModelShape, layer: int) -> int:
+    """Return the place of a layer's MLP among the senders; of a model without MLPs, that of no sender of the layer."""
+    return first_sender(shape, layer) + shape.n_heads
+
+
+def blocks_of_senders(
+    shape: ModelShape, senders: Sequence[int] | NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the layer of each sender (-1: the input) and which head of it that is (-1: its MLP, or the input)."""
+    layer, unit = np.divmod(np.asarray(senders, dtype=np.int64) - 1, shape.senders_per_layer)
+    return layer, np.where((layer >= 0) & (unit < shape.n_heads), unit, -1)
+
+
+def slot_receivers(shape: ModelShape, layer: int, slot: Slot) -> range:
+    """Return the places of a layer's queries, keys or values among the receivers, one per head or key/value group."""
+    before = {Slot.Q: 0, Slot.K: shape.n_heads, Slot.V: shape.n_heads + shape.n_kv_heads}[slot]
+    first = layer * shape.receivers_per_layer + before
+    return range(first, first + (shape.n_heads if slot is Slot.Q else shape.n_kv_heads))
+
+
+def mlp_receiver(shape: ModelShape, layer: int) -> int:
+    """Return the place of a layer's MLP among the receivers; for models that have MLPs."""
+    return (layer + 1) * shape.receivers_per_layer - 1
