@@ -30,9 +30,13 @@ from circuits.records import (
 from circuits.scores import Floats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    import pandas as pd
     from numpy.typing import NDArray
+
+    from circuits.scores import EdgeScores
+    from circuits.showing import EdgeTable
 
 FORMAT = "circuits/circuit"
 VERSION = 1
@@ -90,6 +94,15 @@ class Circuit:
 
     def __len__(self) -> int:
         return len(self.edges)
+
+    def __iter__(self) -> "Iterator[Edge]":
+        return iter(self.edge_list)
+
+    def __repr__(self) -> str:
+        judged = self.evaluation
+        found = f"{len(self):,} of {self.graph.n_edges:,} edges, {len(self.nodes)} nodes"
+        how = f", faithfulness {judged.faithfulness:.2f} on {judged.n} held-out pairs" if judged else ", not evaluated"
+        return f"Circuit({self.behaviour.name[:60]!r} in {self.model.id[:60]!r}: {found}{how})"
 
     @cached_property
     def graph(self) -> ComputationalGraph:
@@ -211,6 +224,26 @@ class Circuit:
         from circuits.drawing.pictures import draw
 
         draw(self, path, title=title, evidence=evidence, prompts=prompts)
+
+    def table(self, *, scores: "EdgeScores | None" = None, top: int | None = None) -> "EdgeTable":
+        """Return the edges, strongest first, with all that is known of each; see :mod:`circuits.showing`.
+
+        The table has ``to_latex()``, ``to_markdown()``, ``to_pandas()``, and shows itself in notebooks. ``scores`` of
+        the whole graph add standard deviations and intervals; ``top`` takes so many edges.
+        """
+        from circuits.showing import circuit_table
+
+        return circuit_table(self, scores=scores, top=top)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return the table as a data frame with one row per edge, strongest first."""
+        return self.table().to_pandas()
+
+    def _repr_html_(self) -> str:
+        """Show what it is, its strongest edges, and the diagram."""
+        from circuits.showing import circuit_html
+
+        return circuit_html(self)
 
     def _repr_svg_(self) -> str | None:
         """Show the diagram in a notebook; without Graphviz the notebook falls back to text."""

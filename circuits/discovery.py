@@ -36,6 +36,7 @@ from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings as ScorerSettings
 from circuits.scoring.verified import TopK
 from circuits.settings import settle
+from circuits.showing import circuit_html, doubts_html
 from circuits.vocabulary import PrunerName, ScorerName
 
 CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
@@ -125,6 +126,14 @@ class Discovery:
                 f"This is a rough first answer (quick): searched on {behaviour.n_discovery} pairs and judged on "
                 f"{behaviour.n_heldout}, its scores not checked. Search without --quick before you rely on it."
             )
+
+    def __repr__(self) -> str:
+        checked = f", {self.agreement.describe(self.scores.scorer)}" if self.agreement else ""
+        return f"Discovery({self.circuit!r}{checked}; {len(self.warnings) + len(self.doubts)} warnings)"[:290]
+
+    def _repr_html_(self) -> str:
+        """Show the circuit in a notebook, and what speaks against it."""
+        return doubts_html((*self.doubts, *self.warnings)) + circuit_html(self.circuit)
 
     def with_outcome(self) -> Self:
         """Return the discovery, its circuit saying what the search says of it."""

@@ -106,6 +106,16 @@ class EdgeScores:
             return self.measured_edges
         return np.full(self.graph.n_edges, self.measured) & ~np.isnan(self.values)
 
+    def __repr__(self) -> str:
+        scored, kind = len(self.scored), "measured" if self.measured else "estimated"
+        return f"EdgeScores({self.scorer}, {kind}: {scored:,} of {self.graph.n_edges:,} edges, {self.n or '?'} pairs)"
+
+    def _repr_html_(self) -> str:
+        """Show the strongest edges in a notebook."""
+        from circuits.showing import scores_table
+
+        return scores_table(self).to_html()
+
     def intervals(self, indices: EdgeIndices) -> Floats | None:
         """Return 95 % intervals (normal) of edges' mean scores over pairs: rows of (low, high), NaN where unknown.
 

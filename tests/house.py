@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 DOORS = frozenset(
     {
         ("circuits.circuit", "circuits.drawing.pictures"),
+        ("circuits.circuit", "circuits.showing"),
+        ("circuits.scores", "circuits.showing"),
         ("circuits.comparison.pair", "circuits.drawing.pictures"),
         ("circuits.comparison.several", "circuits.drawing.node_map"),
     }

@@ -29,6 +29,7 @@ ROWS = (
     ("scores",),
     ("statistics",),
     ("records", "circuit"),
+    ("showing",),
     ("comparison",),
     ("interchange", "diagrams"),
     ("drawing",),

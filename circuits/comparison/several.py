@@ -1,5 +1,6 @@
 """Any number of circuits compared: pair by pair, their core and differences, what they do on each other's prompts."""
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from circuits.comparison.words import column_sentences, dissociation_sentences, 
 from circuits.errors import UnknownNameError, UsageError
 from circuits.files.documents import plain
 from circuits.scores import EdgeScores
+from circuits.showing import doubts_html
 
 FORMAT, VERSION = "circuits/comparison", 1
 
@@ -44,6 +46,14 @@ class Comparison:
     parts: tuple[Part, ...]
     columns: tuple[Column, ...] = ()
     changes: tuple[EdgeChanges, ...] = ()
+
+    def __repr__(self) -> str:
+        measured = ", transfer measured" if self.columns else ""
+        return f"Comparison({', '.join(self.names)}"[:200] + f": {len(self.pairs)} pairs{measured})"
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what may be said, in sentences."""
+        return f"<p>{html.escape(repr(self))}</p>{doubts_html(self.sentences())}"
 
     def pair(self, a: str, b: str) -> CircuitDiff:
         """Return the comparison of two of the circuits, by name and in the circuits' order."""

@@ -16,6 +16,7 @@ from circuits.graph import Node
 from circuits.interchange.formats import circuit_csv, circuit_graphml, circuit_mib_json, circuit_pt, mib_folder
 from circuits.records import Example
 from circuits.scores import EdgeScores, Floats
+from circuits.showing import circuit_table
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = 
 
 
 def export(circuit: Circuit, path: str | Path, *, scores: EdgeScores | None = None) -> Path:
-    """Write a circuit for other tools, as ``.graphml``, ``.csv``, ``.mib.json`` or ``.mib.pt``; return the file.
+    """Write a circuit for other tools or a paper; return the file.
 
-    The last two, which EAP-IG and MIB read, hold all ``scores`` where they are given. A path that ends in ``.mib`` is
+    The suffix says as what: ``.graphml``, ``.csv``, a table as ``.tex`` (LaTeX, booktabs) or ``.md`` (Markdown) with
+    standard deviations and intervals from the ``scores``, ``.mib.json`` or ``.mib.pt``. The last two, which EAP-IG and
+    MIB read, hold all ``scores`` where they are given. A path that ends in ``.mib`` is
     made the folder that MIB evaluates. Errors as :func:`draw`, and :class:`UsageError` for scores that are missing.
     """
     suffix = _suffix(path, EXPORT_SUFFIXES)
@@ -118,6 +121,8 @@ DIFFERENCE_SUFFIXES = (".svg", ".pdf", ".png", ".dot")
 EXPORTS: dict[str, Callable[[Circuit, EdgeScores | None], bytes | str]] = {
     ".graphml": lambda circuit, _: circuit_graphml(circuit),
     ".csv": lambda circuit, _: circuit_csv(circuit),
+    ".tex": lambda circuit, scores: circuit_table(circuit, scores=scores).to_latex(),
+    ".md": lambda circuit, scores: circuit_table(circuit, scores=scores).to_markdown(),
     ".mib.json": circuit_mib_json,
     ".mib.pt": circuit_pt,
 }

@@ -47,8 +47,9 @@ def export(
     *,
     voice: Voice,
 ) -> None:
-    """Write a circuit for other tools: GraphML, CSV, and the formats of EAP-IG and MIB.
+    """Write a circuit for other tools or a paper: GraphML, CSV, LaTeX, Markdown, and the formats of EAP-IG and MIB.
 
+    Tables (.tex, .md) have all that is known of each edge, with the scores that discover left beside the circuit.
     .mib.json and .mib.pt hold the scores of all edges where discover left them beside the circuit; .mib is a folder
     that MIB evaluates.
     """
