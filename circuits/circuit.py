@@ -1,4 +1,4 @@
-"""A circuit at rest: edges, scores, how it was found, how well it works; JSON in and out; its networkx view."""
+"""A circuit as a value: edges, scores, how it was found, how well it works; JSON in and out; its networkx view."""
 
 import hashlib
 import math

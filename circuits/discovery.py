@@ -22,7 +22,7 @@ from circuits.files.atomic import write
 from circuits.files.journal import Journal
 from circuits.interchange.score_files import scores_of, write_scores
 from circuits.model import Model
-from circuits.openings import finds_openings, suited
+from circuits.openings import finds_openings, with_openings
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.patching.sequences import AnyExperiment
@@ -216,7 +216,9 @@ def discover(
     settings = settings or DiscoverySettings()
     prompts = prompts_for(model, behaviour, settings)
     fitted, choosing, remarks = _parts(prompts, settings)
-    experiment, warnings = shown(model, replace(prompts, discovery=fitted), settings, progress, journal=journal)
+    experiment, warnings = checked_experiment(
+        model, replace(prompts, discovery=fitted), settings, progress, journal=journal
+    )
     scores = _scored(experiment, settings, progress)
     if folder is not None:
         of = scores_of(model.info.digest, prompts.digest)
@@ -255,7 +257,7 @@ def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings)
     See :mod:`circuits.openings`.
     """
     if finds_openings(model, behaviour):
-        behaviour = suited(model, behaviour)[0]
+        behaviour = with_openings(model, behaviour)[0]
     discovery = settings.pairs + (settings.choose if PRUNERS[settings.pruner].chooses else 0)
     return behaviour.prompts(model.tokenizer, discovery=discovery, heldout=settings.heldout, seed=settings.seed)
 
@@ -273,7 +275,7 @@ def _parts(prompts: PromptSet, settings: DiscoverySettings) -> tuple[_Pairs, _Pa
         return prompts.discovery, prompts.discovery, (f"{few} Until then circuits are chosen by the pairs they fit.",)
 
 
-def shown(
+def checked_experiment(
     model: Model,
     prompts: PromptSet,
     settings: DiscoverySettings,

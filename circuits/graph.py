@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.errors import UnknownNameError, UsageError
-from circuits.settings import require_kind, shown, whole_number
+from circuits.settings import displayed, require_kind, whole_number
 
 EdgeIndices = NDArray[np.int64]
 """Positions in the canonical order of a graph's edges."""
@@ -346,7 +346,9 @@ class ComputationalGraph:
     def _place(self, index: object) -> int:
         place = whole_number(index)
         if place is None:
-            raise UsageError(f"an edge is an Edge, its text such as a3.h5->m7, or its position; got {shown(index)}.")
+            raise UsageError(
+                f"an edge is an Edge, its text such as a3.h5->m7, or its position; got {displayed(index)}."
+            )
         if not 0 <= place < self.n_edges:
             raise UsageError(f"there is no edge {place}; this graph has {self.n_edges:,}, numbered from 0.")
         return place

@@ -88,7 +88,7 @@ def finds_openings(model: Model, behaviour: Behaviour) -> bool:
     return bool(known) and model.info.id not in known and not (variant.answers and variant.wrong_answers)
 
 
-def suited(model: Model, behaviour: Behaviour) -> tuple[Behaviour, ChosenOpenings]:
+def with_openings(model: Model, behaviour: Behaviour) -> tuple[Behaviour, ChosenOpenings]:
     """Return a behaviour with openings found in the model, except those that it was given, and say which they are.
 
     Cost: one forward pass of both sides of 40 discovery pairs. Raises as :func:`choose_openings`.

@@ -1,4 +1,4 @@
-"""What is said about a circuit at rest: its model and behaviour, how it was found, how good it is."""
+"""What is recorded about a circuit: its model and behaviour, how it was found, how good it is."""
 
 import math
 import re

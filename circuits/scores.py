@@ -1,4 +1,4 @@
-"""Scores at rest: one number per edge, and where it was measured per example how far examples differ."""
+"""Scores as a value: one number per edge, and where it was measured per example how far examples differ."""
 
 import math
 from collections.abc import Iterator

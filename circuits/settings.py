@@ -67,13 +67,13 @@ def settled(value: object, hint: Any, what: str, *, least: float | None = None) 
         if found is not None and (least is None or not isinstance(found, int | float) or found >= least):
             return found
     expected = " or ".join(_words(kind, least) for kind in kinds)
-    raise UsageError(f"{what} is {shown(value)}; expected {expected}.")
+    raise UsageError(f"{what} is {displayed(value)}; expected {expected}.")
 
 
 def require_kind(value: object, kind: type, what: str, advice: str) -> None:
     """Raise :class:`UsageError` with the advice unless a value is of a class."""
     if not isinstance(value, kind):
-        raise UsageError(f"{what} is {shown(value)}; expected {kind.__name__}: {advice}")
+        raise UsageError(f"{what} is {displayed(value)}; expected {kind.__name__}: {advice}")
 
 
 def whole_number(value: object) -> int | None:
@@ -90,7 +90,7 @@ def whole_number(value: object) -> int | None:
     return number if number.bit_length() < 64 else None
 
 
-def shown(value: object) -> str:
+def displayed(value: object) -> str:
     """Return a value as a message shows it: numbers, texts and names as written, anything else by its class."""
     if isinstance(value, int) and value.bit_length() >= 64:
         return f"a number of {value.bit_length()} bits"

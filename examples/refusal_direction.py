@@ -26,7 +26,7 @@ from guides.figures import table
 import circuits
 from circuits.certainty.node_tests import interchange_nodes
 from circuits.graph import Edge
-from circuits.openings import suited
+from circuits.openings import with_openings
 from circuits.pruning.closest import closest
 from circuits.pruning.selection import Selection
 from circuits.scoring.scorers import Settings
@@ -238,7 +238,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with circuits.Journal(FOLDER / "journal", resume=True) as journal:
         model = circuits.load_model(MODEL)
-        refusal, openings = suited(model, circuits.load_behaviour("refusal"))
+        refusal, openings = with_openings(model, circuits.load_behaviour("refusal"))
         print(openings.describe())
         direction = found_direction(model, refusal, journal)
         acted(model, direction, refusal, journal)

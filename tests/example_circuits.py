@@ -1,4 +1,4 @@
-"""Circuits made by hand or at random, with every field filled in, for tests of what is done with circuits at rest."""
+"""Circuits made by hand or at random, with every field filled in, for tests that need no model."""
 
 from collections.abc import Mapping
 from dataclasses import replace

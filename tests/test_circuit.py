@@ -1,4 +1,4 @@
-"""Circuits at rest: JSON in and out, refusal of what is not a circuit, the networkx view."""
+"""Circuits as values: JSON in and out, refusal of what is not a circuit, the networkx view."""
 
 import json
 from dataclasses import replace

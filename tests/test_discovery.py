@@ -15,7 +15,7 @@ import circuits
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.circuit import Circuit
-from circuits.discovery import Discovery, DiscoverySettings, discover, prompts_for, shown
+from circuits.discovery import Discovery, DiscoverySettings, checked_experiment, discover, prompts_for
 from circuits.drawing.dot import circuit_dot
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.evaluation import evaluate
@@ -76,7 +76,7 @@ def same(one: Discovery, other: Discovery) -> None:
 def test_the_circuit_reaches_the_target_on_the_prompts_it_was_searched_on(
     model: Model, behaviour: Behaviour, found: Discovery
 ) -> None:
-    experiment, _ = shown(model, prompts_for(model, behaviour, SETTINGS), SETTINGS)
+    experiment, _ = checked_experiment(model, prompts_for(model, behaviour, SETTINGS), SETTINGS)
     measured = evaluate(experiment, found.circuit.edges)
     assert abs(1 - measured.faithfulness) <= 0.3 + 1e-5
     assert found.selection.faithfulness == pytest.approx(measured.faithfulness, abs=1e-4)

@@ -12,7 +12,7 @@ from circuits.behaviours.lint import inspect_pairs
 from circuits.discovery import DiscoverySettings, prompts_for
 from circuits.errors import BehaviourNotShownError, PromptError
 from circuits.model import Model, load_model
-from circuits.openings import MOST, SHARE, SPREAD, choose_openings, finds_openings, suited
+from circuits.openings import MOST, SHARE, SPREAD, choose_openings, finds_openings, with_openings
 from circuits.vocabulary import Metric
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -147,12 +147,12 @@ def test_given_openings_are_kept_and_only_the_others_are_chosen():
 def test_a_behaviour_takes_the_openings_of_the_model_whatever_its_own_are():
     own = behaviour()
     unknown = behaviour(tuple(replace(pair, answers=("Sorry, I cannot",)) for pair in own.pairs(None)))
-    found, chosen = suited(model(), unknown)
+    found, chosen = with_openings(model(), unknown)
     assert found.variant.answers == tuple(opening.text for opening in chosen.refusing)
     assert found.variant.wrong_answers == tuple(opening.text for opening in chosen.complying)
     drawn = found.prompts(model().tokenizer, discovery=4, heldout=4)
     assert set(drawn.heldout[0].answers) == {opening.token for opening in chosen.refusing}
-    assert chosen == suited(model(), own)[1]
+    assert chosen == with_openings(model(), own)[1]
 
 
 def test_openings_are_looked_for_where_the_behaviours_own_are_of_other_models():
@@ -162,7 +162,7 @@ def test_openings_are_looked_for_where_the_behaviours_own_are_of_other_models():
     assert finds_openings(model(), of_another.varied(answers=["a"]))
     settings = DiscoverySettings(pairs=4, heldout=4)
     drawn = [prompts_for(model(), each, settings) for each in (of_another, of_this)]
-    assert drawn[0].variant == suited(model(), of_another)[0].variant
+    assert drawn[0].variant == with_openings(model(), of_another)[0].variant
     assert drawn[1].variant.answers == ()
 
 
@@ -175,10 +175,10 @@ def test_chats_have_openings_too_and_are_described():
     template = tokenizer.chat_template
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     try:
-        found, chosen = suited(model(), behaviour(chats))
+        found, chosen = with_openings(model(), behaviour(chats))
     finally:
         tokenizer.chat_template = template
-    assert chosen == suited(model(), behaviour())[1]
+    assert chosen == with_openings(model(), behaviour())[1]
     first = chosen.refusing[0]
     assert chosen.describe().startswith(f"refuses with {first.text!r} {first.harmful:.2f}")
     assert f"on {chosen.kept} of 40 pairs" in chosen.describe()

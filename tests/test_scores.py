@@ -1,4 +1,4 @@
-"""Scores at rest: which edges are scored, their ranking, and the rows of scores.csv."""
+"""Scores as values: which edges are scored, their ranking, and the rows of scores.csv."""
 
 import math
 from dataclasses import replace

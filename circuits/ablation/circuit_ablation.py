@@ -11,7 +11,7 @@ from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.circuit import Circuit
 from circuits.files.journal import Journal
 from circuits.model import Model
-from circuits.openings import finds_openings, suited
+from circuits.openings import finds_openings, with_openings
 from circuits.patching.protocol import StageProgress, no_stages
 from circuits.vocabulary import ActedOn, Metric, NodeChoice
 
@@ -88,7 +88,7 @@ def ablate_circuit(
     what, seed = ActedOn.parse(what), circuit.method.seed if seed is None else seed
     circuit.remark_on(model.info, nodes=what is ActedOn.NODES)
     if circuit.model.target is not None and finds_openings(model, behaviour):
-        behaviour, _ = suited(model, behaviour)  # the circuit leads to a direction, and has none of its own
+        behaviour, _ = with_openings(model, behaviour)  # the circuit leads to a direction, and has none of its own
     nodes = acting_nodes(circuit, NodeChoice.parse(which)) if what is ActedOn.NODES else ()
     behaviour = behaviour if metric is None else replace(behaviour, metric=Metric.parse(metric))
     drawn = behaviour.prompts(model.tokenizer, discovery=REFERENCE, heldout=pairs, seed=seed)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from circuits.behaviours.tokens import Message, Prompt, Tokens
 from circuits.errors import PromptError
-from circuits.settings import settled, shown, whole_number
+from circuits.settings import displayed, settled, whole_number
 from circuits.statistics import numbered
 
 
@@ -104,13 +104,13 @@ def token_ids(given: Any, what: str) -> Tokens:
     Raises :class:`PromptError`, which names ``what`` they are, for what is no whole number from 0 up.
     """
     if isinstance(given, str | bytes) or given is None:
-        raise PromptError(f"{what} is {shown(given)}; expected token ids, such as (42, 43).")
+        raise PromptError(f"{what} is {displayed(given)}; expected token ids, such as (42, 43).")
     alone = whole_number(given)
     several: Iterable[object] = [alone] if alone is not None else given if hasattr(given, "__iter__") else [given]
     ids = [(whole_number(token), token) for token in several]
     wrong = next((token for number, token in ids if number is None or number < 0), None)
     if any(number is None or number < 0 for number, _ in ids):
-        raise PromptError(f"{what} has {shown(wrong)}; a token id is a whole number from 0 up.")
+        raise PromptError(f"{what} has {displayed(wrong)}; a token id is a whole number from 0 up.")
     return tuple(cast(int, number) for number, _ in ids)
 
 
@@ -119,7 +119,7 @@ def _texts(given: object, name: str, source: str) -> tuple[str, ...]:
     several = (given,) if isinstance(given, str) or not hasattr(given, "__iter__") else tuple(cast(Any, given))
     for text in several:
         if not isinstance(text, str):
-            raise PromptError(f"{name} of {source} has {shown(text)}; expected text, such as ' Mary'.")
+            raise PromptError(f"{name} of {source} has {displayed(text)}; expected text, such as ' Mary'.")
     return cast("tuple[str, ...]", several)
 
 
@@ -128,5 +128,7 @@ def _prompt(given: object, name: str, source: str) -> Prompt:
         return given
     messages = tuple(cast(Any, given)) if isinstance(given, list | tuple) else ()
     if not messages or not all(isinstance(message, Message) for message in messages):
-        raise PromptError(f"the {name} prompt of {source} is {shown(cast(Any, given))}; expected a text, or Messages.")
+        raise PromptError(
+            f"the {name} prompt of {source} is {displayed(cast(Any, given))}; expected a text, or Messages."
+        )
     return cast("tuple[Message, ...]", messages)

@@ -63,7 +63,7 @@ DirectionOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Machine:
+class ModelOptions:
     """Which model, where and how it runs."""
 
     model: Annotated[

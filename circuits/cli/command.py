@@ -1,4 +1,4 @@
-"""What makes a function a command: groups of options, how it talks, and the recorder that follows its run."""
+"""What makes a function a command: groups of options, what it prints, and the recorder that follows its run."""
 
 import inspect
 import logging
@@ -22,7 +22,7 @@ DEBUG = "circuits.debug"
 ARGUMENTS = "circuits.arguments"
 """The key under which a run remembers what was typed."""
 _CONTEXT = "context"
-_TALKING = ("json", "quiet", "debug", "record")
+_PRINTING = ("json", "quiet", "debug", "record")
 """Options that are no settings: they change nothing of what is measured."""
 
 _MAY_BE_EMPTY = ("system", "prefill", "title", "behaviour")
@@ -37,8 +37,8 @@ def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
 
 
 @dataclass(frozen=True)
-class Voice:
-    """How a command talks."""
+class OutputOptions:
+    """What a command prints, and how."""
 
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")] = (
         False
@@ -65,8 +65,8 @@ class Voice:
 
 
 @dataclass(frozen=True)
-class RecordedVoice(Voice):
-    """How a command talks that leaves a record of its run."""
+class RecordedOutputOptions(OutputOptions):
+    """What a command prints that leaves a record of its run, and where the record goes."""
 
     record: Annotated[
         Path | None,
@@ -110,7 +110,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         _require_text(given)
         for name, (group, members) in groups.items():
             given[name] = group(**{member: given.pop(member) for member in members})
-            if isinstance(given[name], Voice):
+            if isinstance(given[name], OutputOptions):
                 given[name] = replace(given[name], recorder=recorder)
         with _silent_packages(debug=debug), _library_warnings(recorder):
             function(**given)
@@ -127,7 +127,7 @@ def _recorder(context: typer.Context, given: Mapping[str, Any]) -> RunRecorder:
     paths = [Path(str(text)) for text in named if isinstance(text, str | Path)]
     paths += [Path(text.partition("=")[2]) for text in named if isinstance(text, str) and "=" in text]
     inputs = dict.fromkeys(path for path in paths if path not in (given.get("out"), given.get("record")))
-    settings = {name: _told(value) for name, value in given.items() if name not in _TALKING}
+    settings = {name: _told(value) for name, value in given.items() if name not in _PRINTING}
     arguments = context.meta.get(ARGUMENTS, ())
     return RunRecorder(str(context.info_name), arguments=arguments, settings=settings, inputs=inputs)
 

@@ -73,13 +73,13 @@ class Prompting:
             wrong_answers=_texts(self.comply, "--comply"),
         )
 
-    def suited(self, behaviour: Behaviour, model: "Model", output: "Output") -> Behaviour:
+    def with_openings(self, behaviour: Behaviour, model: "Model", output: "Output") -> Behaviour:
         """Let the model choose the openings where it should, and say which they are."""
-        from circuits.openings import finds_openings, suited
+        from circuits.openings import finds_openings, with_openings
 
         if self.openings == OpeningsOf.OWN or not (self.openings or finds_openings(model, behaviour)):
             return behaviour
-        found, chosen = suited(model, behaviour)
+        found, chosen = with_openings(model, behaviour)
         output.say(chosen.describe())
         return found
 

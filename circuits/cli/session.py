@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from circuits.behaviours.behaviour import Behaviour, TokenPair
 from circuits.circuit import Circuit
-from circuits.cli.arguments import DEFAULT_MODEL, PAIRS, Machine, Measurement
+from circuits.cli.arguments import DEFAULT_MODEL, PAIRS, Measurement, ModelOptions
 from circuits.cli.output import Output, printable
 from circuits.errors import UsageError
 from circuits.interchange.foreign import UNKNOWN, Imported, read_circuit
@@ -38,7 +38,7 @@ class Recorded:
 class Session:
     """What most commands are given: a model to load, what to measure, and where to talk."""
 
-    machine: Machine
+    model_options: ModelOptions
     resources: "Resources"
     measurement: Measurement
     output: Output
@@ -62,9 +62,9 @@ def recorded(
     from circuits.behaviours.lint import check_gap
 
     measurement = session.measurement
-    model = session.machine.load(progress, session.output)
+    model = session.model_options.load(progress, session.output)
     model = measurement.led(model)
-    behaviour = measurement.suited(behaviour, model, session.output)
+    behaviour = measurement.with_openings(behaviour, model, session.output)
     count = measurement.pairs or pairs
     prompts = behaviour.sample(model.tokenizer, count, seed=measurement.seed or 0)
     session.output.recorder.drew(prompts)
@@ -78,9 +78,9 @@ def recorded(
     return Recorded(behaviour.name, model, prompts.discovery, experiment, (*prompts.remarks, *warnings))
 
 
-def model_name(machine: Machine) -> str:
+def model_name(model_options: ModelOptions) -> str:
     """Return the name of the model that will be loaded."""
-    return machine.model or DEFAULT_MODEL
+    return model_options.model or DEFAULT_MODEL
 
 
 def command_line() -> str:

@@ -1,4 +1,4 @@
-"""What was measured of the heads of a circuit, at rest: no torch, JSON and CSV out, one line of text per head."""
+"""What was measured of the heads of a circuit, as values: no torch, JSON and CSV out, one line of text per head."""
 
 import csv
 import io

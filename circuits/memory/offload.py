@@ -23,18 +23,18 @@ class Kept(Sequence[Item], Generic[Item]):
 
     def __init__(self, items: Iterable[Item], store: Move | None = None, load: Move | None = None) -> None:
         self._store, self._load = store, load
-        self.at_rest: tuple[Item, ...] = tuple(item if store is None else moved(item, store) for item in items)
+        self.stored: tuple[Item, ...] = tuple(item if store is None else moved(item, store) for item in items)
 
     @overload
     def __getitem__(self, place: int) -> Item: ...
     @overload
     def __getitem__(self, place: slice) -> tuple[Item, ...]: ...
     def __getitem__(self, place: int | slice) -> Item | tuple[Item, ...]:
-        found = self.at_rest[place]
+        found = self.stored[place]
         return found if self._load is None else moved(found, self._load)
 
     def __len__(self) -> int:
-        return len(self.at_rest)
+        return len(self.stored)
 
     def __iter__(self) -> Iterator[Item]:
         return (self[place] for place in range(len(self)))
@@ -43,7 +43,7 @@ class Kept(Sequence[Item], Generic[Item]):
         """Return changed items, where they are, so far as ``kept`` says."""
         made = Kept[Item]((), None, self._load)
         made._store = self._store
-        made.at_rest = tuple(filter(kept, map(change, self.at_rest)))
+        made.stored = tuple(filter(kept, map(change, self.stored)))
         return made
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuits.behaviours.pairs import token_ids
 from circuits.errors import PromptError, UsageError
-from circuits.settings import shown, whole_number
+from circuits.settings import displayed, whole_number
 
 _UNKNOWN_LENGTH = 2**31 - 1
 _PROTOCOL = ("__len__", "apply_chat_template", "special_tokens_map")
@@ -28,8 +28,8 @@ def usable_tokenizer(given: Any) -> Any:
     missing = [name for name in ("encode", "decode") if not callable(getattr(given, name, None))]
     if missing or isinstance(given, str | bytes):
         raise UsageError(
-            f"the tokenizer is {shown(given)}; expected one of transformers (AutoTokenizer.from_pretrained(folder)) or "
-            "an object with the methods encode(text), which returns token ids, and decode(ids), which returns the "
+            f"the tokenizer is {displayed(given)}; expected one of transformers "
+            "(AutoTokenizer.from_pretrained(folder)) or an object with the methods encode(text), which returns token ids, and decode(ids), which returns the "
             f"text{'' if isinstance(given, str | bytes) else f'; it has no {chr(32).join(missing)}'}."
         )
     return given if all(hasattr(given, name) for name in _PROTOCOL) else PlainTokenizer(given)

@@ -347,7 +347,7 @@ class PatchingExperiment:
     def _gather(self, parts: Sequence[Float[Tensor, "repeat _"]]) -> NDArray[np.float64]:
         """Put the pairs of all batches back into their order."""
         values = np.empty((len(parts[0]), self.n_pairs))
-        for batch, part in zip(self.batches.at_rest, parts, strict=True):
+        for batch, part in zip(self.batches.stored, parts, strict=True):
             values[:, batch.index] = _numpy(part)
         return values
 

@@ -5,9 +5,9 @@ reaches the target when ``|1 - f| <= 1 - target``.
 
 1. *Propose*: the smallest number of best-ranked edges that reaches the target, on a geometric grid and then by
    bisection; by score and by |score|, whichever needs fewer.
-2. *Concentrate*: begin with several times as many edges, attribute *inside* that circuit, drop those that matter least
-   there, attribute again, for as long as the target holds (:mod:`circuits.pruning.concentrate`); kept where that needs
-   fewer edges than were proposed.
+2. *Prune iteratively*: begin with several times as many edges, attribute *inside* that circuit, drop those that
+   matter least there, attribute again, for as long as the target holds (:mod:`circuits.pruning.iterative`); kept where
+   that needs fewer edges than were proposed.
 3. *Thin out*: attribute inside the circuit once more, and drop the longest run of edges with the smallest slopes with
    which the target still holds; repeat while that removes a twentieth at a time and many are left.
 4. *Prune back*: measure the removal of every single edge inside the circuit on all pairs; drop the longest run of
@@ -25,7 +25,7 @@ import numpy as np
 from circuits.errors import BehaviourNotShownError, UsageError
 from circuits.graph import EdgeIndices
 from circuits.patching.protocol import Experiment, Progress, no_progress
-from circuits.pruning.concentrate import concentrated, dispensable_first, regrown
+from circuits.pruning.iterative import dispensable_first, grown_and_pruned, pruned_iteratively
 from circuits.pruning.judge import Judge
 from circuits.pruning.selection import Selection
 from circuits.scores import EdgeScores, Floats
@@ -36,10 +36,10 @@ Report = Callable[[str, Selection], None]
 _GRID_STEP = 1.4
 _SIZES_AT_ONCE = 6
 _ABUNDANCE = 4
-"""With how many times the proposed edges concentrating begins."""
+"""With how many times the proposed edges iterative pruning begins."""
 _PROSPECT = 2
-"""Up to how many times the limit circuits are concentrated. Larger ones would stay above it, and fit their prompts
-rather than the behaviour: refusal's 1,829 edges become 1,200, and 0.72 on new prompts becomes 0.53."""
+"""Up to how many times the limit circuits are pruned iteratively. Larger ones would stay above it, and fit their
+prompts rather than the behaviour: refusal's 1,829 edges become 1,200, and 0.72 on new prompts becomes 0.53."""
 _FEW = 100
 """With so many edges or fewer, measuring every removal is better than slopes, and cheap."""
 
@@ -61,11 +61,11 @@ def minimal(
     """Find a circuit that reaches the target and from which no single edge can be removed without missing it.
 
     A circuit of more than ``limit`` edges is thinned out, but neither pruned edge by edge, which would take that many
-    circuits a round, nor swapped (nor concentrated, from twice as many on): it then is not ``locally_minimal``.
+    circuits a round, nor swapped (nor pruned iteratively, from twice as many on): it then is not ``locally_minimal``.
 
     ``begin`` continues from what an earlier, interrupted search reported last instead of proposing anew; should it
     miss the target here, the search starts afresh. Cost: a few dozen circuits to propose, a dozen gradients of circuits
-    to concentrate; then, per round, as many circuits as there are edges, each a fraction of a forward pass.
+    to prune iteratively; then, per round, as many circuits as there are edges, each a fraction of a forward pass.
     """
     if not 0 < target < 1:
         raise UsageError(f"the target faithfulness must be between 0 and 1, got {target}.")
@@ -73,7 +73,7 @@ def minimal(
     if begin is None or not judge.reaches(judge.one(begin.edges)):
         begin = _propose(judge, scores)
         if begin.proposed <= _PROSPECT * limit:
-            begin = _concentrate(judge, scores, begin)
+            begin = _pruned_iteratively(judge, scores, begin)
     edges = judge.tidied(begin.edges)
     found = replace(begin, edges=edges, faithfulness=judge.one(edges), removal=None, locally_minimal=False)
     report("proposed", found)
@@ -108,7 +108,7 @@ def _shrunk(judge: Judge, found: Selection, limit: int, report: Report) -> Selec
 
 def _swapped(judge: Judge, found: Selection, limit: int) -> Selection | None:
     """Add the left-out edges of largest slope, shrink the circuit again; None where that ends with no fewer edges."""
-    edges = regrown(judge, found.edges)
+    edges = grown_and_pruned(judge, found.edges)
     if edges is None:
         return None
     begun = replace(found, edges=edges, faithfulness=judge.one(edges), removal=None, locally_minimal=False)
@@ -139,11 +139,11 @@ def _propose(judge: Judge, scores: EdgeScores) -> Selection:
     )
 
 
-def _concentrate(judge: Judge, scores: EdgeScores, proposal: Selection) -> Selection:
+def _pruned_iteratively(judge: Judge, scores: EdgeScores, proposal: Selection) -> Selection:
     """Look for a smaller circuit inside a larger proposal of the same ranking."""
     ranked = scores.ranked(by_magnitude=proposal.by_magnitude)
     abundant = np.sort(ranked[: _ABUNDANCE * proposal.proposed])
-    edges = concentrated(judge, abundant, below=len(judge.tidied(proposal.edges)))
+    edges = pruned_iteratively(judge, abundant, below=len(judge.tidied(proposal.edges)))
     return proposal if edges is None else replace(proposal, edges=edges, proposed=len(abundant))
 
 

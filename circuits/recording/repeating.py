@@ -31,7 +31,7 @@ class Difference:
 
     def describe(self) -> str:
         """Return it in words."""
-        return f"{self.place}: {_shown(self.before)} before, {_shown(self.now)} now"
+        return f"{self.place}: {_displayed(self.before)} before, {_displayed(self.now)} now"
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,6 @@ def _largest(figures: Sequence[Difference]) -> str:
     return f"{max(shares):.2g} of its size" if shares else "what is no number"
 
 
-def _shown(value: Any) -> str:
+def _displayed(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,4 +1,4 @@
-"""The record of a run at rest: ``run.json``.
+"""The record of a run: ``run.json``.
 
 It holds what is needed to judge and to repeat a run: the command with all its settings, the model, the data and the
 machine, and what came out. Files are named with their SHA-256; those beside the record by their name alone.

@@ -76,7 +76,7 @@ def page_html(svg: str, **content: Any) -> str:
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        finalize=_shown,
+        finalize=_displayed,
     )
     script, style = _source("report.js"), _source("report.css")
     shown = {"sentences": (), "heading": "How well it works", "curve": "", "groups": (), "tables": (), "evidence": ()}
@@ -133,6 +133,6 @@ def _drawn(key: Key) -> str:
     return f'<svg class="{name}" width="26" height="13" aria-hidden="true">{shape}</svg>'
 
 
-def _shown(value: object) -> object:
+def _displayed(value: object) -> object:
     """Return text from outside without marks that a page cannot hold; what is marked as safe is as it is."""
     return block_text(value) if type(value) is str else value

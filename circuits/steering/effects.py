@@ -20,6 +20,7 @@ from circuits.errors import UsageError
 from circuits.files.journal import NOWHERE, Journal, Shelf
 from circuits.metrics import AnswerTokens, measure
 from circuits.model import Model
+from circuits.patching.protocol import StageProgress, no_stages
 from circuits.scores import Floats
 from circuits.steering.recording import random_like
 from circuits.steering.steered_model import Action, SteeredModel
@@ -27,7 +28,6 @@ from circuits.vocabulary import Metric
 
 TOKENS, DRAWS = 20, 3
 SIDES = ("clean", "corrupted")
-Told = Callable[[str, int, int], None]
 Judge = Callable[[str], bool]
 """Says of the beginning of an answer whether it declines."""
 
@@ -191,7 +191,7 @@ def measure_direction(
     judge: Judge = declines,
     draws: int = DRAWS,
     seed: int = 0,
-    progress: Told = lambda _stage, _done, _total: None,
+    progress: StageProgress = no_stages,
     journal: Journal | None = None,
 ) -> SteeringReport:
     """Measure what ablating a direction everywhere, or adding it at its layer, changes on prompt pairs.

@@ -29,10 +29,11 @@ from circuits.files.atomic import write
 from circuits.files.documents import json_text
 from circuits.files.journal import Journal
 from circuits.model import Model
-from circuits.openings import finds_openings, suited
+from circuits.openings import finds_openings, with_openings
+from circuits.patching.protocol import StageProgress, no_stages
 from circuits.scores import Floats
 from circuits.steering.direction_maps import draw_areas, draw_cosines
-from circuits.steering.effects import Bench, Outcome, Told
+from circuits.steering.effects import Bench, Outcome
 from circuits.steering.recording import auc, common_ending, last_streams, random_like
 from circuits.steering.steered_model import SteeredModel
 
@@ -222,7 +223,7 @@ def find_direction(
     behaviour: Behaviour,
     settings: SearchSettings | None = None,
     *,
-    progress: Told = lambda _stage, _done, _total: None,
+    progress: StageProgress = no_stages,
     journal: Journal | None = None,
 ) -> DirectionSearch:
     """Find the direction of the residual stream that a behaviour hangs on; see the module.
@@ -234,7 +235,7 @@ def find_direction(
     """
     settings = settings or SearchSettings()
     if finds_openings(model, behaviour):
-        behaviour, _ = suited(model, behaviour)
+        behaviour, _ = with_openings(model, behaviour)
     count = settings.pairs + settings.choose
     drawn = behaviour.prompts(model.tokenizer, discovery=count, heldout=0, seed=settings.seed).discovery
     try:
@@ -305,7 +306,7 @@ def _chosen(
     model: Model,
     search: DirectionSearch,
     choose: Sequence[TokenPair],
-    progress: Told,
+    progress: StageProgress,
     journal: Journal | None,
 ) -> DirectionSearch:
     """Measure the candidates, choose one, and hold it against random directions."""

@@ -62,7 +62,7 @@ def test_items_are_stored_one_by_one_and_loaded_each_time_they_are_used() -> Non
     assert [item.first[0].item() for item in kept] == [0, 1, 2]
     assert counted.loaded == 12
     assert kept[1].named["a"][0] == 3
-    assert [item.first[0] for item in kept.at_rest] == [0, -1, -2]
+    assert [item.first[0] for item in kept.stored] == [0, -1, -2]
     assert counted.loaded == 16
     fewer = kept.changed(lambda item: Nested(item.first[:1], (), {}, None, 0), kept=lambda item: bool(item.first[0]))
     assert counted.loaded == 16
@@ -93,7 +93,7 @@ def test_measurements_are_identical_when_runs_wait_elsewhere(
     monkeypatch.setattr(experiments, "plan_memory", offloading)
     monkeypatch.setattr(experiments, "kept_on_host", lambda items, _: Kept(items, counted.store, counted.load))
     away = PatchingExperiment(subject.tracer, subject.graph, pairs, Options(ablation=ablation), resources=TWO)
-    for here, there in zip(plain.batches, away.batches.at_rest, strict=True):
+    for here, there in zip(plain.batches, away.batches.stored, strict=True):
         torch.testing.assert_close(there.clean.z[1], -here.clean.z[1])
     before = counted.loaded
     for measured in (plain, away), (plain.part(1, 5), away.part(1, 5)):

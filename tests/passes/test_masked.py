@@ -171,7 +171,7 @@ def test_sparse_connected_circuits_need_few_senders() -> None:
 
 def test_another_metric_from_the_same_recorded_runs_is_what_its_own_experiment_measures(double: Subject) -> None:
     experiment, masks = double.experiment(), random_masks(double.graph.n_edges, (0.1, 0.6))
-    assert experiment.batches.at_rest[0].columns is not None  # the logit difference reads some tokens only
+    assert experiment.batches.stored[0].columns is not None  # the logit difference reads some tokens only
     for metric in (Metric.KL, Metric.LOG_ODDS):
         other, own = experiment.with_metric(metric), double.experiment(metric=metric)
         np.testing.assert_allclose(other.circuits(masks), own.circuits(masks), atol=1e-9)

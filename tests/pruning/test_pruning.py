@@ -113,14 +113,14 @@ def counted(toy: LinearToy) -> tuple[LinearToy, list[tuple[int, int]]]:
     return Counting(toy.shape, toy.weights, toy.clean_inputs, toy.corrupted_inputs), calls
 
 
-def test_a_proposal_is_concentrated_where_it_can_come_below_the_limit() -> None:
+def test_a_proposal_is_pruned_iteratively_where_it_can_come_below_the_limit() -> None:
     toy = planted_toy(SHAPE, 15, seed=0, noise=0.05)
     scores = score(toy, ScorerName.RANDOM)
     proposed = [minimal(toy, scores, target=0.9, limit=limit).proposed for limit in (400, 5)]
     assert 10 < proposed[1] < proposed[0]
 
 
-def test_a_large_proposal_is_concentrated_without_measuring_its_edges_one_by_one() -> None:
+def test_a_large_proposal_is_pruned_iteratively_without_measuring_its_edges_one_by_one() -> None:
     toy, calls = counted(planted_toy(BIG, 10, seed=2, n_pairs=40))
     found = minimal(toy, score(toy, ScorerName.RANDOM), target=0.9, limit=40_000)
     assert found.proposed > 10_000

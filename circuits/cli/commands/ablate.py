@@ -13,8 +13,8 @@ from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
 from circuits.cli.acting import Acting
-from circuits.cli.arguments import Machine
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.commands.direction import Steering
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
@@ -88,8 +88,8 @@ def ablate(
     resume: ResumeOption = False,
     acting: Acting,
     steering: Steering,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Generate with a circuit's heads and MLPs ablated, scaled or steered: what changes, against random ablations?
 
@@ -107,12 +107,12 @@ def ablate(
     Measured on held-out pairs: how answers begin (the refusal rate on harmful and over-refusal on harmless requests),
     the metric, log-odds, and perplexity on neutral sentences. At most 8 tokens are generated. Intervals are 95 %.
     """
-    output = voice.output()
+    output = output_options.output()
     acting.check()
     if steering.direction is not None:
         steering.require_alone(circuit, acting, drawing.metric)
         numbers: dict[str, Any] = {"pairs": drawing.pairs, "draws": drawing.random, "seed": drawing.seed}
-        steering.act(machine, output, out=out, resume=resume, prompts=prompts, **numbers)
+        steering.act(model_options, output, out=out, resume=resume, prompts=prompts, **numbers)
         return
     if circuit is None or steering != Steering():
         raise UsageError(
@@ -128,7 +128,7 @@ def ablate(
         kept_beside(circuit, "ablate", file, output, resume=resume) as journal,
         output.progress(plan=PLANS["ablate"]) as progress,
     ):
-        model = machine.load(progress, output, default=found.model.id)
+        model = model_options.load(progress, output, default=found.model.id)
         require_same_model(found, model, output, nodes=acting.target is ActedOn.NODES)
         measured = _measured(model, found, chosen, (acting, intervention), drawing, progress=progress, journal=journal)
         output.recorder.drew(measured.prompts)

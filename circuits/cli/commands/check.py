@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import RenderableType
 
-from circuits.cli.arguments import DEFAULT_MODEL, LOADING, Machine, then_loading
-from circuits.cli.command import Voice, command
+from circuits.cli.arguments import DEFAULT_MODEL, LOADING, ModelOptions, then_loading
+from circuits.cli.command import OutputOptions, command
 from circuits.cli.tables import facts, table
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ _WIDE = 120
 
 
 @command
-def check(*, machine: Machine, voice: Voice) -> None:
+def check(*, model_options: ModelOptions, output_options: OutputOptions) -> None:
     """Run the guards on a model: would measurements on it be right? Exit code 1 if not."""
-    output = voice.output()
+    output = output_options.output()
     from circuits.guards.checks import require
     from circuits.model import verified
     from circuits.models.loading import load_weights
@@ -28,10 +28,10 @@ def check(*, machine: Machine, voice: Voice) -> None:
     with output.progress() as progress:
         progress(LOADING, 0, 0)
         weights = load_weights(
-            machine.model or DEFAULT_MODEL,
-            device=machine.device,
-            dtype=machine.dtype,
-            attention=machine.attention,
+            model_options.model or DEFAULT_MODEL,
+            device=model_options.device,
+            dtype=model_options.dtype,
+            attention=model_options.attention,
             progress=then_loading(progress),
         )
         progress("running the guards", 0, 0)

@@ -10,8 +10,8 @@ import typer
 from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
-from circuits.cli.arguments import Machine
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_folder
 from circuits.cli.resuming import ResumeOption, kept_until_done
@@ -80,28 +80,28 @@ def compare(
         ),
     ] = None,
     resume: ResumeOption = False,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Compare circuits: overlap against chance, transfer, knocking out, core and differences, a diagram, and words.
 
     Of behaviours of one model, or of models of one shape (before and after tuning or an edit); every circuit runs on
     its own model. Circuits of one behaviour in two models are also compared edge by edge, measured in both.
     """
-    output = voice.output()
+    output = output_options.output()
     found = _loaded(circuits, against_model, output)
-    comparison = _at_rest(found, circuits)
+    comparison = _without_runs(found, circuits)
     run = transfer or against_model is not None
     behaviours = _behaviours(found if run else [], behaviour or [])
-    _require_one_model(machine, found)
-    resources = machine.resources()
+    _require_one_model(model_options, found)
+    resources = model_options.resources()
     folder = prepared_folder(out or _default_folder(found, against_model))
     with kept_until_done(folder / NUMBERS, output, resume=resume) as journal:
         if run:
             from circuits.comparison.comparing import Crossing
 
             settings = Crossing(pairs, random, behaviours, resources, journal)
-            comparison = _Runs(machine, settings, output).measured(comparison, against_model, transfer=transfer)
+            comparison = _Runs(model_options, settings, output).measured(comparison, against_model, transfer=transfer)
         files = save_comparison(comparison.live() if live else comparison, folder, command=command_line())
     _show(comparison, circuits, files, output)
 
@@ -121,7 +121,7 @@ def _loaded(files: list[Path], against_model: str | None, output: Output) -> lis
     return [each.circuit if known is None else fitted(each, known, output).circuit for each in found]
 
 
-def _at_rest(found: list[Circuit], files: list[Path]) -> Comparison:
+def _without_runs(found: list[Circuit], files: list[Path]) -> Comparison:
     scores = [scores_beside(circuit, file) for circuit, file in zip(found, files, strict=True)]
     if len(found) == 1:
         return Comparison((found[0],), names_of(found), (), ())
@@ -148,9 +148,9 @@ def _behaviours(found: list[Circuit], given: list[str]) -> dict[str, Behaviour]:
     return files
 
 
-def _require_one_model(machine: Machine, found: list[Circuit]) -> None:
+def _require_one_model(model_options: ModelOptions, found: list[Circuit]) -> None:
     models = list(dict.fromkeys(circuit.model.digest or circuit.model.id for circuit in found))
-    if machine.model is not None and len(models) > 1:
+    if model_options.model is not None and len(models) > 1:
         ids = ", ".join(dict.fromkeys(circuit.model.id for circuit in found))
         raise UsageError(f"the circuits are of several models ({ids}), so --model cannot stand for all; leave it out.")
 
@@ -165,8 +165,8 @@ def _default_folder(found: list[Circuit], against_model: str | None) -> Path:
 class _Runs:
     """Loads models one after the other, and measures with them."""
 
-    def __init__(self, machine: Machine, settings: "Crossing", output: Output) -> None:
-        self._machine, self._settings, self._output = machine, settings, output
+    def __init__(self, model_options: ModelOptions, settings: "Crossing", output: Output) -> None:
+        self._model_options, self._settings, self._output = model_options, settings, output
         self._progress: StageProgress = no_stages
 
     def measured(self, comparison: Comparison, against_model: str | None, *, transfer: bool) -> Comparison:
@@ -191,7 +191,7 @@ class _Runs:
     def own(self, circuit: Circuit) -> "Model":
         """Load a circuit's own model, or what stands for it."""
         try:
-            model = self._load(self._machine.model or circuit.model.id)
+            model = self._load(self._model_options.model or circuit.model.id)
         except ModelUnavailableError as error:
             raise ModelUnavailableError(f"{error} To compare without running the model, add --no-transfer.") from error
         if model.info.digest != circuit.model.digest:
@@ -202,7 +202,7 @@ class _Runs:
         return model
 
     def _load(self, name: str) -> "Model":
-        return replace(self._machine, model=name).load(self._progress, self._output)
+        return replace(self._model_options, model=name).load(self._progress, self._output)
 
 
 def _show(comparison: Comparison, circuits: list[Path], written: ComparisonFiles, output: Output) -> None:

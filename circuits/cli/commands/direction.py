@@ -9,8 +9,8 @@ from rich.console import Group
 
 from circuits.behaviours import load_behaviour
 from circuits.cli.acting import Acting
-from circuits.cli.arguments import DEFAULT_MODEL, DIRECTION, BehaviourArgument, Machine
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import DEFAULT_MODEL, DIRECTION, BehaviourArgument, ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import RunLog, default_folder, prepared_file, prepared_folder
 from circuits.cli.prompting import Prompting
@@ -52,8 +52,8 @@ def direction(
     ] = None,
     resume: ResumeOption = False,
     prompting: Prompting,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Find the direction of the residual stream that a behaviour hangs on, by layer and token.
 
@@ -61,20 +61,20 @@ def direction(
     adding it at its layer does to the first token, among those that leave corrupted prompts as they are and lie not in
     the last fifth of the layers. Use it with `circuits ablate --direction FILE` and `circuits discover --to FILE`.
     """
-    output = voice.output()
+    output = output_options.output()
     chosen = prompting.varied(load_behaviour(behaviour))
 
     from circuits.steering.search import SearchSettings, find_direction
 
     settings = SearchSettings(pairs, choose, positions, candidates, kl, layer=layer, draws=random, seed=seed)
-    folder = prepared_folder(out or default_folder(model_name(machine), f"{chosen.name}-direction"))
+    folder = prepared_folder(out or default_folder(model_name(model_options), f"{chosen.name}-direction"))
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
         RunLog(folder, command_line()) as log,
         output.progress(log, plan=PLANS["direction"]) as progress,
     ):
-        model = machine.load(progress, output)
-        chosen = prompting.suited(chosen, model, output)
+        model = model_options.load(progress, output)
+        chosen = prompting.with_openings(chosen, model, output)
         found = find_direction(model, chosen, settings, progress=progress, journal=journal)
         files = found.save(folder)
     if found.remark:
@@ -159,7 +159,7 @@ class Steering:
 
     def act(
         self,
-        machine: Machine,
+        model_options: ModelOptions,
         output: Output,
         *,
         prompts: str | None,
@@ -172,7 +172,7 @@ class Steering:
         """Ablate the direction, or add it, and show what changes on held-out pairs."""
         from circuits.directions.stream_direction import StreamDirection
         from circuits.files.atomic import write
-        from circuits.openings import finds_openings, suited
+        from circuits.openings import finds_openings, with_openings
         from circuits.steering.ablated_weights import write_ablated_weights
         from circuits.steering.effects import measure_direction
 
@@ -186,12 +186,12 @@ class Steering:
             kept_until_done(beside, output, resume=resume) as journal,
             output.progress(plan=PLANS["direction"]) as progress,
         ):
-            model = machine.load(progress, output, default=found.origin.model or DEFAULT_MODEL)
+            model = model_options.load(progress, output, default=found.origin.model or DEFAULT_MODEL)
             written = write_ablated_weights(model, found, self.weights) if self.weights else None
             if written is not None:
                 output.say(written.describe())
             if finds_openings(model, behaviour):
-                behaviour, openings = suited(model, behaviour)
+                behaviour, openings = with_openings(model, behaviour)
                 output.say(openings.describe())
             drawn = behaviour.prompts(model.tokenizer, discovery=0, heldout=pairs, seed=seed or 0)
             output.recorder.drew(drawn)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from circuits.cli.arguments import DIRECTION, BehaviourArgument, DirectionOption, Machine, Measurement
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import DIRECTION, BehaviourArgument, DirectionOption, Measurement, ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import RunLog, default_folder, prepared_folder
 from circuits.cli.resuming import ResumeOption, kept_in
@@ -56,18 +56,18 @@ def discover(
     ] = True,
     verifying: Verifying,
     measurement: Measurement,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Find the circuit of a behaviour: the edges that are enough to keep it when everything else is corrupted."""
-    output = voice.output()
+    output = output_options.output()
     search.check()
     chosen = measurement.behaviour(behaviour)
     options = measurement.options(chosen, direction=direction or Direction.NOISING)
-    resources = machine.resources(ScorerName.parse(search.scorer))
+    resources = model_options.resources(ScorerName.parse(search.scorer))
     settings = search.settings(measurement, verifying, options, resources)
-    folder = prepared_folder(out or default_folder(model_name(machine), chosen.name))
-    session = Session(machine, settings.resources, measurement, output, folder)
+    folder = prepared_folder(out or default_folder(model_name(model_options), chosen.name))
+    session = Session(model_options, settings.resources, measurement, output, folder)
     found, drawn = _found(folder, session, chosen, settings, resume=resume, heads=heads)
     _report(found, drawn, output)
 
@@ -92,9 +92,9 @@ def _found(
         RunLog(folder, command_line()) as log,
         output.progress(log, plan=discovery_plan(settings.pruner, agreement=agreed, heads=heads)) as progress,
     ):
-        model = session.machine.load(progress, output)
+        model = session.model_options.load(progress, output)
         model = session.measurement.led(model)
-        behaviour = session.measurement.suited(behaviour, model, output)
+        behaviour = session.measurement.with_openings(behaviour, model, output)
         prompts = prompts_for(model, behaviour, settings)
         output.recorder.drew(prompts)
         session.measurement.list_unusable(prompts.unusable, folder, output)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from circuits.cli.arguments import CircuitArgument
-from circuits.cli.command import Voice, command
+from circuits.cli.command import OutputOptions, command
 from circuits.cli.places import prepared_file, prepared_folder
 from circuits.cli.session import imported
 from circuits.drawing.pictures import DRAWINGS, EXPORT_SUFFIXES, FOLDER
@@ -23,13 +23,13 @@ def draw(
     ],
     title: Annotated[str | None, typer.Option(help="Instead of the behaviour and the model.")] = None,
     *,
-    voice: Voice,
+    output_options: OutputOptions,
 ) -> None:
     """Draw a circuit: diagram, report page or Mermaid text.
 
     Tooltips and report tell what is in the heads.json and prompts.json beside the circuit, where they are there.
     """
-    output = voice.output()
+    output = output_options.output()
     file = prepared_file(out, DRAWINGS, "circuit.svg")
     found, remarks = draw_saved(circuit, file, title=title)
     for remark in remarks:
@@ -45,7 +45,7 @@ def export(
         Path, typer.Option("--out", "-o", metavar="FILE", help=f"The suffix says as what: {' '.join(EXPORT_SUFFIXES)}.")
     ],
     *,
-    voice: Voice,
+    output_options: OutputOptions,
 ) -> None:
     """Write a circuit for other tools or a paper: GraphML, CSV, LaTeX, Markdown, and the formats of EAP-IG and MIB.
 
@@ -53,7 +53,7 @@ def export(
     .mib.json and .mib.pt hold the scores of all edges where discover left them beside the circuit; .mib is a folder
     that MIB evaluates.
     """
-    output = voice.output()
+    output = output_options.output()
     read = imported(circuit, output)
     found, scores = read.circuit, read.scores or scores_beside(read.circuit, circuit)
     place = prepared_folder(out) if out.name.lower().endswith(FOLDER) else prepared_file(out, EXPORT_SUFFIXES)

@@ -8,8 +8,8 @@ import typer
 
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
-from circuits.cli.arguments import CircuitArgument, Machine, Measurement
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import CircuitArgument, Measurement, ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_beside
@@ -50,18 +50,18 @@ def evaluate(
     universe: UniverseOption = Universe.QUERY_HEAD,
     resume: ResumeOption = False,
     measurement: Measurement,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Measure a circuit on held-out prompts: faithfulness, necessity, random circuits of the same size."""
-    output = voice.output()
+    output = output_options.output()
     universes = tuple(Universe) if universe == "both" else (Universe.parse(universe),)
-    read = _read(circuit, machine, output)
+    read = _read(circuit, model_options, output)
     found, name = read.circuit, circuit_behaviour_name(read.circuit, behaviour, "--behaviour", file=circuit)
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     if out is not None and not read.anonymous:
         _require_own(found, chosen)
-    options, resources = measurement.options(chosen, ablation=found.method.ablation), machine.resources()
+    options, resources = measurement.options(chosen, ablation=found.method.ablation), model_options.resources()
     file = prepared_file(out, (".json",), "circuit.json") if out else None
 
     from circuits.evaluation.circuit_evaluation import evaluate_circuit
@@ -72,11 +72,11 @@ def evaluate(
         output.progress(plan=PLANS["evaluate"]) as progress,
     ):
         model = measurement.led(
-            machine.load(progress, output, default=found.model.id), beside=circuit, target=found.model.target
+            model_options.load(progress, output, default=found.model.id), beside=circuit, target=found.model.target
         )
         read = fitted(read, model.info, output)
         require_same_prompts(chosen, name, read.circuit, model)
-        chosen = measurement.suited(chosen, model, output)
+        chosen = measurement.with_openings(chosen, model, output)
         judged = evaluate_circuit(
             model,
             read.circuit,
@@ -99,9 +99,9 @@ def evaluate(
     _show(judged, chosen, model.info.id, output, read_from=circuit, file=file)
 
 
-def _read(circuit: Path, machine: Machine, output: Output) -> Imported:
+def _read(circuit: Path, model_options: ModelOptions, output: Output) -> Imported:
     read = imported(circuit, output)
-    if read.anonymous and machine.model is None:
+    if read.anonymous and model_options.model is None:
         raise UsageError(f"{circuit} does not say of which model it is; give the model with --model.")
     return read
 

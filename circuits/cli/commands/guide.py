@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from circuits.cli.command import Voice, command
+from circuits.cli.command import OutputOptions, command
 from circuits.cli.tables import table
 from circuits.guides import guide as text_of
 from circuits.guides import topics
@@ -17,10 +17,10 @@ def guide(
         None
     ),
     *,
-    voice: Voice,
+    output_options: OutputOptions,
 ) -> None:
     """Read a guide: how to read the numbers, write prompts, compare circuits, describe models."""
-    output = voice.output()
+    output = output_options.output()
     if topic is None:
         known = topics()
         shown = table("guides", ["topic", "what it is about"], known.items())

@@ -10,8 +10,8 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from circuits.cli.arguments import PAIRS, CircuitArgument, Machine, Measurement
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import PAIRS, CircuitArgument, Measurement, ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import circuit_behaviour_name, require_same_model, require_same_prompts
@@ -48,26 +48,26 @@ def heads(
     ] = None,
     resume: ResumeOption = False,
     measurement: Measurement,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Show what each head of a circuit does: where it attends, what it writes and copies, with the numbers."""
-    output = voice.output()
+    output = output_options.output()
     found = read_circuit(circuit).circuit
     name = circuit_behaviour_name(found, behaviour, "--behaviour", file=circuit)
     chosen = measurement.behaviour(name, recorded=found.behaviour)
     options = measurement.options(chosen, direction=found.method.direction, ablation=found.method.ablation)
-    resources = machine.resources()
+    resources = model_options.resources()
     file = prepared_file(out or circuit.with_name(HEADS), (".json", ".csv"), HEADS)
 
     from circuits.files.atomic import write
     from circuits.heads import head_roles
 
     with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["heads"]) as progress:
-        model = machine.load(progress, output, default=found.model.id)
+        model = model_options.load(progress, output, default=found.model.id)
         require_same_model(found, model, output)
         require_same_prompts(chosen, name, found, model)
-        chosen = measurement.suited(chosen, model, output)
+        chosen = measurement.with_openings(chosen, model, output)
         seed = found.method.seed if measurement.seed is None else measurement.seed
         prompts = chosen.prompts(model.tokenizer, discovery=0, heldout=measurement.pairs or PAIRS, seed=seed)
         output.recorder.drew(prompts)

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from circuits.circuit import Circuit
-from circuits.cli.arguments import DEFAULT_MODEL, BehaviourArgument, Machine, Measurement
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import DEFAULT_MODEL, BehaviourArgument, Measurement, ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import model_name
@@ -55,19 +55,19 @@ def interchange(
     ] = None,
     resume: ResumeOption = False,
     measurement: Measurement,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Test which nodes a behaviour needs and which are enough for it, by exchanging what they send.
 
     Necessity: what the clean run loses when the nodes alone send what they send in the corrupted run. Sufficiency: what
     the corrupted run gains when they alone send what they send in the clean run. Everything downstream is recomputed.
     """
-    output = voice.output()
+    output = output_options.output()
     chosen = measurement.behaviour(behaviour)
-    options, resources = measurement.options(chosen), machine.resources()
+    options, resources = measurement.options(chosen), model_options.resources()
     sets = _sets(nodes, together=together)
-    file = prepared_file(out or default_folder(model_name(machine), chosen.name) / FILE, (".json",), FILE)
+    file = prepared_file(out or default_folder(model_name(model_options), chosen.name) / FILE, (".json",), FILE)
 
     from circuits.certainty.node_tests import PAIRS, interchange_nodes
     from circuits.files.atomic import write
@@ -75,10 +75,10 @@ def interchange(
     line = output.progress(plan=PLANS["interchange"])
     with kept_until_done(file, output, resume=resume) as journal, line as progress:
         of = sets.model.id if isinstance(sets, Circuit) else DEFAULT_MODEL
-        model = measurement.led(machine.load(progress, output, default=of))
+        model = measurement.led(model_options.load(progress, output, default=of))
         found = interchange_nodes(
             model,
-            measurement.suited(chosen, model, output),
+            measurement.with_openings(chosen, model, output),
             sets,
             options=options,
             resources=resources,

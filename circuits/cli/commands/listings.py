@@ -8,8 +8,8 @@ from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Prompt
-from circuits.cli.arguments import Machine
-from circuits.cli.command import Voice, command
+from circuits.cli.arguments import ModelOptions
+from circuits.cli.command import OutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.tables import table
 
@@ -17,9 +17,9 @@ EXAMPLES = 3
 
 
 @command
-def models(*, voice: Voice) -> None:
+def models(*, output_options: OutputOptions) -> None:
     """List the built-in models."""
-    output = voice.output()
+    output = output_options.output()
     from circuits.models.fetching.builtin import BUILT_IN as BUILT_IN_MODELS
 
     known = list(BUILT_IN_MODELS.values())
@@ -36,13 +36,13 @@ def behaviours(
         str | None, typer.Option("--show", metavar="BEHAVIOUR", help="Print a few prompt pairs of it.")
     ] = None,
     *,
-    machine: Machine,
-    voice: Voice,
+    model_options: ModelOptions,
+    output_options: OutputOptions,
 ) -> None:
     """List the built-in behaviours."""
-    output = voice.output()
+    output = output_options.output()
     if show is not None:
-        _show(load_behaviour(show), machine, output)
+        _show(load_behaviour(show), model_options, output)
         return
     known = list(BUILT_IN.values())
     output.show(
@@ -56,8 +56,8 @@ def behaviours(
     )
 
 
-def _show(behaviour: Behaviour, machine: Machine, output: Output) -> None:
-    pairs = [_row(pair) for pair in _pairs(behaviour, machine, output)[:EXAMPLES]]
+def _show(behaviour: Behaviour, model_options: ModelOptions, output: Output) -> None:
+    pairs = [_row(pair) for pair in _pairs(behaviour, model_options, output)[:EXAMPLES]]
     fields = ("clean", "corrupted", "answers", "wrong answers")
     output.show(
         table(
@@ -77,10 +77,10 @@ def _show(behaviour: Behaviour, machine: Machine, output: Output) -> None:
     )
 
 
-def _pairs(behaviour: Behaviour, machine: Machine, output: Output) -> list[Pair]:
+def _pairs(behaviour: Behaviour, model_options: ModelOptions, output: Output) -> list[Pair]:
     """Make the pairs; the built-in behaviours keep only words that are single tokens of the model."""
     with output.progress() as progress:
-        tokenizer = machine.tokenizer(progress)
+        tokenizer = model_options.tokenizer(progress)
         return list(behaviour.pairs(tokenizer))
 
 

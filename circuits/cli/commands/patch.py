@@ -11,8 +11,8 @@ from rich.console import Group
 
 from circuits.behaviours.behaviour import TokenPair
 from circuits.behaviours.tokens import Tokenizer, token_texts
-from circuits.cli.arguments import PATCHING_PAIRS, BehaviourArgument, DirectionOption, Machine, Measurement
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import PATCHING_PAIRS, BehaviourArgument, DirectionOption, Measurement, ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
@@ -58,23 +58,23 @@ def patch(
     ] = None,
     resume: ResumeOption = False,
     measurement: Measurement,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Put activations of the clean run into the corrupted run (or the reverse), layer by layer: what comes back?"""
-    output = voice.output()
+    output = output_options.output()
     place, by_position = Site.parse(site), _by_position(Site.parse(site), by)
     chosen = measurement.behaviour(behaviour)
     if by_position and place is not Site.HEAD and chosen.usable_only:
         chosen = replace(chosen, one_length=True)  # positions of prompts of several lengths have nothing in common
     options = measurement.options(chosen, direction=direction or Direction.DENOISING)
-    resources = machine.resources()
-    file = out or default_folder(model_name(machine), chosen.name) / f"patch-{place}.svg"
+    resources = model_options.resources()
+    file = out or default_folder(model_name(model_options), chosen.name) / f"patch-{place}.svg"
     file = prepared_file(file, (".svg", ".png", ".pdf"), f"patch-{place}.svg")
 
     from circuits.patching.sites import patch_sites
 
-    session = Session(machine, resources, measurement, output, file.parent)
+    session = Session(model_options, resources, measurement, output, file.parent)
     with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["patch"]) as progress:
         begun = recorded(session, chosen, options, progress, pairs=PATCHING_PAIRS, journal=journal)
         tokens = position_labels(begun.model.tokenizer, begun.pairs)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from circuits.cli.arguments import BehaviourArgument, Machine, Measurement
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import BehaviourArgument, Measurement, ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.session import Recorded, Session, model_name, recorded
@@ -33,24 +33,24 @@ def path(
         typer.Option("--out", "-o", help="A .json file for what was measured.", rich_help_panel="Output"),
     ] = None,
     measurement: Measurement,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Measure paths of several hops: corrupt the first node, freeze what is not on the path."""
-    output = voice.output()
+    output = output_options.output()
     for text in paths:
         if "->" not in text:
             raise UsageError(
                 f"'{text}' is not a path; expected nodes joined by ->, in quotes, such as \"a9.h8->a11.h2<q>->logits\"."
             )
     chosen = measurement.behaviour(behaviour)
-    options, resources = measurement.options(chosen), machine.resources()
+    options, resources = measurement.options(chosen), model_options.resources()
 
     from circuits.patching.paths import Path, path_effects
 
-    file = prepared_file(out or default_folder(model_name(machine), chosen.name) / PATHS, (".json",), PATHS)
+    file = prepared_file(out or default_folder(model_name(model_options), chosen.name) / PATHS, (".json",), PATHS)
     with output.progress(plan=PLANS["path"]) as progress:
-        begun = recorded(Session(machine, resources, measurement, output, file.parent), chosen, options, progress)
+        begun = recorded(Session(model_options, resources, measurement, output, file.parent), chosen, options, progress)
         parsed = [Path.parse(text, begun.model.graph) for text in paths]
         progress("measuring paths", 0, 0)
         effects = path_effects(begun.experiment, parsed)

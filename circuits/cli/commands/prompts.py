@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from circuits.cli.arguments import DEFAULT_MODEL, then_loading
-from circuits.cli.command import Voice, command
+from circuits.cli.command import OutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.tables import facts, table
@@ -45,10 +45,10 @@ def prompts(
         Path | None,
         typer.Option("--out", "-o", help="Write the usable pairs as JSON Lines, and what is left out beside them."),
     ] = None,
-    voice: Voice,
+    output_options: OutputOptions,
 ) -> None:
     """Look into a prompt file: decoded answers, lengths, splits, duplicates, and every row that cannot be used."""
-    output = voice.output()
+    output = output_options.output()
     place = prepared_file(out, (".jsonl",), "prompts.jsonl") if out else None
 
     if harmless is not None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from circuits.cli.command import Voice, command
+from circuits.cli.command import OutputOptions, command
 from circuits.cli.tables import facts, table
 
 RecordArgument = Annotated[
@@ -23,14 +23,14 @@ def run(
         typer.Option("--out", "-o", help="Folder for the results (default: the record's, with -again)."),
     ] = None,
     *,
-    voice: Voice,
+    output_options: OutputOptions,
 ) -> None:
     """Repeat a recorded run, and say what differs. Exit code 1 where figures do.
 
     The command is typed again in a process of its own, in the folder it was typed in. Compared are all figures that it
     prints with --json, to six digits, its settings, model, data, versions and hardware; times are shown only.
     """
-    output = voice.output()
+    output = output_options.output()
     from circuits.recording.repeating import run_again
 
     found = run_again(record, out)
@@ -48,9 +48,9 @@ def run(
 
 
 @command
-def cite(record: RecordArgument, *, voice: Voice) -> None:
+def cite(record: RecordArgument, *, output_options: OutputOptions) -> None:
     """Print a methods paragraph and BibTeX for a recorded run."""
-    output = voice.output()
+    output = output_options.output()
     from circuits.recording.citing import cite as cited
 
     found = cited(record)

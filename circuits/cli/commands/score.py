@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.cli.arguments import BehaviourArgument, DirectionOption, Machine, Measurement
-from circuits.cli.command import RecordedVoice, command
+from circuits.cli.arguments import BehaviourArgument, DirectionOption, Measurement, ModelOptions
+from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
@@ -47,27 +47,27 @@ def score(
     resume: ResumeOption = False,
     verifying: Verifying,
     measurement: Measurement,
-    machine: Machine,
-    voice: RecordedVoice,
+    model_options: ModelOptions,
+    output_options: RecordedOutputOptions,
 ) -> None:
     """Score edges: positive means that corrupting the edge hurts the behaviour."""
-    output = voice.output()
+    output = output_options.output()
     name, wanted = ScorerName.parse(scorer), _Wanted(edges)
     searched = verifying.top_k(name)
     chosen = measurement.behaviour(behaviour)
     options = measurement.options(chosen, direction=direction or Direction.NOISING)
-    resources = machine.resources(name)
+    resources = model_options.resources(name)
     default = f"scores-{name}.csv"
-    file = prepared_file(out or default_folder(model_name(machine), chosen.name) / default, SUFFIXES, default)
+    file = prepared_file(out or default_folder(model_name(model_options), chosen.name) / default, SUFFIXES, default)
 
     from circuits.scoring import score as score_edges
     from circuits.scoring.scorers import Settings
 
     seed = measurement.seed or 0
     with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["score"]) as progress:
-        session = Session(machine, resources, measurement, output, file.parent)
+        session = Session(model_options, resources, measurement, output, file.parent)
         begun = recorded(session, chosen, options, progress, journal=journal)
-        if machine.memory != "auto":
+        if model_options.memory != "auto":
             output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)
         told = Settings(indices, steps, seed, searched, lambda done, total: progress(f"scoring ({name})", done, total))

@@ -7,7 +7,7 @@ from circuits.builder import build_graph
 from circuits.graph import Edge, EdgeIndices, ModelShape
 from circuits.patching.protocol import no_progress
 from circuits.pruning import Selection, minimal
-from circuits.pruning.concentrate import concentrated, dispensable_first, regrown
+from circuits.pruning.iterative import dispensable_first, grown_and_pruned, pruned_iteratively
 from circuits.pruning.judge import Judge
 from circuits.scoring import score
 from circuits.statistics import faithfulness
@@ -79,7 +79,7 @@ def test_edges_that_hurt_go_before_those_that_help_as_much_but_not_before_weak_o
     assert np.argsort(dispensable_first(slopes)).tolist() == [4, 2, 1, 0, 3]
 
 
-# -------------------------------------------------------------------------------------------------------- concentrating
+# -------------------------------------------------------------------------------------------------- iterative pruning
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -89,7 +89,7 @@ def test_what_is_left_reaches_the_target_with_fewer_edges_than_the_scores_of_the
     scores = score(toy, ScorerName.EAP).values
     by_score = next(n for n in range(1, toy.graph.n_edges) if judge.one(np.argsort(-scores)[:n]) >= 0.9)
     abundant = np.sort(np.argsort(-np.abs(scores))[: 6 * by_score])
-    found = concentrated(judge, abundant, below=len(abundant))
+    found = pruned_iteratively(judge, abundant, below=len(abundant))
     assert found is not None
     assert set(found.tolist()) < set(abundant.tolist())
     mask = np.zeros(toy.graph.n_edges, dtype=np.bool_)
@@ -104,7 +104,7 @@ def test_a_circuit_that_beats_the_model_is_shrunk_until_it_does_not() -> None:
     judge = judge_of(toy, 0.2)
     helping = way(toy, *range(8))
     assert judge.one(helping) == pytest.approx(16 / 7)
-    found = concentrated(judge, helping, below=len(helping))
+    found = pruned_iteratively(judge, helping, below=len(helping))
     assert found is not None
     assert judge.one(found) in (pytest.approx(6 / 7), pytest.approx(8 / 7))
     assert len(found) in (6, 8)
@@ -113,9 +113,9 @@ def test_a_circuit_that_beats_the_model_is_shrunk_until_it_does_not() -> None:
 def test_nothing_is_given_back_where_so_few_edges_do_not_suffice_or_the_target_is_missed_from_the_start() -> None:
     toy = ways_toy([1.0] * 9, 0.0)
     judge, every = judge_of(toy), way(toy, *range(9))
-    assert concentrated(judge, every, below=18) is None  # at a target of 0.9, every one of the nine ways counts
-    assert concentrated(judge, way(toy, 0, 1), below=100) is None
-    found = concentrated(judge_of(toy, 0.5), every, below=18)
+    assert pruned_iteratively(judge, every, below=18) is None  # at a target of 0.9, every one of the nine ways counts
+    assert pruned_iteratively(judge, way(toy, 0, 1), below=100) is None
+    found = pruned_iteratively(judge_of(toy, 0.5), every, below=18)
     assert found is not None
     assert judge.one(found) >= 0.5
     assert len(found) <= 12
@@ -130,7 +130,7 @@ def test_a_strong_left_out_edge_replaces_many_weak_ones() -> None:
     judge = judge_of(toy, 0.5)
     weak = way(toy, *range(9))
     assert judge.one(weak) == pytest.approx(0.5)
-    grown = regrown(judge, weak)
+    grown = grown_and_pruned(judge, weak)
     assert grown is not None
     assert toy.graph.index(Edge.parse("input->logits")) in grown
     begin = Selection(weak, 0.5, proposed=18, by_magnitude=False)

@@ -16,13 +16,13 @@ from circuits.scores import Floats
 
 _SHARE = 0.15
 """Which share of a circuit goes between two attributions."""
-_REGROWN = 0.2
+_GROWTH = 0.2
 """How many edges are added at once, as a share of a circuit."""
 _HARMFUL = 0.25
 """What the slope of an edge that hurts counts, against one that helps."""
 
 
-def concentrated(judge: Judge, edges: EdgeIndices, *, below: int, share: float = _SHARE) -> EdgeIndices | None:
+def pruned_iteratively(judge: Judge, edges: EdgeIndices, *, below: int, share: float = _SHARE) -> EdgeIndices | None:
     """Shrink a circuit for as long as it keeps the target, or more; None where ``below`` edges do not suffice.
 
     On the way the circuit may do better than the model, which is not better in the end: only a circuit that reaches
@@ -41,16 +41,16 @@ def concentrated(judge: Judge, edges: EdgeIndices, *, below: int, share: float =
     return edges if len(edges) < below and judge.reaches(f) else None
 
 
-def regrown(judge: Judge, edges: EdgeIndices) -> EdgeIndices | None:
+def grown_and_pruned(judge: Judge, edges: EdgeIndices) -> EdgeIndices | None:
     """Add the left-out edges whose slopes are largest, a fifth as many as there are, and shrink the circuit again.
 
     None where it cannot be brought back to the target, or not to about the same size. Cost: a dozen gradients.
     """
     slopes = judge.all_slopes(edges)
     slopes[edges] = 0.0
-    helpful = np.argsort(-slopes, kind="stable")[: max(1, round(_REGROWN * len(edges)))]
+    helpful = np.argsort(-slopes, kind="stable")[: max(1, round(_GROWTH * len(edges)))]
     grown = np.union1d(edges, helpful[slopes[helpful] > 0])
-    return concentrated(judge, grown, below=len(grown), share=_REGROWN / 4)
+    return pruned_iteratively(judge, grown, below=len(grown), share=_GROWTH / 4)
 
 
 def dispensable_first(slopes: Floats) -> Floats:
