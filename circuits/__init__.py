@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from circuits.behaviours.survey import Prompts
     from circuits.builder import build_graph
     from circuits.certainty.node_tests import NodeTests, interchange_nodes
+    from circuits.certainty.pair_groups import PairGroups, group_pairs
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
     from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
@@ -80,6 +81,7 @@ _HOMES = {
     "ModelShape": "circuits.graph",
     "Node": "circuits.graph",
     "NodeTests": "circuits.certainty.node_tests",
+    "PairGroups": "circuits.certainty.pair_groups",
     "Options": "circuits.patching.measurement",
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
@@ -103,6 +105,7 @@ _HOMES = {
     "evaluate": "circuits.evaluation",
     "evaluate_circuit": "circuits.evaluation.circuit_evaluation",
     "find_direction": "circuits.steering.search",
+    "group_pairs": "circuits.certainty.pair_groups",
     "guide": "circuits.guides",
     "head_roles": "circuits.heads",
     "interchange_nodes": "circuits.certainty.node_tests",
@@ -149,6 +152,7 @@ __all__ = [
     "Node",
     "NodeTests",
     "Options",
+    "PairGroups",
     "Path",
     "PromptSet",
     "Prompts",
@@ -171,6 +175,7 @@ __all__ = [
     "evaluate",
     "evaluate_circuit",
     "find_direction",
+    "group_pairs",
     "guide",
     "head_roles",
     "interchange_nodes",

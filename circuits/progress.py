@@ -47,7 +47,11 @@ Plan = tuple[PlannedStage, ...]
 _LOADING = PlannedStage("loading", 8, counts=False, loads=True)
 _RECORDING = PlannedStage("recording", 8, counts=False)
 _DRAWING = PlannedStage("drawing", 3, counts=False)
-_JUDGED = (PlannedStage("comparing scores", 18), PlannedStage("evaluating", 28))
+_JUDGED = (
+    PlannedStage("comparing scores", 18),
+    PlannedStage("resampling", 5, counts=False),
+    PlannedStage("evaluating", 28),
+)
 _HEADS = PlannedStage("measuring what the heads do", 10)
 _PRUNING = {
     "minimal": (PlannedStage("proposing edges", 25, counts=False), PlannedStage("pruning", 100, counts=False)),
@@ -76,6 +80,7 @@ PLANS: dict[str, Plan] = {
     "heads": (_LOADING, PlannedStage("measuring heads", 20)),
     "ablate": (_LOADING, _RECORDING, PlannedStage("generating", 60), PlannedStage("ablating edges", 20)),
     "direction": (_LOADING, _RECORDING, PlannedStage("ablating and adding", 60)),
+    "groups": (_LOADING, _RECORDING, PlannedStage("slopes", 60)),
     "interchange": (_LOADING, _RECORDING, PlannedStage("exchanging nodes", 60)),
 }
 """The plans of other commands; a command without one, whose stages depend on what it is given, shows stages alone."""

@@ -18,6 +18,7 @@ from circuits.cli.commands.direction import direction
 from circuits.cli.commands.discover import discover
 from circuits.cli.commands.draw import draw, export
 from circuits.cli.commands.evaluate import evaluate
+from circuits.cli.commands.groups import groups
 from circuits.cli.commands.guide import guide
 from circuits.cli.commands.heads import heads
 from circuits.cli.commands.interchange import interchange
@@ -125,6 +126,7 @@ for _command in (
     compare,
     direction,
     interchange,
+    groups,
     ablate,
     heads,
     draw,

@@ -1,0 +1,253 @@
+"""One mechanism or several: do the pairs of a behaviour hang on the same edges?
+
+Pairs are grouped by what each of them takes from every edge: the slope of its metric along the edge's weight, averaged
+over circuits in which all edges have the same weight (:data:`POINTS`), so that a pair's edges sum to its own gap. The
+vectors are compared by their cosine, after truncated SVD (k-means; the number of groups by silhouette), as in
+arXiv:2605.09129. Groups are found whatever the data are; whether they *matter* is measured: on held-out pairs, is the
+circuit of a pair's own group closer to the model than one circuit of equal size for all?
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuits.behaviours import clusters_of
+from circuits.behaviours.behaviour import Behaviour, PromptSet
+from circuits.errors import PromptError, UsageError
+from circuits.files.documents import json_text
+from circuits.files.journal import Journal
+from circuits.graph import EdgeIndices
+from circuits.model import Model
+from circuits.patching.measurement import Options, Resources
+from circuits.patching.protocol import StageProgress, no_stages
+from circuits.patching.sequences import AnyExperiment
+from circuits.scores import Floats
+from circuits.statistics import Estimate, share_of
+
+POINTS = (1 / 6, 1 / 2, 5 / 6)
+"""The weights of all edges at which slopes are taken: the midpoint rule."""
+DIMENSIONS = 20
+MOST = 6
+PAIRS, SIZE, EXAMPLES = 64, 200, 3
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PairGroup:
+    """Pairs that hang on the same edges; ``examples`` are clean prompts, ``behaviours`` how many are of each.
+
+    ``own`` and ``shared`` are the errors on held-out pairs of the group's own circuit and of the one for all, in units
+    of what the empty circuit gets wrong on all pairs; None where no held-out pair is of this group.
+    """
+
+    pairs: int
+    heldout: int
+    behaviours: dict[str, int]
+    examples: tuple[str, ...]
+    own: float | None
+    shared: float | None
+
+
+@dataclass(frozen=True)
+class PairGroups:
+    """What :func:`group_pairs` found.
+
+    ``silhouettes`` has the silhouette (-1 to 1) of each number of groups that was tried. ``gain`` is by how much the
+    squared error of one circuit for all shrinks when every held-out pair is run in its own group's circuit, as a share
+    of what the empty circuit gets wrong. ``rand`` is the adjusted Rand index of groups and behaviours, where there are
+    several behaviours: 1 the same, 0 chance.
+    """
+
+    model: str
+    behaviours: tuple[str, ...]
+    size: int
+    silhouettes: dict[int, float]
+    groups: tuple[PairGroup, ...]
+    gain: Estimate
+    rand: float | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether circuits of their own are surely closer to the model on held-out pairs than one for all."""
+        return self.gain.low is not None and self.gain.low > 0
+
+    @property
+    def verdict(self) -> str:
+        """Return in a sentence what may be claimed."""
+        if self.several:
+            return f"Several mechanisms: {len(self.groups)} circuits are closer to the model than one for all."
+        return "No evidence for several mechanisms: one circuit for all is no worse than one for each group."
+
+    def to_document(self) -> dict[str, Any]:
+        """Return what ``groups.json`` holds."""
+        silhouettes = {str(count): value for count, value in self.silhouettes.items()}
+        return asdict(self) | {"silhouettes": silhouettes, "several": self.several, "verdict": self.verdict}
+
+    def to_json(self) -> str:
+        """Return the text of ``groups.json``."""
+        return json_text(self.to_document())
+
+
+def group_pairs(
+    model: Model,
+    behaviours: Behaviour | Sequence[Behaviour],
+    *,
+    count: int | None = None,
+    size: int = SIZE,
+    options: Options | None = None,
+    resources: Resources | None = None,
+    pairs: int = PAIRS,
+    heldout: int = PAIRS,
+    seed: int = 0,
+    progress: StageProgress = no_stages,
+    journal: Journal | None = None,
+) -> PairGroups:
+    """Group the pairs of a behaviour, or of several mixed together, by the edges they hang on, and judge the groups.
+
+    Args:
+        model: The model.
+        behaviours: One behaviour, or several to mix.
+        count: How many groups. Default: as many as have the largest silhouette, 2 to 6.
+        size: How many edges the circuits have that groups are judged by: the best by |mean|.
+        options: What is measured. Default: each behaviour's own metric.
+        resources: What measuring may use.
+        pairs: How many pairs of each behaviour are grouped.
+        heldout: How many others of each the groups are judged on.
+        seed: Draws pairs, and the beginnings of k-means.
+        progress: Is told about the stages.
+        journal: Keeps what is measured.
+
+    Raises :class:`PromptError` for fewer than 8 pairs. Cost: three gradients of all edges of all pairs, each up to ten
+    forward passes, and on held-out pairs as many circuits as groups and one.
+    """
+    several = [behaviours] if isinstance(behaviours, Behaviour) else list(behaviours)
+    if count is not None and count < 2:
+        raise UsageError(f"the number of groups must be at least 2, got {count}.")
+    if not 0 < size <= model.graph.n_edges:
+        raise UsageError(f"circuits of groups must have 1 to {model.graph.n_edges:,} edges, got {size}.")
+    mixed: list[_Part] = []
+    for behaviour in several:
+        prompts = behaviour.prompts(model.tokenizer, discovery=pairs, heldout=heldout, seed=seed)
+        progress(f"recording the prompts of {behaviour.name}", 0, 0)
+        sides = [
+            model.experiment(
+                side,
+                options or Options(behaviour.metric),
+                resources=resources,
+                reference=prompts.reference,
+                journal=journal,
+            )
+            for side in (prompts.discovery, prompts.heldout)
+        ]
+        mixed.append(_Part(prompts, *sides))
+    taken, of_others = (np.concatenate(each) for each in zip(*(part.vectors(progress) for part in mixed), strict=True))
+    if len(taken) < 8:
+        raise PromptError(f"{len(taken)} pairs cannot be grouped; at least 8 are needed.")
+    labels, of_heldout, silhouettes = _grouped(taken, of_others, count, seed)
+    shared, *own = (_best(taken[chosen], size) for chosen in [labels >= 0, *_one_each(labels)])
+    errors = np.concatenate([part.squared_errors([shared, *own]) for part in mixed], axis=1)
+    return PairGroups(
+        model=model.info.id,
+        behaviours=tuple(part.prompts.behaviour for part in mixed),
+        size=size,
+        silhouettes=silhouettes,
+        groups=_groups(mixed, labels, of_heldout, errors),
+        gain=_gain(mixed, of_heldout, errors, seed),
+        rand=_rand(mixed, labels),
+        remarks=tuple(remark for part in mixed for remark in part.prompts.remarks),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The pairs of one behaviour."""
+
+    prompts: PromptSet
+    experiment: AnyExperiment
+    heldout: AnyExperiment
+
+    def vectors(self, progress: StageProgress) -> tuple[Floats, Floats]:
+        """Return what each pair takes from each edge, ``(pair, edge)``: of the pairs to group, and of held-out ones."""
+        found: list[Floats] = []
+        for name, side in (("", self.experiment), ("held-out ", self.heldout)):
+            rows = np.zeros((side.n_pairs, side.graph.n_edges))
+            for done, point in enumerate(POINTS):
+                progress(f"slopes of {name}pairs of {self.prompts.behaviour}", done, len(POINTS))
+                rows += side.circuit_gradient(np.full(side.graph.n_edges, point))[1] / len(POINTS)
+            found.append(rows)
+        return found[0], found[1]
+
+    def squared_errors(self, circuits: list[EdgeIndices]) -> Floats:
+        """Return how wrong circuits are on held-out pairs, ``(circuit, pair)``, the empty one's last.
+
+        Squares of the metric, over the mean of the empty circuit's: behaviours of other units can be put together.
+        """
+        side = self.heldout
+        values = side.circuits([side.graph.mask(edges) for edges in circuits])
+        wrong = np.square(np.concatenate([values, side.corrupted[None]]) - side.clean)
+        return wrong / wrong[-1].mean()
+
+
+def _grouped(rows: Floats, heldout: Floats, count: int | None, seed: int) -> tuple[Labels, Labels, dict[int, float]]:
+    """Return each pair's group, that of each held-out pair, and the silhouettes of the numbers of groups tried."""
+    normalize: Callable[[Floats], Floats] = _sklearn("preprocessing").normalize
+    k_means, silhouette_score = _sklearn("cluster").KMeans, _sklearn("metrics").silhouette_score
+    svd = _sklearn("decomposition").TruncatedSVD(min(DIMENSIONS, len(rows) - 1), random_state=seed)
+    made = normalize(svd.fit_transform(normalize(rows)))
+    others = normalize(svd.transform(normalize(heldout)))
+    tried = range(2, MOST + 1) if count is None else [count]
+    means = {each: k_means(each, n_init=10, random_state=seed).fit(made) for each in tried if each < len(rows)}
+    silhouettes = {each: float(silhouette_score(made, found.labels_)) for each, found in means.items()}
+    best = means[max(silhouettes, key=lambda each: silhouettes[each])]
+    return np.asarray(best.labels_, dtype=np.int64), np.asarray(best.predict(others), dtype=np.int64), silhouettes
+
+
+def _best(rows: Floats, size: int) -> EdgeIndices:
+    """Return the edges that pairs take most from, on average."""
+    return np.sort(np.argsort(-np.abs(rows.mean(axis=0)), kind="stable")[:size])
+
+
+def _one_each(labels: Labels) -> list[NDArray[np.bool_]]:
+    """Return the members of each group, one boolean per pair."""
+    return [labels == each for each in range(int(labels.max()) + 1)]
+
+
+def _groups(mixed: list[_Part], labels: Labels, of_heldout: Labels, errors: Floats) -> tuple[PairGroup, ...]:
+    names = [part.prompts.behaviour for part in mixed for _ in part.prompts.discovery]
+    texts = [pair.clean_text for part in mixed for pair in part.prompts.discovery]
+    groups: list[PairGroup] = []
+    for each, members in enumerate(_one_each(labels)):
+        inside = np.flatnonzero(members).tolist()
+        others = of_heldout == each
+        wrong = [None, None] if not others.any() else np.sqrt(errors[[each + 1, 0]][:, others].mean(1)).tolist()
+        counts = {name: sum(names[i] == name for i in inside) for name in dict.fromkeys(names)}
+        examples = tuple(texts[i] for i in inside[:EXAMPLES])
+        groups.append(PairGroup(len(inside), int(others.sum()), counts, examples, own=wrong[0], shared=wrong[1]))
+    return tuple(groups)
+
+
+def _gain(mixed: list[_Part], of_heldout: Labels, errors: Floats, seed: int) -> Estimate:
+    """Return by how much squared errors shrink with circuits of their own, as a share of the empty circuit's."""
+    own = errors[of_heldout + 1, np.arange(errors.shape[1])]
+    clusters, first = list[Labels](), 0
+    for part in mixed:
+        clusters.append(clusters_of(part.prompts.heldout) + first)
+        first = int(clusters[-1].max()) + 1
+    return share_of(errors[0] - own, errors[-1], clusters=np.concatenate(clusters), seed=seed)
+
+
+def _rand(mixed: list[_Part], labels: Labels) -> float | None:
+    if len(mixed) == 1:
+        return None
+    truth = np.repeat(np.arange(len(mixed)), [len(part.prompts.discovery) for part in mixed])
+    return float(_sklearn("metrics").adjusted_rand_score(truth, labels))
+
+
+def _sklearn(part: str) -> Any:
+    """Return a part of scikit-learn, which has no types."""
+    return import_module(f"sklearn.{part}")
