@@ -29,8 +29,8 @@ def usable_tokenizer(given: Any) -> Any:
     if missing or isinstance(given, str | bytes):
         raise UsageError(
             f"the tokenizer is {displayed(given)}; expected one of transformers "
-            "(AutoTokenizer.from_pretrained(folder)) or an object with the methods encode(text), which returns token ids, and decode(ids), which returns the "
-            f"text{'' if isinstance(given, str | bytes) else f'; it has no {chr(32).join(missing)}'}."
+            "(AutoTokenizer.from_pretrained(folder)) or an object with the methods encode(text), which returns token ids, "
+            f"and decode(ids), which returns the text{'' if isinstance(given, str | bytes) else f'; it has no {chr(32).join(missing)}'}."
         )
     return given if all(hasattr(given, name) for name in _PROTOCOL) else PlainTokenizer(given)
 
