@@ -27,10 +27,11 @@ def usable_tokenizer(given: Any) -> Any:
         return PreTrainedTokenizerFast(tokenizer_object=given)
     missing = [name for name in ("encode", "decode") if not callable(getattr(given, name, None))]
     if missing or isinstance(given, str | bytes):
+        lacks = "" if isinstance(given, str | bytes) else f"; it has no {' '.join(missing)}"
         raise UsageError(
             f"the tokenizer is {displayed(given)}; expected one of transformers "
-            "(AutoTokenizer.from_pretrained(folder)) or an object with the methods encode(text), which returns token ids, "
-            f"and decode(ids), which returns the text{'' if isinstance(given, str | bytes) else f'; it has no {chr(32).join(missing)}'}."
+            "(AutoTokenizer.from_pretrained(folder)) or an object with the methods encode(text), which returns token "
+            f"ids, and decode(ids), which returns the text{lacks}."
         )
     return given if all(hasattr(given, name) for name in _PROTOCOL) else PlainTokenizer(given)
 
