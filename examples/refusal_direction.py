@@ -1,10 +1,10 @@
 """What a chat model's refusal hangs on: one direction of its residual stream, and the circuit that writes it.
 
-python examples/refusal_direction.py [--quick] [--circuit SECONDS]
+python examples/refusal_direction.py [--quick] [--circuit SECONDS] [--write]
 
 In Qwen2.5-Coder-0.5B-Instruct: finds the direction, ablates and adds it on held-out requests, and looks for the edges
-and nodes that write it, and for which nodes it needs. Figures go to outputs/examples/refusal-direction, the guide's
-tables among them (python examples/guides/figures.py refusal.md NAME FILE); a run that was stopped goes on where it was.
+and nodes that write it, and for which nodes it needs. Figures go to outputs/examples/refusal-direction, and
+with --write into the guide; a run that was stopped goes on where it was.
 Of every answer at most 20 tokens are generated, judged and thrown away. With --quick everything is smaller, on
 smollm2-135m with the adapter that refuses; --circuit gives the search for the circuit so many seconds (1800).
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from guides.figures import table
+from guides.figures import publish, table
 
 import circuits
 from circuits.certainty.node_tests import interchange_nodes
@@ -57,12 +57,6 @@ def keep(name: str, document: object) -> None:
     (FOLDER / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def show(name: str, headings: list[str], rows: list[list[str]]) -> None:
-    """Print a table, and write it for the guide."""
-    (FOLDER / f"{name}.md").write_text(table(headings, rows) + "\n", encoding="utf-8")
-    print(table(headings, rows))
-
-
 def asked(behaviour: circuits.Behaviour) -> circuits.Behaviour:
     """Return the requests of one form."""
     return replace(
@@ -89,7 +83,11 @@ def found_direction(
             effect = ["", "", "", ""] if each.effect is None else shown(each.effect)
             interval = f"{each.auc:.2f} [{each.auc_interval[0]:.2f}, {each.auc_interval[1]:.2f}]"
             rows.append([str(each.layer), interval, *effect])
-    show("layers", ["layer", "AUC", "refuses, ablated", "refuses, added", "KL, harmless", "KL, text"], rows)
+    publish(
+        "refusal.md",
+        "directions",
+        table(["layer", "AUC", "refuses, ablated", "refuses, added", "KL, harmless", "KL, text"], rows),
+    )
     print(search.describe())
     return search.direction
 
@@ -108,7 +106,8 @@ def acted(
         rows = [
             [q.name, str(q.n), q.before.describe(), q.after.describe(), q.describe_random()] for q in report.quantities
         ]
-        show(action, ["", "n", "before", "after", f"random ({DRAWS})"], rows)
+        name = "ablated" if action == "ablate" else "added"
+        publish("refusal.md", name, table(["", "n", "before", "after", f"random ({DRAWS})"], rows))
 
 
 class Writers:
@@ -214,7 +213,7 @@ class Writers:
             ]
             for each in sorted(found.tests, key=lambda each: -each.necessity.value)
         ]
-        show("nodes", ["node", "necessity", "p", "sufficiency", "p", "direct"], rows)
+        publish("refusal.md", "exchanged", table(["node", "necessity", "p", "sufficiency", "p", "direct"], rows))
 
     def summed_up(self) -> None:
         """Show the figures of all circuits."""
@@ -230,7 +229,11 @@ class Writers:
             for kind in ("ranked", "nodes", "path", "closest")
             for row in self.found.get(kind, [])
         ]
-        show("writers", ["chosen", "edges", "senders", "faithfulness", "fidelity", "correlation"], rows)
+        publish(
+            "refusal.md",
+            "writers",
+            table(["chosen", "edges", "senders", "faithfulness", "fidelity", "correlation"], rows),
+        )
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Models written with a direction taken out of their weights: they do what ablating it in a run does."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from circuits.adapters.architecture import Architecture, each_slot
+from circuits.adapters.families import LLAMA
 from circuits.directions.stream_direction import StreamDirection
 from circuits.directions.target import leading_to
 from circuits.errors import GuardError, OutputError, UnsupportedModelError, UsageError
@@ -108,19 +109,8 @@ class Plain(nn.Module):
 
 
 def test_other_modules_other_directions_and_full_folders_are_refused(tmp_path: Path, monkeypatch):
-    own = Architecture(
-        name="mine",
-        layers="inner.layers",
-        final_norm="inner.norm",
-        attention="self_attn",
-        projections=each_slot("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        output="self_attn.o_proj",
-        attention_norm="input_layernorm",
-        mlp="mlp",
-        mlp_norm="post_attention_layernorm",
-        heads="heads",
-        unembedding="lm_head",
-    )
+    places = {"layers": "inner.layers", "final_norm": "inner.norm", "heads": "heads", "unembedding": "lm_head"}
+    own = replace(LLAMA, name="mine", model_types=(), **places)
     mine = load_model(Plain().eval(), architecture=own, tokenizer=tiny_tokenizer())
     with pytest.raises(UnsupportedModelError, match="Plain is no model of transformers, so no folder"):
         write_ablated_weights(mine, direction("llama"), tmp_path / "new")
