@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from circuits.ablation.generation import AblatedModel, ablated
     from circuits.ablation.intervention import Intervention
     from circuits.ablation.measuring import AblationReport, measure_ablation
-    from circuits.adapters.architecture import Architecture, each_slot
-    from circuits.behaviours import load_behaviour
+    from circuits.adapters.architecture import Architecture, by_group, each_slot
+    from circuits.behaviours import Message, load_behaviour
     from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
     from circuits.behaviours.survey import Prompts
     from circuits.builder import build_graph
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from circuits.evaluation import evaluate
     from circuits.evaluation.circuit_evaluation import evaluate_circuit
     from circuits.files.journal import Journal
-    from circuits.graph import ComputationalGraph, Edge, ModelShape, Node
+    from circuits.graph import ComputationalGraph, Edge, ModelShape, Node, NodeKind
     from circuits.guides import guide
     from circuits.heads import HeadRoles, head_roles
     from circuits.interchange.foreign import read_circuit
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from circuits.patching.sites import patch_sites
     from circuits.progress_line import show_progress
     from circuits.prompt_reading import pair_requests, read_prompts
+    from circuits.pruning import closest, minimal
     from circuits.recording.citing import Citation, cite
     from circuits.recording.recorder import RunRecorder
     from circuits.recording.repeating import Repetition, run_again
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from circuits.scoring import score
     from circuits.steering.ablated_weights import write_ablated_weights
     from circuits.steering.effects import measure_direction
-    from circuits.steering.search import find_direction
+    from circuits.steering.search import SearchSettings, find_direction
+    from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName, Site
 
 _HOMES = {
     "AblatedModel": "circuits.ablation.generation",
@@ -70,6 +72,7 @@ _HOMES = {
     "Comparison": "circuits.comparison",
     "ComputationalGraph": "circuits.graph",
     "Crossing": "circuits.comparison.comparing",
+    "Direction": "circuits.vocabulary",
     "Discovery": "circuits.discovery",
     "DiscoverySettings": "circuits.discovery",
     "Edge": "circuits.graph",
@@ -77,26 +80,35 @@ _HOMES = {
     "HeadRoles": "circuits.heads",
     "Intervention": "circuits.ablation.intervention",
     "Journal": "circuits.files.journal",
+    "Message": "circuits.behaviours",
+    "Metric": "circuits.vocabulary",
     "Model": "circuits.model",
     "ModelShape": "circuits.graph",
     "Node": "circuits.graph",
+    "NodeKind": "circuits.graph",
     "NodeTests": "circuits.certainty.node_tests",
     "PairGroups": "circuits.certainty.pair_groups",
     "Options": "circuits.patching.measurement",
     "Path": "circuits.patching.paths",
     "PromptSet": "circuits.behaviours.behaviour",
     "Prompts": "circuits.behaviours.survey",
+    "PrunerName": "circuits.vocabulary",
     "Repetition": "circuits.recording.repeating",
+    "Resources": "circuits.patching.measurement",
     "RunRecord": "circuits.recording.run_record",
     "RunRecorder": "circuits.recording.recorder",
-    "Resources": "circuits.patching.measurement",
+    "ScorerName": "circuits.vocabulary",
+    "SearchSettings": "circuits.steering.search",
+    "Site": "circuits.vocabulary",
     "StreamDirection": "circuits.directions.stream_direction",
     "TokenPair": "circuits.behaviours.behaviour",
     "ablate_circuit": "circuits.ablation.circuit_ablation",
     "ablated": "circuits.ablation.generation",
     "build_graph": "circuits.builder",
+    "by_group": "circuits.adapters.architecture",
     "choose_openings": "circuits.openings",
     "cite": "circuits.recording.citing",
+    "closest": "circuits.pruning",
     "compare": "circuits.comparison",
     "compare_models": "circuits.comparison.comparing",
     "discover": "circuits.discovery",
@@ -115,6 +127,7 @@ _HOMES = {
     "measure_ablation": "circuits.ablation.measuring",
     "measure_comparison": "circuits.comparison.comparing",
     "measure_direction": "circuits.steering.effects",
+    "minimal": "circuits.pruning",
     "pair_requests": "circuits.prompt_reading",
     "patch_sites": "circuits.patching.sites",
     "path_effects": "circuits.patching.paths",
@@ -140,6 +153,7 @@ __all__ = [
     "Comparison",
     "ComputationalGraph",
     "Crossing",
+    "Direction",
     "Discovery",
     "DiscoverySettings",
     "Edge",
@@ -147,26 +161,35 @@ __all__ = [
     "HeadRoles",
     "Intervention",
     "Journal",
+    "Message",
+    "Metric",
     "Model",
     "ModelShape",
     "Node",
+    "NodeKind",
     "NodeTests",
     "Options",
     "PairGroups",
     "Path",
     "PromptSet",
     "Prompts",
+    "PrunerName",
     "Repetition",
     "Resources",
     "RunRecord",
     "RunRecorder",
+    "ScorerName",
+    "SearchSettings",
+    "Site",
     "StreamDirection",
     "TokenPair",
     "ablate_circuit",
     "ablated",
     "build_graph",
+    "by_group",
     "choose_openings",
     "cite",
+    "closest",
     "compare",
     "compare_models",
     "discover",
@@ -185,6 +208,7 @@ __all__ = [
     "measure_ablation",
     "measure_comparison",
     "measure_direction",
+    "minimal",
     "pair_requests",
     "patch_sites",
     "path_effects",

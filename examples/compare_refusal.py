@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 import circuits
-from circuits.vocabulary import PrunerName
 
 quick = "--quick" in sys.argv
 # Refusal is spread over many edges, so its circuit takes about ten minutes; the quick setting only takes the top edges.
 settings = circuits.DiscoverySettings(pairs=32, heldout=48, sample=0)
 crossing = circuits.Crossing(pairs=32, draws=10)
 if quick:
-    settings = circuits.DiscoverySettings(pruner=PrunerName.TOP, size=1500, pairs=8, heldout=8, sample=0)
+    settings = circuits.DiscoverySettings(pruner=circuits.PrunerName.TOP, size=1500, pairs=8, heldout=8, sample=0)
     crossing = circuits.Crossing(pairs=8, draws=1)
 
 model = circuits.load_model("smollm2-135m-refusal")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 import circuits
-from circuits.vocabulary import Direction, ScorerName, Site
 
 quick = "--quick" in sys.argv
 folder = Path("outputs/examples")
@@ -31,15 +30,15 @@ behaviour = circuits.load_behaviour(folder / "opposites.jsonl")
 prompts = behaviour.prompts(model.tokenizer, discovery=4, heldout=4)
 
 # First look: which layer and position carries the answer? Clean values go into the corrupted run; 1 restores it.
-experiment = model.experiment(prompts.discovery, circuits.Options(direction=Direction.DENOISING))
+experiment = model.experiment(prompts.discovery, circuits.Options(direction=circuits.Direction.DENOISING))
 tokens = [model.tokenizer.decode([token]) for token in prompts.discovery[0].clean]
-restored = circuits.patch_sites(experiment, Site.RESID, tokens).restored
+restored = circuits.patch_sites(experiment, circuits.Site.RESID, tokens).restored
 for layer in range(0, model.info.n_layers, 5):
     print(f"layer {layer:2}: last word {restored[layer, -2]:5.2f}   last token {restored[layer, -1]:5.2f}")
 
 # Estimate all edges, then measure the best ones exactly.
 experiment = model.experiment(prompts.discovery)
-scores = circuits.score(experiment, ScorerName.EAP)
+scores = circuits.score(experiment, circuits.ScorerName.EAP)
 best = scores.ranked()[: 5 if quick else 25]
 exact = experiment.edge_effects(best).mean(axis=1)
 for edge, estimate, effect in zip(model.graph.edges(best), scores.values[best], exact, strict=True):

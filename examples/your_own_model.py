@@ -12,9 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import circuits
-from circuits.adapters.architecture import by_group
-from circuits.pruning import minimal
-from circuits.vocabulary import ScorerName
 
 
 class Attention(nn.Module):
@@ -44,7 +41,7 @@ embed, blocks = nn.Embedding(80, 32), nn.Sequential(*(Block() for _ in range(3))
 decoder = nn.Sequential(OrderedDict(embed=embed, blocks=blocks, norm=nn.LayerNorm(32), unembed=nn.Linear(32, 80)))
 architecture = circuits.Architecture(name="mine", layers="blocks", final_norm="norm",
     attention_norm="norm1", attention="attention", output="attention.out", mlp_norm="norm2", mlp="mlp", heads=4,
-    projections=circuits.each_slot("attention.qkv"), layout=by_group)  # fmt: skip
+    projections=circuits.each_slot("attention.qkv"), layout=circuits.by_group)  # fmt: skip
 model = circuits.load_model(decoder.eval(), architecture=architecture)
 print(*(f"{guard.name}: {guard.error:.1e}, at most {guard.tolerance:.0e}" for guard in model.guards), sep="\n")
 
@@ -53,7 +50,9 @@ corrupted = torch.cat([clean.roll(1, 0)[:, :-1], clean[:, -1:]], dim=1)
 answers, others = (decoder(ids)[:, -1:].argmax(-1).tolist() for ids in (clean, corrupted))
 sides = zip(clean.tolist(), corrupted.tolist(), answers, others, strict=True)
 experiment = model.experiment([circuits.TokenPair(*map(tuple, pair), "", "") for pair in sides if pair[2] != pair[3]])
-exact, estimated = (circuits.score(experiment, scorer) for scorer in (ScorerName.EXACT, ScorerName.EAP))
+exact, estimated = (
+    circuits.score(experiment, scorer) for scorer in (circuits.ScorerName.EXACT, circuits.ScorerName.EAP)
+)
 print(f"eap correlates with exact by {np.corrcoef(exact.values, estimated.values)[0, 1]:.2f}")
-circuit = minimal(experiment, exact, target=0.8)
+circuit = circuits.minimal(experiment, exact, target=0.8)
 print(f"{len(circuit.edges)} edges keep {circuit.faithfulness:.0%}:", *model.graph.edges(circuit.edges))

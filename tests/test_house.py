@@ -30,6 +30,12 @@ def test_every_declared_door_is_one() -> None:
     assert set(HOUSE.arrows("late").edges) >= DOORS
 
 
+def test_examples_and_guides_use_public_names_only() -> None:
+    """But the scripts behind a model that ships, and behind the figures of directions, which are no examples of use."""
+    inside = {"examples/train_refusal_adapter.py", "examples/refusal_direction.py"}
+    assert set(HOUSE.unlisted()) <= inside
+
+
 PLANTED = House(
     {
         "circuits": "",

@@ -10,18 +10,16 @@ import sys
 from figures import publish, table
 
 import circuits
-from circuits.graph import NodeKind
-from circuits.vocabulary import PrunerName
 
 quick = "--quick" in sys.argv
 pairs, draws = (4, 1) if quick else (24, 5)
 
 model = circuits.load_model("smollm2-135m-refusal")
 settings = circuits.DiscoverySettings(
-    pruner=PrunerName.TOP, size=200, pairs=8 if quick else 32, heldout=pairs, sample=0
+    pruner=circuits.PrunerName.TOP, size=200, pairs=8 if quick else 32, heldout=pairs, sample=0
 )
 found = circuits.discover(model, circuits.load_behaviour("refusal"), settings)
-heads = [node for node in found.circuit.nodes if node.kind is NodeKind.HEAD]
+heads = [node for node in found.circuit.nodes if node.kind is circuits.NodeKind.HEAD]
 done = {
     "steered by -1": circuits.Intervention(scale=1, steer=-1),
     "steered by 1": circuits.Intervention(scale=1, steer=1),

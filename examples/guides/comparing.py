@@ -13,7 +13,6 @@ from pathlib import Path
 from figures import publish, table
 
 import circuits
-from circuits.vocabulary import PrunerName
 
 quick = "--quick" in sys.argv
 sizes = {"ioi": 120, "capital": 120, "pronoun": 80}
@@ -24,7 +23,9 @@ found = {
     name: circuits.discover(
         model,
         circuits.load_behaviour(name),
-        circuits.DiscoverySettings(pruner=PrunerName.TOP, size=size, pairs=8 if quick else 32, heldout=16, sample=0),
+        circuits.DiscoverySettings(
+            pruner=circuits.PrunerName.TOP, size=size, pairs=8 if quick else 32, heldout=16, sample=0
+        ),
     )
     for name, size in sizes.items()
 }

@@ -15,10 +15,9 @@ from pathlib import Path
 from figures import publish, table
 
 import circuits
-from circuits.vocabulary import PrunerName
 
 quick = "--quick" in sys.argv
-settings = circuits.DiscoverySettings(pruner=PrunerName.MINIMAL)
+settings = circuits.DiscoverySettings(pruner=circuits.PrunerName.MINIMAL)
 if quick:
     settings = replace(settings, pairs=8, heldout=8, target=0.5, sample=4)
 folder = Path("outputs/guides/ioi")

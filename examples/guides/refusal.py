@@ -11,7 +11,6 @@ import sys
 from figures import publish, table
 
 import circuits
-from circuits.vocabulary import Direction, PrunerName, Site
 
 quick = "--quick" in sys.argv
 pairs = 8 if quick else 32
@@ -19,16 +18,16 @@ pairs = 8 if quick else 32
 model = circuits.load_model("smollm2-135m-refusal")
 behaviour = circuits.load_behaviour("refusal")
 settings = circuits.DiscoverySettings(
-    pruner=PrunerName.TOP, size=100 if quick else 1000, pairs=pairs, heldout=pairs, sample=0
+    pruner=circuits.PrunerName.TOP, size=100 if quick else 1000, pairs=pairs, heldout=pairs, sample=0
 )
 found = circuits.discover(model, behaviour, settings)
 
 # Which layers: the output of one attention block or MLP on the harmful prompt, put into the run of the harmless one.
-experiment = model.experiment(found.prompts.discovery[:16], circuits.Options(direction=Direction.DENOISING))
+experiment = model.experiment(found.prompts.discovery[:16], circuits.Options(direction=circuits.Direction.DENOISING))
 tokens = [""] * len(found.prompts.discovery[0].clean)
 layers = {
     site: circuits.patch_sites(experiment, site, tokens, by_position=False).restored[:, 0]
-    for site in (Site.ATTN, Site.MLP)
+    for site in (circuits.Site.ATTN, circuits.Site.MLP)
 }
 rows = [
     [str(layer), *(f"{restored[layer]:.2f}" for restored in layers.values())]
