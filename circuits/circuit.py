@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 FORMAT = "circuits/circuit"
 VERSION = 1
 PER_EDGE = ("removal", "removal_se", "inclusion", "withstands")
-"""What is known of each edge beside its score, where it was measured."""
+"""What is known of each edge in addition to its score, where it was measured."""
 CORE, UNSTABLE = 0.9, 0.5
 """Edges that at least (at most) this share of the resamples selects are called core (unstable)."""
 ELSEWHERE = "Circuits of EAP-IG, MIB and auto-circuit are read by circuits.read_circuit."

@@ -50,7 +50,7 @@ CONFIRMED = 0.05
 class DiscoverySettings:
     """How a circuit is searched.
 
-    The pruner ``closest`` looks for the fewest edges with a fidelity of ``target`` on ``choose`` pairs, beside the
+    The pruner ``closest`` looks for the fewest edges with a fidelity of ``target`` on ``choose`` pairs, none of the
     ``pairs`` it fits circuits to; it ends with the best so far after ``seconds``. ``minimal`` looks for the fewest with
     that faithfulness, which is quicker and agrees less pair by pair, and does not prune circuits of more than
     ``prune_limit`` edges edge by edge. ``size`` is the number of edges of ``top``. ``sample`` edges are measured

@@ -86,7 +86,7 @@ class Model:
             journal: Keeps what is measured, and gives back what an earlier run has measured of the same.
 
         Cost: two forward passes of the pairs; of answers of several tokens, of all their rows; of ``projection``, one
-        of both sides of the reference pairs beside. Raises :class:`UsageError` for a projection without reference
+        of both sides of the reference pairs too. Raises :class:`UsageError` for a projection without reference
         pairs, and for another metric where circuits lead to a direction; ``PromptError`` for pairs that cannot be
         measured.
         """

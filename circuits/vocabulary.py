@@ -92,7 +92,7 @@ class Universe(Choice):
 
     @property
     def words(self) -> str:
-        """How it is said beside a number of edges."""
+        """How it is said with a number of edges."""
         return {"group": "keys and values per group", "query-head": "keys and values per query head"}[self.value]
 
 

@@ -64,7 +64,7 @@ def ablate_circuit(
     progress: StageProgress = no_stages,
     journal: Journal | None = None,
 ) -> CircuitAblation:
-    """Ablate, scale or steer a circuit, and measure what changes on held-out prompts, beside random ablations.
+    """Ablate, scale or steer a circuit, and measure what changes on held-out prompts, against random ablations.
 
     Args:
         model: The circuit's own model, or another of its shape; the whole one also where the circuit leads to a

@@ -1,4 +1,4 @@
-"""What acting on a circuit changes: measured before and after, beside random ablations of the same size.
+"""What acting on a circuit changes: measured before and after, against random ablations of the same size.
 
 On held-out pairs: the metric; the log-odds of the answers on either side; which answers the model begins to give on
 either side (of refusal: the refusal rate on harmful and the over-refusal on harmless requests); and the perplexity on

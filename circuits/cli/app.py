@@ -46,7 +46,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; with ``--debug`` errors pass through and Python prints the traceback.
 
-        With ``--json`` an error is an object on stdout, beside the message on stderr.
+        With ``--json`` an error is an object on stdout, in addition to the message on stderr.
         """
         typed = (*getattr(ctx, "_protected_args", ()), *ctx.args)  # before the command is parsed
         as_json = "--json" in typed

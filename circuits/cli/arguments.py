@@ -92,7 +92,7 @@ class ModelOptions:
         str,
         typer.Option(
             metavar="auto|SIZE|SHARE",
-            help="Memory to use beside the model: 8GB, or 50% of what is free.",
+            help="Memory to use on top of the model: 8GB, or 50% of what is free.",
             rich_help_panel="Model",
         ),
     ] = "auto"

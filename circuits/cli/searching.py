@@ -39,7 +39,7 @@ class Search:
     choose: Annotated[
         int,
         typer.Option(
-            help="Pairs by which --pruner closest chooses a circuit, beside the --pairs it fits circuits to.",
+            help="Pairs by which --pruner closest chooses a circuit, in addition to the --pairs it fits circuits to.",
             min=4,
             rich_help_panel="Search",
         ),

@@ -34,7 +34,7 @@ Models = Model | Callable[[Circuit], Model]
 class Crossing:
     """How circuits are run on each other's prompts.
 
-    ``pairs`` held-out pairs of each behaviour, ``draws`` random circuits beside each circuit. ``behaviours`` are those
+    ``pairs`` held-out pairs of each behaviour, ``draws`` random circuits for each circuit. ``behaviours`` are those
     that are not built in, by the name that the circuits give them. ``resources`` is what measuring may use; a
     ``journal`` keeps what is measured.
     """

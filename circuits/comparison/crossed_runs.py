@@ -18,7 +18,7 @@ Masks = NDArray[np.bool_]
 @by_content
 @dataclass(frozen=True, eq=False)
 class Crossed:
-    """Metric values per prompt pair: of edges alone, of the model without them, and of random circuits beside both."""
+    """Metric values per prompt pair: of edges alone, of the model without them, and of random circuits for both."""
 
     alone: dict[str, Floats]
     without: dict[str, Floats]
@@ -37,7 +37,7 @@ def cross(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Crossed:
-    """Measure sets of edges on one experiment, those in ``controlled*`` beside ``draws`` random circuits.
+    """Measure sets of edges on one experiment, those in ``controlled*`` against ``draws`` random circuits.
 
     Random circuits have the same size and wiring, on other heads of the same layers. Cost in forward passes of the
     pairs: one or fewer per set that runs alone, about three per set that is knocked out.

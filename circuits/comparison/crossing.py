@@ -18,7 +18,7 @@ from circuits.statistics import central, faithfulness, picks
 
 PROMPTS = "prompts"
 LEAST_PAIRS, LEAST_RANDOM = 8, 5
-"""How many prompt pairs, and random circuits beside them, a verdict takes; of fewer the numbers alone are told."""
+"""How many prompt pairs and random circuits a verdict takes; of fewer the numbers alone are told."""
 
 
 @by_content
@@ -110,7 +110,7 @@ class Contrast:
     """Two sets of edges knocked out, each on two behaviours.
 
     ``losses[knocked out, behaviour]`` are shares of a behaviour: 1 is all of the gap between clean and corrupted.
-    ``gains``: what knocking out A's costs A more than B, and what knocking out B's costs B more than A, beside what
+    ``gains``: what knocking out A's costs A more than B, and what knocking out B's costs B more than A, against what
     random knock-outs of the same size and wiring cost the one more than the other. ``interaction`` is their sum.
     """
 

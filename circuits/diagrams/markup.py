@@ -5,7 +5,7 @@ import math
 import unicodedata
 
 _NO_XML = "\ufffe\uffff"
-"""What no XML document may hold, beside control characters and halves of characters."""
+"""What no XML document may hold, in addition to control characters and halves of characters."""
 
 
 def number(value: float) -> str:

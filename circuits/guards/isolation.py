@@ -27,7 +27,7 @@ def isolation(tracer: Tracer, run: Run, layer: int) -> tuple[float, list[Slot]]:
     """Change one unit's query, key or value: return the largest relative change of heads where there must be none.
 
     Infinity, if no unit of a slot acts where it must, but the slot acts elsewhere. A slot that changes nothing whatever
-    its values are (uniform attention, an empty layer) is returned beside, as one that could not be tested; where
+    its values are (uniform attention, an empty layer) is returned too, as one that could not be tested; where
     attention is saturated, only larger changes show where it acts, and where the positions that a query sees hold the
     same, only changes at all positions.
     """

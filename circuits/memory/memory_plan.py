@@ -36,7 +36,7 @@ class Modest:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """The memory that may be used beside the loaded model, and what else decides how it is used.
+    """The memory that may be used on top of the loaded model, and what else decides how it is used.
 
     Attributes:
         limit: Bytes of the device.
@@ -162,7 +162,7 @@ def plan_memory(
 
 
 def _smallest(needs: Needs, checkpointing: bool) -> int:
-    """Return what a pair needs at least beside its recorded runs: recording, attribution and exact edges, in turn."""
+    """Return what a pair needs at least besides its recorded runs: recording, attribution and exact edges, in turn."""
     differences = sum(needs.differences().values())
     exact = differences + sum(needs.exact().values())
     return max(sum(needs.recording().values()), sum(needs.attribution(1, checkpointing).values()), exact)
@@ -175,7 +175,7 @@ def _at_once(needs: Needs, tokens: int) -> int:
 
 
 def _tile(plan: MemoryPlan, needs: list[Needs], pairs: int) -> int:
-    """Return how many senders' changes fit beside what attribution needs in any case."""
+    """Return how many senders' changes fit on top of what attribution needs in any case."""
     whole = plan.sizes.n_senders
     free = (plan.budget.limit - plan.held) // max(1, pairs)
 

@@ -1,4 +1,4 @@
-"""What each operation needs in memory beside the loaded model: the whole model of memory, in named terms.
+"""What each operation needs in memory on top of the loaded model: the whole model of memory, in named terms.
 
 The terms are read off the code of the operations, their factors are measured on Llama shapes
 (``examples/benchmarks/memory.py`` holds them against measured peaks). Bytes are per pair, or per row of a pass.

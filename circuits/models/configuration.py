@@ -25,7 +25,7 @@ from circuits.models.refusals import require_measurable
 MOST_PARTS = 10_000
 """No configuration may ask for more layers, heads, groups or experts; the largest known has some hundreds of each."""
 ROOM = 100_000_000
-"""So many numbers may a model have beside twice what its files hold: tables that it computes itself."""
+"""So many numbers may a model have in addition to twice what its files hold: tables that it computes itself."""
 _PARTS = ("layer", "head", "expert", "block", "group")
 _NO_PARTS = ("size", "dim", "width", "_id")
 _EXPECTED = "expected a model folder as `save_pretrained` writes it. Download or write it again."

@@ -238,7 +238,7 @@ def _load_module(config: Any, weights: WeightFiles, dtype: torch.dtype | None, a
 def _require_used(module: PreTrainedModel, unexpected: list[str], folder: Path) -> None:
     """Raise for weights of parts that the model has, but without them: biases, norms or layers that its config denies.
 
-    Weights of parts that it lacks altogether (a value head beside the language model) change nothing in it.
+    Weights of parts that it lacks altogether (a value head next to the language model) change nothing in it.
     """
     modules = cast("Iterator[tuple[str, object]]", module.named_modules())
     parts = {name for name, _ in modules} - {"", module.base_model_prefix}

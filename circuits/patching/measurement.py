@@ -29,7 +29,7 @@ class Options:
 class Resources:
     """What measuring may use: time and memory depend on it, results only by rounding.
 
-    ``batch_size`` is the number of rows per pass (None: automatic), ``memory`` what may be used beside the loaded
+    ``batch_size`` is the number of rows per pass (None: automatic), ``memory`` what may be used on top of the loaded
     model: ``8GB``, ``50%`` of what is free, or ``auto``. Without ``prefix_cache`` the positions that clean
     and corrupted prompts share are run again each time. With ``keep_gradients`` the run at whose end of the path
     attribution starts (clean; in denoising corrupted) is recorded so that its first attribution there needs no forward

@@ -15,7 +15,7 @@ from circuits.scores import Floats
 from circuits.statistics import Ends
 
 _MEAN = 1.0
-"""How much being off on average counts beside being off pair by pair. Left to the squares alone, circuits that shrink
+"""How much being off on average counts against being off pair by pair. Left to the squares alone, circuits that shrink
 every pair's effect alike look best: on agreement 134 edges of error 0.24 had a faithfulness of 0.80."""
 
 

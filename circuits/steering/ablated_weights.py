@@ -52,7 +52,7 @@ class AblatedWeights:
     difference: float
 
     def describe(self) -> str:
-        """Say in a sentence what was written."""
+        """Return in a sentence what was written."""
         return (
             f"{self.folder}/ holds the model with the direction taken out of {len(self.changed)} weights that write to "
             f"the residual stream; {RECORD} says so."

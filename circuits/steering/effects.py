@@ -161,7 +161,7 @@ class SteeringReport:
         return next(each for each in self.quantities if each.name == name)
 
     def describe(self) -> str:
-        """Say in sentences what changed on the prompts that the action is meant for."""
+        """Return in sentences what changed on the prompts that the action is meant for."""
         first = self.quantities[0 if self.action == "ablate" else 1]
         text = f"'{first.name}' went from {first.before.describe()} to {first.after.describe()}"
         if first.random:

@@ -171,7 +171,7 @@ class DirectionSearch:
         return unit @ unit.T
 
     def describe(self) -> str:
-        """Say in a sentence which was chosen and what it does."""
+        """Return in a sentence which was chosen and what it does."""
         effect = self.chosen.effect
         assert effect is not None
         text = (

@@ -95,7 +95,7 @@ def positions_of(module: PreTrainedModel) -> int | None:
         return None
     tokens = module.get_input_embeddings()
     parts = [part for part in module.modules() if part is not tokens]
-    # OPT's table has two rows beside those of positions; GPT-J's is no parameter; MPT's biases are cut to a length.
+    # OPT's table has two rows more than positions; GPT-J's is no parameter; MPT's biases are cut to a length.
     table = any(isinstance(part, nn.Embedding) and 0 <= part.num_embeddings - limit <= 2 for part in parts)
     kept = any(name.endswith("embed_positions") and len(value) == limit for name, value in module.named_buffers())
     return limit if table or kept or getattr(config, "model_type", "") == "mpt" else None

@@ -45,7 +45,7 @@ class Tracer:
         require_ordinary_weights(module)
         self.foreign_hooks = foreign_hooks(module)
         self._positions = PositionState(module)
-        # Not the wrapper for models of transformers: beside ids it makes an attention mask, of their length only, which
+        # Not the wrapper for models of transformers: with ids it makes an attention mask, of their length only, which
         # would have to cover the positions of a prefix as well. Nothing here is padded, so models need none.
         self._model: Any = NNsight(module)
         self._keywords = keywords_of(module)

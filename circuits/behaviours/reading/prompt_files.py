@@ -1,6 +1,6 @@
 """The records of prompt files as pairs: which field is which, and what each may hold.
 
-What a record has beside its prompts and answers becomes a tag. Errors name file, line and field.
+What a record has in addition to its prompts and answers becomes a tag. Errors name file, line and field.
 """
 
 import json

@@ -68,7 +68,7 @@ def compare(
     ] = True,
     behaviour: BehaviourFiles = None,
     pairs: Annotated[int, typer.Option(help="Held-out pairs of each behaviour.", min=4)] = HELDOUT,
-    random: Annotated[int, typer.Option(help="Random circuits beside each circuit.", min=0)] = RANDOM,
+    random: Annotated[int, typer.Option(help="Random circuits for each circuit.", min=0)] = RANDOM,
     live: Annotated[
         bool,
         typer.Option("--live", help="Write core and differences without edges that are on no path through them."),

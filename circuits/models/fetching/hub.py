@@ -49,7 +49,7 @@ def download_snapshot(hub_id: str, files: Sequence[str] = MODEL_FILES) -> Path:
     """
     try:
         download = cast(Any, huggingface_hub).snapshot_download
-        # Repositories may hold a model beside an adapter made from it; the adapter's files are for who asks for them.
+        # Repositories may hold a model and an adapter made from it; the adapter's files are for who asks for them.
         unwanted = [*UNWANTED, *(() if any(name.startswith("adapter_") for name in files) else ("adapter_*",))]
         return Path(download(hub_id, allow_patterns=list(files), ignore_patterns=unwanted))
     except GatedRepoError as error:
