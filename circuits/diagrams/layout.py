@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from circuits.circuit import Circuit
 from circuits.diagrams.grid import grid_statements
-from circuits.diagrams.markup import dot_string
+from circuits.diagrams.markup import dot_string, html_text
 from circuits.diagrams.palette import INK, LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_ARROWS, colour_name
+from circuits.diagrams.style import PLAIN, DiagramStyle
 from circuits.graph import Edge, Node, NodeKind
 
 FONT = "Helvetica,Arial,sans-serif"
@@ -52,6 +53,7 @@ def layered_dot(
     *,
     borders: Mapping[Node, str] | None = None,
     notes: Mapping[Node, str] | None = None,
+    style: DiagramStyle = PLAIN,
 ) -> str:
     """Return the DOT text of a circuit whose edges are drawn as ``lines``.
 
@@ -64,19 +66,26 @@ def layered_dot(
     entering = Counter(line.edge.receiver.node for line in lines)
     leaving = Counter(line.edge.sender for line in lines)
     statements = [
-        *_defaults(len(lines), legend),
-        *(_rows(nodes) if len(lines) <= MAX_ROUTED else grid_statements(nodes, circuit.model.shape.heads_per_group)),
-        *(_node(node, entering[node], leaving[node], borders or {}, (notes or {}).get(node, "")) for node in nodes),
+        *_defaults(len(lines), legend, style),
+        *(
+            _rows(nodes, style.letters)
+            if len(lines) <= MAX_ROUTED
+            else grid_statements(nodes, circuit.model.shape.heads_per_group)
+        ),
+        *(
+            _node(node, (entering[node], leaving[node]), borders or {}, (notes or {}).get(node, ""), style)
+            for node in nodes
+        ),
         *(_line(line, labelled=len(lines) <= MAX_LABELLED) for line in lines),
         *_group_arrows(circuit),
     ]
     return "digraph circuit {\n" + "".join(f"  {statement}\n" for statement in statements) + "}\n"
 
 
-def _defaults(n_edges: int, legend: str) -> list[str]:
+def _defaults(n_edges: int, legend: str, style: DiagramStyle) -> list[str]:
     graph = {
         "rankdir": "BT",
-        "nodesep": "0.16" if n_edges <= 60 else "0.10",
+        "nodesep": "0.16" if n_edges <= 60 and style.width is None else "0.10",
         "ranksep": "0.32",
         "splines": "true",
         "outputorder": "edgesfirst",
@@ -87,12 +96,15 @@ def _defaults(n_edges: int, legend: str) -> list[str]:
     }
     if n_edges > MAX_ROUTED:
         graph |= {"layout": "nop", "splines": "line"}
+    if style.size:
+        graph |= {"size": style.size}
     if legend:
         graph |= {"labelloc": "b", "labeljust": "l", "label": legend}
     return [
         "graph [" + ", ".join(f"{key}={value}" for key, value in graph.items()) + "];",
-        f'node [fontname="{FONT}", fontsize=10, fontcolor="{INK}", height=0.27, width=0.42, margin="0.06,0.02"];',
-        f'edge [fontname="{FONT}", fontsize=8, fontcolor="{INK}", arrowsize=0.55];',
+        f'node [fontname="{FONT}", fontsize={10 * style.letters:g}, fontcolor="{INK}", height=0.27, width=0.42, '
+        'margin="0.06,0.02"];',
+        f'edge [fontname="{FONT}", fontsize={8 * style.letters:g}, fontcolor="{INK}", arrowsize=0.55];',
     ]
 
 
@@ -104,15 +116,15 @@ def _row(node: Node) -> Row:
     return (node.layer, _ROW_IN_LAYER[node.kind])
 
 
-def _rows(nodes: Sequence[Node]) -> list[str]:
+def _rows(nodes: Sequence[Node], letters: float) -> list[str]:
     rows: dict[Row, list[Node]] = {}
     for node in sorted(nodes, key=_row):
         rows.setdefault(_row(node), []).append(node)
     keys = list(rows)
     names = [f"row{i}" for i in range(len(keys))]
     statements = [
-        f'{name} [shape=plaintext, style="", group=rows, fontcolor="{LIGHT_GREY}", fontsize=9, tooltip=" ", '
-        f"label={dot_string(_row_label(key, keys))}];"
+        f'{name} [shape=plaintext, style="", group=rows, fontcolor="{LIGHT_GREY}", fontsize={9 * letters:g}, '
+        f'tooltip=" ", label={dot_string(_row_label(key, keys))}];'
         for name, key in zip(names, keys, strict=True)
     ]
     statements.append(" -> ".join(names) + " [style=invis, weight=100];")
@@ -131,20 +143,26 @@ def _row_label(key: Row, keys: Sequence[Row]) -> str:
     return str(layer) if part == labelled else ""
 
 
-def _node(node: Node, entering: int, leaving: int, borders: Mapping[Node, str], note: str) -> str:
+def _node(node: Node, counts: tuple[int, int], borders: Mapping[Node, str], note: str, style: DiagramStyle) -> str:
+    entering, leaving = counts
     border = borders.get(node, NODE_BORDERS[node.kind])
     shape = _SHAPES.get(node.kind, "shape=box, style=filled")
-    label, extra = str(node), ""
+    role = style.roles.get(node, "")
+    label, extra = dot_string(str(node)), ""
     if node.kind is NodeKind.KV:
-        label, extra = f"kv{node.index}", ", fontsize=7, width=0.24, height=0.17, margin=0.02"
+        size = f"fontsize={7 * style.letters:g}, width=0.24, height=0.17, margin=0.02"
+        label, extra = dot_string(f"kv{node.index}"), f", {size}"
     elif node.kind is NodeKind.INPUT or node.kind.is_end:
         extra = f", width={_bar_width(max(entering, leaving)):.2f}"
+    elif role:
+        small = f'<FONT POINT-SIZE="{7.5 * style.letters:g}">{html_text(role)}</FONT>'
+        label = f"<{html_text(str(node))}<BR/>{small}>"
     width = 1.6 if node in borders else 1
     tooltip = f"{describe(node)}: {entering} edges in, {leaving} edges out" + (f". {note}" if note else "")
     classes = f"{node.kind} border-{colour_name(border)}" if node in borders else node.kind.value
     return (
         f'{dot_string(str(node))} [{shape}, fillcolor="{NODE_FILLS[node.kind]}", color="{border}", penwidth={width}, '
-        f"label={dot_string(label)}, tooltip={dot_string(tooltip, limit=NOTE_LIMIT)}{extra}, "
+        f"label={label}, tooltip={dot_string(tooltip, limit=NOTE_LIMIT)}{extra}, "
         f'id={dot_string(f"node:{node}")}, class="{classes}"];'
     )
 

@@ -21,12 +21,23 @@ class Key:
     border: str = INK
 
 
-def legend(title: str, lines: Sequence[str], keys: Sequence[Sequence[Key]], notes: Sequence[str]) -> str:
-    """Return the table: a bold title, lines of facts, rows of keys, notes in small type."""
-    rows = [_text_row(f"<B>{part}</B>", 11) for part in _wrapped(title, WRAP - 20)]
-    rows += [_text_row(part, 9) for line in lines for part in _wrapped(line, WRAP)]
-    rows.append(_key_grid(keys))
-    rows += [_text_row(part, 8) for line in notes for part in _wrapped(line, WRAP + 10)]
+def legend(
+    title: str,
+    lines: Sequence[str],
+    keys: Sequence[Sequence[Key]],
+    notes: Sequence[str],
+    *,
+    letters: float = 1.0,
+) -> str:
+    """Return the table: a bold title, lines of facts, rows of keys, notes in small type.
+
+    ``letters`` makes them so much larger, and lines shorter.
+    """
+    wrap = round(WRAP / letters)
+    rows = [_text_row(f"<B>{part}</B>", 11 * letters) for part in _wrapped(title, wrap - 20)]
+    rows += [_text_row(part, 9 * letters) for line in lines for part in _wrapped(line, wrap)]
+    rows.append(_key_grid(keys, letters))
+    rows += [_text_row(part, 8 * letters) for line in notes for part in _wrapped(line, wrap + 10)]
     return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="2" CELLPADDING="1">{"".join(rows)}</TABLE>>'
 
 
@@ -34,21 +45,23 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [html_text(part) for part in textwrap.wrap(one_line(text), width) or [""]]
 
 
-def _text_row(markup: str, size: int) -> str:
-    return f'<TR><TD ALIGN="LEFT"><FONT POINT-SIZE="{size}">{markup}</FONT></TD></TR>'
+def _text_row(markup: str, size: float) -> str:
+    return f'<TR><TD ALIGN="LEFT"><FONT POINT-SIZE="{size:g}">{markup}</FONT></TD></TR>'
 
 
-def _key_grid(rows: Sequence[Sequence[Key]]) -> str:
+def _key_grid(rows: Sequence[Sequence[Key]], letters: float) -> str:
     """Lay the keys out in columns: Graphviz stretches inner tables, a grid stays tidy when it does."""
+    if letters > 1:
+        rows = [row[i : i + 2] for row in rows for i in range(0, len(row), 2)]
     cells = "".join(
-        "<TR>" + "".join(f"<TD>{_sample(key)}</TD>{_caption(key)}" for key in row) + "</TR>" for row in rows
+        "<TR>" + "".join(f"<TD>{_sample(key)}</TD>{_caption(key, letters)}" for key in row) + "</TR>" for row in rows
     )
     table = f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{cells}</TABLE>'
     return f'<TR><TD ALIGN="LEFT">{table}</TD></TR>'
 
 
-def _caption(key: Key) -> str:
-    return f'<TD ALIGN="LEFT"><FONT POINT-SIZE="9">{html_text(key.text)}&#160;&#160;</FONT></TD>'
+def _caption(key: Key, letters: float) -> str:
+    return f'<TD ALIGN="LEFT"><FONT POINT-SIZE="{9 * letters:g}">{html_text(key.text)}&#160;&#160;</FONT></TD>'
 
 
 def _sample(key: Key) -> str:

@@ -20,6 +20,7 @@ from circuits.diagrams.palette import (
     NODE_FILLS,
     SLOT_COLOURS,
 )
+from circuits.diagrams.style import PLAIN, DiagramStyle
 from circuits.graph import Node, NodeKind, Slot
 
 AT_MOST, ON_PAGE = 200, 2000
@@ -28,14 +29,20 @@ SIGN = "A positive score means that corrupting the edge moves the metric away fr
 
 
 def circuit_dot(
-    circuit: Circuit, *, title: str | None = None, notes: Mapping[Node, str] | None = None, page: bool = False
+    circuit: Circuit,
+    *,
+    title: str | None = None,
+    notes: Mapping[Node, str] | None = None,
+    page: bool = False,
+    style: DiagramStyle = PLAIN,
 ) -> str:
     """Return the DOT text of a circuit's diagram, layers from bottom to top.
 
     Up to 30 edges carry their score as a label; all have it in their tooltip, with six significant digits as in
     ``circuit.json``. Of more than 200 edges the strongest are drawn, and the legend says so. Deterministic: the same
     circuit gives the same bytes. ``title`` replaces the first line of the legend; ``notes`` (what is known of heads) go
-    into nodes' tooltips. For a ``page``, which has a legend of its own, up to 2,000 edges are drawn, without legend.
+    into nodes' tooltips; ``style`` says how large it is and what stands in nodes. For a ``page``, which has a legend of
+    its own, up to 2,000 edges are drawn, without legend.
     """
     drawn = circuit.strongest(ON_PAGE if page else AT_MOST)
     lines = [
@@ -54,13 +61,15 @@ def circuit_dot(
     heading = title if title is not None else f"{circuit.behaviour.name} in {circuit.model.id}"
     doubts = circuit.search.doubts if circuit.search else ()
     facts = [*_facts(circuit), *omitted(len(drawn), len(circuit)), *doubts]
-    below = "" if page else legend(heading, facts, circuit_keys(drawn), circuit_notes(drawn))
-    return layered_dot(drawn, lines, below, notes=notes)
+    keys, more = circuit_keys(drawn), circuit_notes(drawn)
+    below = "" if page or not style.legend else legend(heading, facts, keys, more, letters=style.letters)
+    return layered_dot(drawn, lines, below, notes=notes, style=style)
 
 
 def omitted(drawn: int, total: int) -> list[str]:
     """Return the remark that only the strongest edges are drawn, where that is so."""
-    return [f"drawn: the {drawn} strongest of {total:,} edges"] if drawn < total else []
+    said = f"drawn: the {drawn} strongest of {total:,} edges; the figures are of all {total:,}"
+    return [said] if drawn < total else []
 
 
 def strengths(circuit: Circuit) -> list[float]:

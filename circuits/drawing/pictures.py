@@ -6,6 +6,7 @@ from pathlib import Path
 
 from circuits.circuit import Circuit
 from circuits.comparison import CircuitDiff
+from circuits.diagrams.style import PLAIN, DiagramStyle
 from circuits.drawing.difference import difference_dot
 from circuits.drawing.dot import circuit_dot
 from circuits.drawing.mermaid import circuit_mermaid
@@ -28,6 +29,7 @@ class Drawing:
     evidence: Mapping[Node, str] = field(default_factory=dict[Node, str])
     prompts: Sequence[Example] = ()
     intervals: Floats | None = None
+    style: DiagramStyle = PLAIN
 
 
 Writer = Callable[[Drawing], bytes | str]
@@ -42,14 +44,15 @@ def draw(
     evidence: Mapping[Node, str] | None = None,
     prompts: Sequence[Example] = (),
     intervals: Floats | None = None,
+    style: DiagramStyle = PLAIN,
 ) -> None:
     """Draw a circuit into a ``.svg``, ``.pdf``, ``.png``, ``.dot``, ``.mmd`` (Mermaid) or ``.html`` (report) file.
 
     ``evidence`` on heads goes into tooltips and the report; ``prompts`` and the ``intervals`` of the edges' scores into
-    the report. Raises :class:`UnknownNameError` for another suffix, :class:`RenderError` when Graphviz is missing, and
-    :class:`OutputError` when the place cannot be written to.
+    the report. ``style`` is of diagrams alone. Raises :class:`UnknownNameError` for another suffix,
+    :class:`RenderError` when Graphviz is missing, and :class:`OutputError` when the place cannot be written to.
     """
-    write(path, DRAWINGS[_suffix(path, DRAWINGS)](Drawing(circuit, title, evidence or {}, prompts, intervals)))
+    write(path, DRAWINGS[_suffix(path, DRAWINGS)](Drawing(circuit, title, evidence or {}, prompts, intervals, style)))
 
 
 def svg(circuit: Circuit) -> str:
@@ -84,7 +87,7 @@ def _picture(kind: ImageFormat) -> Writer:
 
 
 def _dot(drawing: Drawing) -> str:
-    return circuit_dot(drawing.circuit, title=drawing.title, notes=drawing.evidence)
+    return circuit_dot(drawing.circuit, title=drawing.title, notes=drawing.evidence, style=drawing.style)
 
 
 def _report(drawing: Drawing) -> str:

@@ -29,16 +29,25 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Beside:
-    """What was found beside a circuit, and remarks on files that are there but are not used."""
+    """What was found beside a circuit, and remarks on files that are there but are not used.
+
+    ``evidence`` is a line on each head, ``roles`` the names of those that have one.
+    """
 
     evidence: dict[Node, str] = field(default_factory=dict[Node, str])
+    roles: dict[Node, str] = field(default_factory=dict[Node, str])
     prompts: tuple[Example, ...] = ()
     remarks: tuple[str, ...] = ()
+
+
+class _Label(BaseModel, strict=True):
+    name: str
 
 
 class _Head(BaseModel, strict=True):
     head: str
     text: str
+    labels: list[_Label] = []
 
 
 class _Document(BaseModel, strict=True):
@@ -62,11 +71,10 @@ _Read = TypeVar("_Read", bound=_Document)
 def beside(path: str | Path, circuit: Circuit) -> Beside:
     """Read what lies beside a circuit's file; missing files are no evidence, unusable ones are remarked on."""
     folder, remarks = Path(path).parent, list[str]()
-    evidence: dict[Node, str] = {}
-    prompts: tuple[Example, ...] = ()
+    heads, prompts = list[_Head](), tuple[Example, ...]()
     if (folder / HEADS).is_file():
         try:
-            evidence = read_evidence(folder / HEADS, circuit)
+            heads = _read_heads(folder / HEADS, circuit)
         except CircuitsError as problem:
             remarks.append(f"{problem} The diagram is drawn without it; 'circuits heads {path}' measures it anew.")
     if (folder / PROMPTS).is_file():
@@ -74,15 +82,21 @@ def beside(path: str | Path, circuit: Circuit) -> Beside:
             prompts = read_prompts(folder / PROMPTS, circuit)
         except CircuitsError as problem:
             remarks.append(f"{problem} The report is written without prompts.")
-    return Beside(evidence, prompts, tuple(remarks))
+    evidence = {Node.parse(head.head): head.text for head in heads}
+    roles = {Node.parse(head.head): ", ".join(label.name for label in head.labels) for head in heads if head.labels}
+    return Beside(evidence, roles, prompts, tuple(remarks))
 
 
 def read_evidence(path: Path, circuit: Circuit) -> dict[Node, str]:
     """Read a ``heads.json``: one text per head. Raises :class:`FormatError` when it is of another circuit."""
+    return {Node.parse(head.head): head.text for head in _read_heads(path, circuit)}
+
+
+def _read_heads(path: Path, circuit: Circuit) -> list[_Head]:
     document = _checked(_Heads, path, HEADS_FORMAT)
     if document.circuit_digest != circuit.digest:
         raise FormatError(f"{path} holds evidence on the heads of another circuit (other edges, prompts or weights).")
-    return {Node.parse(row.head): row.text for row in document.heads}
+    return document.heads
 
 
 def read_prompts(path: Path, circuit: Circuit) -> tuple[Example, ...]:

@@ -469,3 +469,18 @@ def test_help_starts_in_about_a_second() -> None:
     begun = time.monotonic()
     subprocess.run([sys.executable, "-m", "circuits", "--help"], check=True, capture_output=True)
     assert time.monotonic() - begun < 5  # generous: machines that run tests are busy; it takes 0.6 s on an idle one
+
+
+def test_draw_measures_the_part_that_it_draws(found: Path, tmp_path: Path) -> None:
+    circuit = found / "circuit.json"
+    document = as_json("draw", circuit, "-o", tmp_path / "part.dot", "--top", 25, "--width", 84)
+    assert 0 < document["edges"] <= 25
+    text = (tmp_path / "part.dot").read_text()
+    assert "faithfulness" in text
+    assert "on n = 6 held-out prompt pairs" in text
+    as_json("draw", circuit, "-o", tmp_path / "part.dot", "--top", 25, "--no-measure", "--labels", "roles")
+    assert "not evaluated on held-out prompts" in (tmp_path / "part.dot").read_text()
+    (tmp_path / "circuit.json").write_bytes(circuit.read_bytes())
+    result = invoke("draw", tmp_path / "circuit.json", "-o", tmp_path / "x.dot", "--top", 25)
+    assert result.exit_code == 2
+    assert "Add --no-measure" in result.output

@@ -195,7 +195,7 @@ def test_the_same_circuit_gives_the_same_text(text_of: Callable[[Circuit], str])
 def test_of_a_large_circuit_the_strongest_edges_are_drawn_and_the_legend_says_so() -> None:
     circuit = random_circuit(341, GROUPED, seed=3)
     text = circuit_dot(circuit)
-    assert "drawn: the 200 strongest of 341 edges" in text
+    assert "drawn: the 200 strongest of 341 edges; the figures are of all 341" in text
     assert f"341 of {circuit.graph.n_edges:,} edges" in text
     drawn = circuit.strongest(200)
     weakest = np.abs(drawn.scores).min()

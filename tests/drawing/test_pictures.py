@@ -23,6 +23,8 @@ STARTS = {
     ".html": b"<!doctype html>",
     ".graphml": b"<?xml",
     ".csv": b"edge,sender",
+    ".tex": b"% toy in ",
+    ".md": b"| edge | score ",
     ".mib.json": b'{\n "cfg"',
     ".mib.pt": b"PK",  # as torch writes archives
 }

@@ -1,18 +1,37 @@
 """``circuits draw`` and ``circuits export``: a circuit into a picture, a page or another tool's format."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from circuits.cli.arguments import CircuitArgument
+from circuits.behaviours import BUILT_IN, load_behaviour
+from circuits.circuit import Circuit
+from circuits.cli.arguments import CircuitArgument, Machine
 from circuits.cli.command import OutputOptions, command
+from circuits.cli.output import Output
 from circuits.cli.places import prepared_file, prepared_folder
-from circuits.cli.session import imported
+from circuits.cli.session import circuit_behaviour_name, imported
 from circuits.drawing.pictures import DRAWINGS, EXPORT_SUFFIXES, FOLDER
 from circuits.drawing.pictures import export as export_circuit
 from circuits.drawing.saved import draw_saved
-from circuits.interchange.sidecars import scores_beside
+from circuits.errors import UsageError
+from circuits.interchange.sidecars import PROMPTS, scores_beside
+from circuits.patching.protocol import StageProgress
+from circuits.settings import Choice
+
+
+class Labels(Choice):
+    """What stands in the nodes of a diagram."""
+
+    NAMES = "names"
+    ROLES = "roles"
+
+    @classmethod
+    def kind(cls) -> str:
+        """Return what the members are called in messages."""
+        return "value of --labels"
 
 
 @command
@@ -21,8 +40,27 @@ def draw(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help=f"The suffix says as what: {' '.join(DRAWINGS)}.")
     ],
-    title: Annotated[str | None, typer.Option(help="Instead of the behaviour and the model.")] = None,
     *,
+    title: Annotated[str | None, typer.Option(help="Instead of the behaviour and the model.")] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only the N strongest edges, without those on no path among them."),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="With --top: run what is drawn on the circuit's held-out prompts, for its caption.",
+        ),
+    ] = True,
+    labels: Annotated[
+        str, typer.Option(metavar="|".join(Labels), help="What stands in nodes; roles are those of heads.json.")
+    ] = Labels.NAMES,
+    legend: Annotated[bool, typer.Option("--legend/--no-legend", help="What colours and lines mean.")] = True,
+    width: Annotated[
+        float | None,
+        typer.Option(metavar="MM", help="How wide a diagram is, such as 84 for a column, with letters to match."),
+    ] = None,
     output_options: OutputOptions,
 ) -> None:
     """Draw a circuit: diagram, report page or Mermaid text.
@@ -31,11 +69,30 @@ def draw(
     """
     output = output_options.output()
     file = prepared_file(out, DRAWINGS, "circuit.svg")
-    found, remarks = draw_saved(circuit, file, title=title)
+    roles = Labels.parse(labels) is Labels.ROLES
+    with output.progress() as progress:
+        judge = partial(_judged, file=circuit, output=output, progress=progress) if measure else None
+        found, remarks = draw_saved(
+            circuit, file, title=title, top=top, roles=roles, legend=legend, width=width, judge=judge
+        )
     for remark in remarks:
         output.warn(remark)
     output.show(f"circuit of {len(found)} edges drawn into {file}")
     output.finish({"edges": len(found), "file": str(file)})
+
+
+def _judged(part: Circuit, *, file: Path, output: Output, progress: StageProgress) -> Circuit:
+    """Return a part of a circuit with its evaluation on the circuit's held-out prompts, by the circuit's own model."""
+    from circuits.evaluation.circuit_evaluation import evaluate_circuit
+
+    if part.behaviour.name not in BUILT_IN and not file.with_name(PROMPTS).is_file():
+        raise UsageError(
+            f"what is drawn cannot be measured: the prompts of '{part.behaviour.name}' are neither built in nor in a "
+            f"{PROMPTS} beside {file}. Add --no-measure, and the caption says that it was not evaluated."
+        )
+    behaviour = load_behaviour(circuit_behaviour_name(part, None, "", file=file), recorded=part.behaviour)
+    model = Machine().load(progress, output, default=part.model.id)
+    return evaluate_circuit(model, part, behaviour, progress=progress).circuit
 
 
 @command
