@@ -8,7 +8,7 @@ import typer
 
 from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.circuit import Circuit
-from circuits.cli.arguments import CircuitArgument, Machine
+from circuits.cli.arguments import CircuitArgument, ModelOptions
 from circuits.cli.command import OutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file, prepared_folder
@@ -91,7 +91,7 @@ def _judged(part: Circuit, *, file: Path, output: Output, progress: StageProgres
             f"{PROMPTS} beside {file}. Add --no-measure, and the caption says that it was not evaluated."
         )
     behaviour = load_behaviour(circuit_behaviour_name(part, None, "", file=file), recorded=part.behaviour)
-    model = Machine().load(progress, output, default=part.model.id)
+    model = ModelOptions().load(progress, output, default=part.model.id)
     return evaluate_circuit(model, part, behaviour, progress=progress).circuit
 
 
