@@ -71,7 +71,7 @@ _Read = TypeVar("_Read", bound=_Document)
 def beside(path: str | Path, circuit: Circuit) -> Beside:
     """Read what lies beside a circuit's file; missing files are no evidence, unusable ones are remarked on."""
     folder, remarks = Path(path).parent, list[str]()
-    heads, prompts = list[_Head](), tuple[Example, ...]()
+    heads, prompts = dict[Node, _Head](), tuple[Example, ...]()
     if (folder / HEADS).is_file():
         try:
             heads = _read_heads(folder / HEADS, circuit)
@@ -82,21 +82,21 @@ def beside(path: str | Path, circuit: Circuit) -> Beside:
             prompts = read_prompts(folder / PROMPTS, circuit)
         except CircuitsError as problem:
             remarks.append(f"{problem} The report is written without prompts.")
-    evidence = {Node.parse(head.head): head.text for head in heads}
-    roles = {Node.parse(head.head): ", ".join(label.name for label in head.labels) for head in heads if head.labels}
+    evidence = {node: head.text for node, head in heads.items()}
+    roles = {node: ", ".join(label.name for label in head.labels) for node, head in heads.items() if head.labels}
     return Beside(evidence, roles, prompts, tuple(remarks))
 
 
 def read_evidence(path: Path, circuit: Circuit) -> dict[Node, str]:
     """Read a ``heads.json``: one text per head. Raises :class:`FormatError` when it is of another circuit."""
-    return {Node.parse(head.head): head.text for head in _read_heads(path, circuit)}
+    return {node: head.text for node, head in _read_heads(path, circuit).items()}
 
 
-def _read_heads(path: Path, circuit: Circuit) -> list[_Head]:
+def _read_heads(path: Path, circuit: Circuit) -> dict[Node, _Head]:
     document = _checked(_Heads, path, HEADS_FORMAT)
     if document.circuit_digest != circuit.digest:
         raise FormatError(f"{path} holds evidence on the heads of another circuit (other edges, prompts or weights).")
-    return document.heads
+    return {Node.parse(head.head): head for head in document.heads}
 
 
 def read_prompts(path: Path, circuit: Circuit) -> tuple[Example, ...]:
