@@ -110,6 +110,7 @@ class ScorerName(Choice):
     VERIFIED = "verified"
     EAP = "eap"
     EAP_IG = "eap-ig"
+    CONDUCTANCE = "conductance"
     CLEAN_CORRUPTED = "clean-corrupted"
     RANDOM = "random"
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -104,7 +105,7 @@ def test_what_was_asked_for_is_written_down(model: Model, found: Discovery) -> N
     assert behaviour.digest == found.prompts.digest
     assert found.circuit.model == model.info
     assert found.circuit.provenance.command == "circuits discover letters"
-    assert found.circuit.provenance.versions["torch"] == torch.__version__
+    assert found.circuit.provenance.versions["torch"] == metadata.version("torch")
     np.testing.assert_array_equal(found.circuit.scores, found.scores.values[found.circuit.edges])
     assert found.agreement is not None
     assert found.agreement.n == 12

@@ -98,7 +98,9 @@ class ToyExperiment:
         effects = [PENCIL_EFFECTS[str(edge)] for edge in self.graph.edges(edges)]  # linear: both directions agree
         return np.outer(np.array(effects), self.clean_inputs)
 
-    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> Floats:
+    def attributions(
+        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+    ) -> Floats:
         progress(len(points), len(points))
         effects = self.edge_effects(np.arange(self.graph.n_edges))  # linear: exact to first order at every point
         return mean_and_sd(effects.T)
@@ -179,7 +181,9 @@ class LinearToy:
         progress(len(edges), len(edges))
         return effects
 
-    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> Floats:
+    def attributions(
+        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+    ) -> Floats:
         clean, corrupted = np.array(self.clean_inputs), np.array(self.corrupted_inputs)
         shares = points if self.direction is Direction.NOISING else [1 - point for point in points]
         slopes = [self._slope(self._plain(corrupted + share * (clean - corrupted))[:, -1]) for share in shares]

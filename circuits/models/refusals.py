@@ -75,7 +75,8 @@ def _both_directions(config: Any) -> str | None:
 
 
 def _layers_without_attention(config: Any) -> str | None:
-    kinds = cast("list[str] | None", _fact(config, "layer_types"))
+    # Some older configurations of transformers (recurrent_gemma's) have only the second name.
+    kinds = cast("list[str] | None", _fact(config, "layer_types") or _fact(config, "layers_block_type"))
     others = [kind for kind in kinds or () if kind not in _ATTENTION]
     if not kinds or not others:
         return None

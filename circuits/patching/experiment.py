@@ -1,7 +1,7 @@
 """An experiment on a real model: prompt pairs, a metric and an ablation, everything measured through the tracer."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -22,11 +22,12 @@ from circuits.memory.needs import ModelSizes, Needs, PromptSize, Terms
 from circuits.memory.offload import Kept, kept_on_host
 from circuits.metrics import AnswerTokens, measure
 from circuits.passes.attribution import attribute
+from circuits.passes.conductance import conductance
 from circuits.passes.exact import patched_logits
 from circuits.passes.gradients import gradients_at, gradients_by_layer
 from circuits.passes.mask_gradients import mask_gradient
 from circuits.passes.masked import needed_senders, run_masked
-from circuits.patching.keeping import Measured, mask_item, shelf_of_pairs
+from circuits.patching.keeping import Measured, mask_item, mean_and_spread, shelf_of_pairs, sums_over_pairs
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import INTERIM, Masks, Progress, no_progress, one_per_edge, stacked_masks
 from circuits.patching.recorded_pairs import PairBatch
@@ -278,10 +279,15 @@ class PatchingExperiment:
         return measured.values[place_of] * self.metric.sign * (1 if noising else -1)
 
     @in_own_state
-    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
+    def attributions(
+        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+    ) -> NDArray[np.float64]:
         """Estimate all edges to first order; see :meth:`Experiment.attributions`."""
-        found = self.kept.arrays(self._attribution_kind, list(points), lambda: self._attributed(points, progress))
-        self.kept.forget(f"{self._attribution_kind}, part")
+        kind, sums = self._attribution_kind, self._attribution_sums
+        if stepwise:
+            kind, sums = "conductance", self._conductance_sums
+        found = self.kept.arrays(kind, list(points), lambda: self._attributed(points, kind, sums, progress))
+        self.kept.forget(f"{kind}, part")
         return np.stack([found["mean"] * self.metric.sign, found["spread"]])
 
     @property
@@ -291,21 +297,25 @@ class PatchingExperiment:
     def forget_attributions(self) -> None:
         """Throw away the attributions that the journal keeps of these pairs: they were summed up elsewhere."""
         self.kept.forget(self._attribution_kind)
+        self.kept.forget("conductance")
 
-    def _attributed(self, points: Sequence[float], progress: Progress) -> dict[str, NDArray[np.float64]]:
+    def _attributed(
+        self,
+        points: Sequence[float],
+        kind: str,
+        sums_of: Callable[[PairBatch, Sequence[float]], Arrays],
+        progress: Progress,
+    ) -> Arrays:
         total, squares = np.zeros(self.graph.n_edges), np.zeros(self.graph.n_edges)
         for done, batch in enumerate(self.batches):
             what = [list(points), batch.index.tolist()]
-            part = f"{self._attribution_kind}, part"
-            sums = self.kept.arrays(part, what, partial(self._attribution_sums, batch, points))
+            sums = self.kept.arrays(f"{kind}, part", what, partial(sums_of, batch, points))
             total += sums["sum"]
             squares += sums["squares"]
             progress(done + 1, len(self.batches))
-        mean = total / self.n_pairs
-        spread = np.sqrt(np.maximum(squares / self.n_pairs - mean**2, 0) * self.n_pairs / max(1, self.n_pairs - 1))
-        return {"mean": mean, "spread": spread}
+        return mean_and_spread(total, squares, self.n_pairs)
 
-    def _attribution_sums(self, batch: PairBatch, points: Sequence[float]) -> dict[str, NDArray[np.float64]]:
+    def _attribution_sums(self, batch: PairBatch, points: Sequence[float]) -> Arrays:
         def at(point: float) -> Tensor:
             if self.kept is NOWHERE:
                 return self._attribution(batch, point)
@@ -315,8 +325,12 @@ class PatchingExperiment:
             )
             return torch.as_tensor(found["values"], device=self.tracer.anatomy.device)
 
-        values = torch.stack([at(point) for point in points]).mean(0)
-        return {"sum": _numpy(values.sum(0)), "squares": _numpy(values.double().square().sum(0))}
+        return sums_over_pairs(torch.stack([at(point) for point in points]).mean(0))
+
+    def _conductance_sums(self, batch: PairBatch, points: Sequence[float]) -> Arrays:
+        ends, loss, plan = (batch.base, batch.clean), partial(self._metric, batch), self.plan
+        given = self.tracer, self.graph, ends, points, loss
+        return sums_over_pairs(conductance(*given, checkpointing=plan.checkpointing, tile=plan.attribution_tile))
 
     def _attribution(self, batch: PairBatch, point: float) -> Float[Tensor, "pair edge"]:
         change, loss = difference(batch.clean, batch.base), partial(self._metric, batch)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuits.behaviours.behaviour import digest_of
 from circuits.behaviours.pairs import TokenPair
-from circuits.files.journal import NOWHERE, Shelf
+from circuits.files.journal import NOWHERE, Arrays, Shelf
 from circuits.patching.protocol import Progress
 from circuits.vocabulary import Ablation, Metric
 
@@ -90,3 +90,15 @@ def _bytes(row: NDArray[np.float64]) -> bytes:
 
 def _row(kept: bytes, pairs: int) -> NDArray[np.float64]:
     return np.frombuffer(kept, dtype="<f4" if len(kept) == 4 * pairs else "<f8").astype(np.float64)
+
+
+def sums_over_pairs(values: Float[Tensor, "pair edge"]) -> Arrays:
+    """Return the sums of values and of their squares over pairs, ``(edge,)``."""
+    sums, squares = values.sum(0), values.double().square().sum(0)
+    return {"sum": sums.double().cpu().numpy(), "squares": squares.cpu().numpy()}
+
+
+def mean_and_spread(total: NDArray[np.float64], squares: NDArray[np.float64], n: int) -> Arrays:
+    """Return the mean and the standard deviation over ``n`` pairs, from the sums of values and of their squares."""
+    mean = total / n
+    return {"mean": mean, "spread": np.sqrt(np.maximum(squares / n - mean**2, 0) * n / max(1, n - 1))}

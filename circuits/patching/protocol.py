@@ -146,11 +146,15 @@ class Experiment(Protocol):
         """
         ...
 
-    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> NDArray[np.float64]:
+    def attributions(
+        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+    ) -> NDArray[np.float64]:
         """Estimate all edges to first order: ``sum_pos <a_u(clean) - a_u(corrupted), dm/dx_v>``, shape ``(2, edge)``.
 
         The gradient is averaged over runs whose input embedding is ``corrupted + point * (clean - corrupted)``,
         everything downstream recomputed. Row 0 is the mean over pairs, row 1 the standard deviation. Sign as in
-        :meth:`edge_effects`. Cost: one forward and one backward pass per point.
+        :meth:`edge_effects`. With ``stepwise``, the gradient of each point is multiplied by what the sender changes
+        from halfway to the point before to halfway to the one after (the ends at the first and the last), and these
+        are summed. Cost: one forward and one backward pass per point.
         """
         ...

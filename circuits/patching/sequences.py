@@ -23,6 +23,7 @@ from circuits.files.journal import Shelf
 from circuits.graph import ComputationalGraph, Edges
 from circuits.memory.memory_plan import MemoryPlan
 from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.keeping import mean_and_spread
 from circuits.patching.measurement import Options
 from circuits.patching.protocol import Masks, Progress, no_progress
 from circuits.tracing.prefix import PrefixCache
@@ -134,28 +135,28 @@ class SequenceExperiment:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
         return self._summed(self._rows.edge_effects(edges, progress=progress))
 
-    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> Floats:
+    def attributions(
+        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+    ) -> Floats:
         """Estimate all edges to first order; see :meth:`Experiment.attributions`.
 
         Pair by pair, since its rows lie in batches of several lengths and the spread is that over pairs.
         """
-        kind = f"attribution by pair, {self.options.direction}"
-        found = self.kept.arrays(kind, list(points), lambda: self._attributed(points, progress))
+        kind = "conductance by pair" if stepwise else f"attribution by pair, {self.options.direction}"
+        found = self.kept.arrays(kind, list(points), lambda: self._attributed(points, stepwise, progress))
         return np.stack([found["mean"], found["spread"]])
 
-    def _attributed(self, points: Sequence[float], progress: Progress) -> dict[str, Floats]:
+    def _attributed(self, points: Sequence[float], stepwise: bool, progress: Progress) -> dict[str, Floats]:
         total, squares = np.zeros(self.graph.n_edges), np.zeros(self.graph.n_edges)
         parts = [self._rows.part(int(begin), int(end)) for begin, end in pairwise(self._starts)]
         for done, part in enumerate(parts):
-            values = part.attributions(points)[0] * part.n_pairs
+            values = part.attributions(points, stepwise=stepwise)[0] * part.n_pairs
             total += values
             squares += values**2
             progress(done + 1, self.n_pairs)
         for part in parts:
             part.forget_attributions()
-        mean = total / self.n_pairs
-        spread = np.sqrt(np.maximum(squares / self.n_pairs - mean**2, 0) * self.n_pairs / max(1, self.n_pairs - 1))
-        return {"mean": mean, "spread": spread}
+        return mean_and_spread(total, squares, self.n_pairs)
 
     def _summed(self, rows: Floats) -> Floats:
         """Sum the last axis, rows, over each pair's own."""

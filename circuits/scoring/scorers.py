@@ -34,14 +34,17 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
     ``exact`` measures every edge (Goldowsky-Dill et al. 2023, arXiv:2304.05969): about a third of a forward pass per
     edge. ``eap`` is the first-order estimate with gradients at the clean run (Syed et al. 2023, arXiv:2310.10348): one
     forward and one backward pass. ``eap-ig`` averages gradients over inputs interpolated between corrupted and clean
-    (Hanna et al. 2024, arXiv:2403.17806), here at the midpoints of ``steps`` equal intervals. ``clean-corrupted``
+    (Hanna et al. 2024, arXiv:2403.17806), here at the midpoints of ``steps`` equal intervals. ``conductance``
+    multiplies the gradient of every interval by what the sender changes in that interval, instead of in all
+    (arXiv:2606.16920, after Dhamdhere et al. 2018, arXiv:1805.12233), so that edges into the logits sum to the gap.
+    ``clean-corrupted``
     averages gradients at the two ends. ``verified`` finds the ``top.k`` edges of largest exact effect with a stated
     error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`). ``random`` is the
     baseline: independent normal numbers.
     """
     settings = settings or Settings()
     if settings.steps < 1:
-        raise UsageError(f"eap-ig needs at least 1 step, got {settings.steps}.")
+        raise UsageError(f"{ScorerName.parse(scorer)} needs at least 1 step, got {settings.steps}.")
     return _SCORERS[ScorerName.parse(scorer)](experiment, settings)
 
 
@@ -66,16 +69,25 @@ def _eap(experiment: Experiment, settings: Settings) -> EdgeScores:
 
 
 def _eap_ig(experiment: Experiment, settings: Settings) -> EdgeScores:
-    midpoints = [(step + 0.5) / settings.steps for step in range(settings.steps)]
-    return _gradient(experiment, settings, ScorerName.EAP_IG, midpoints)
+    return _gradient(experiment, settings, ScorerName.EAP_IG, _midpoints(settings))
+
+
+def _conductance(experiment: Experiment, settings: Settings) -> EdgeScores:
+    return _gradient(experiment, settings, ScorerName.CONDUCTANCE, _midpoints(settings), stepwise=True)
+
+
+def _midpoints(settings: Settings) -> list[float]:
+    return [(step + 0.5) / settings.steps for step in range(settings.steps)]
 
 
 def _clean_corrupted(experiment: Experiment, settings: Settings) -> EdgeScores:
     return _gradient(experiment, settings, ScorerName.CLEAN_CORRUPTED, [0.0, 1.0])
 
 
-def _gradient(experiment: Experiment, settings: Settings, name: ScorerName, points: list[float]) -> EdgeScores:
-    mean, sd = experiment.attributions(points, progress=settings.progress)
+def _gradient(
+    experiment: Experiment, settings: Settings, name: ScorerName, points: list[float], *, stepwise: bool = False
+) -> EdgeScores:
+    mean, sd = experiment.attributions(points, stepwise=stepwise, progress=settings.progress)
     return _chosen(EdgeScores(experiment.graph, mean, name, measured=False, sd=sd, n=experiment.n_pairs), settings)
 
 
@@ -110,6 +122,7 @@ _SCORERS: dict[ScorerName, Callable[[Experiment, Settings], EdgeScores]] = {
     ScorerName.VERIFIED: _verified,
     ScorerName.EAP: _eap,
     ScorerName.EAP_IG: _eap_ig,
+    ScorerName.CONDUCTANCE: _conductance,
     ScorerName.CLEAN_CORRUPTED: _clean_corrupted,
     ScorerName.RANDOM: _random,
 }

@@ -101,12 +101,17 @@ class Keep:
 
 
 def record(
-    tracer: Tracer, ids: Int[Tensor, "pair pos"], prefix: Prefix | None = None, *, taps: Taps | None = None
+    tracer: Tracer,
+    ids: Int[Tensor, "pair pos"],
+    prefix: Prefix | None = None,
+    *,
+    taps: Taps | None = None,
+    embedding: Float[Tensor, "pair pos d_model"] | None = None,
 ) -> Run:
     """Run prompts, or what comes after a prefix, and keep what every sender wrote and every receiver read.
 
-    With ``taps`` the same run also serves for gradients: they take what its backward pass needs. Cost: one forward
-    pass.
+    With ``taps`` the same run also serves for gradients: they take what its backward pass needs. ``embedding`` takes
+    the place of what the first layer reads. Cost: one forward pass.
     """
     shape = tracer.anatomy.shape
     sites = tracer.anatomy.architecture.slot_sites
@@ -114,7 +119,8 @@ def record(
     kept_sites = (*_SITES_OF_RECORD, *(_SITES_OF_MLP if shape.mlps else ()))
     wanted = [(layer, site) for layer in range(shape.n_layers) for site in (*kept_sites, *sites.values())]
     visits: dict[tuple[int, LayerSite], Visit] = {(layer, site): recorder.at(layer, site) for layer, site in wanted}
-    plan = Plan(visits=visits, final=recorder.keep_final, logits=recorder.keep_logits)
+    stream = None if embedding is None else embedding.detach().clone()
+    plan = Plan(stream=stream, visits=visits, final=recorder.keep_final, logits=recorder.keep_logits)
     if taps is not None:
         plan = taps.added_to(plan, tracer.anatomy)
     tracer.run(ids, plan, prefix=prefix, gradients=taps is not None)
@@ -243,4 +249,14 @@ def difference(run: Run, other: Run) -> Run:
         stream=(run.stream[0] - other.stream[0], *run.stream[1:]),
         z=tuple(a - b for a, b in zip(run.z, other.z, strict=True)),
         mlp=tuple(a - b for a, b in zip(run.mlp, other.mlp, strict=True)),
+    )
+
+
+def halfway(run: Run, other: Run) -> Run:
+    """Return the mean of two runs' sender values, in the form of a run (only sender values are meaningful)."""
+    return replace(
+        run,
+        stream=((run.stream[0] + other.stream[0]) / 2, *run.stream[1:]),
+        z=tuple((a + b) / 2 for a, b in zip(run.z, other.z, strict=True)),
+        mlp=tuple((a + b) / 2 for a, b in zip(run.mlp, other.mlp, strict=True)),
     )

@@ -1,6 +1,7 @@
 """First-order edge scores the slow way: autograd, with a copy of x_v of its own for every receiver."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,13 @@ def gradient_edge_scores(
     *,
     points: Sequence[float] = (1.0,),
     ablation: Ablation = "corrupted",
+    stepwise: bool = False,
 ) -> Tensor:
     """Estimate every edge to first order, (pair, edge) in graph order: sum over positions of <a_u - a_u*, dm/dx_v>.
 
     The average over runs whose block-0 input is a* + point (a - a*); ``(1.0,)`` is plain EAP. In a layer with a norm
     after attention a head's difference is multiplied by that norm's Jacobian at the attention output of each such run.
+    ``stepwise`` multiplies by what senders change between the means of neighbouring runs, and sums (conductance).
     """
     anatomy = anatomy_of(model)
     graph = anatomy.graph
@@ -34,9 +37,13 @@ def gradient_edge_scores(
         replaced = zeros(replaced)
     difference = {node: clean[node] - replaced[node] for node in clean}
     scores = torch.zeros(len(clean_ids), graph.n_edges).to(clean[INPUT])
-    for point in points:
-        start = torch.lerp(replaced[INPUT], clean[INPUT], point)
-        values, gradients = _gradients(model, anatomy, clean_ids, metric_fn, start)
+    starts = [torch.lerp(replaced[INPUT], clean[INPUT], point) for point in points]
+    runs = [_gradients(model, anatomy, clean_ids, metric_fn, start) for start in starts]
+    between = [{node: (a[node] + b[node]) / 2 for node in clean} for (a, _), (b, _) in pairwise(runs)]
+    for place, (values, gradients) in enumerate(runs):
+        if stepwise:
+            ends = [replaced, *between, clean][place : place + 2]
+            difference = {node: (ends[1][node] - ends[0][node]) * len(points) for node in clean}
         for i, edge in enumerate(graph.edges()):
             gradient = gradients[edge.receiver]
             if edge.sender.kind is NodeKind.HEAD and anatomy.sandwich[edge.sender.layer]:

@@ -53,7 +53,9 @@ class TableExperiment:
         progress(len(edges), len(edges))
         return self.effects[edges]
 
-    def attributions(self, points: Sequence[float], *, progress: Progress = no_progress) -> Floats:
+    def attributions(
+        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+    ) -> Floats:
         progress(len(points), len(points))
         return self.estimates
 
