@@ -29,6 +29,8 @@ DOORS = frozenset(
 )
 """Late imports that are declared: the method ``draw`` of values that draw themselves, and what it opens."""
 
+NUMBERED = ("senders_per_layer", "receivers_per_layer")
+"""What places among senders and receivers are computed from."""
 LONG = 60
 """Lines of a function, without its docstring, beyond which it is called long."""
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -155,6 +157,14 @@ class House:
         }
         return {name: modules for name, modules in found.items() if modules}
 
+    def readers(self, *attributes: str) -> list[str]:
+        """Return the modules in which one of some attributes is read."""
+        return sorted(
+            module
+            for module, tree in self.trees.items()
+            if any(isinstance(node, ast.Attribute) and node.attr in attributes for node in ast.walk(tree))
+        )
+
     def docstrings(self, *words: str) -> int:
         """Return how many docstrings begin with one of some words."""
         return sum(
@@ -203,6 +213,8 @@ def table(house: House) -> Iterator[str]:
     yield f"functions {len(functions)}, longer than {LONG} lines {len(long)}: {', '.join(f'{n} {c}' for c, n in long)}"
     yield "longest " + ", ".join(f"{name.removeprefix('circuits.')} {count}" for count, name in functions[:5])
     yield f"examples and guides past the face {house.unlisted()}"
+    yield f"places of senders and receivers are computed in {house.readers(*NUMBERED)}"
+    yield f"where lower is better is told apart in {house.readers('lower_is_better')}"
     yield f"docstrings that begin Give {house.docstrings('Give')}, Say {house.docstrings('Say')}"
 
 

@@ -1,6 +1,6 @@
 """The structure stays within its bounds; each measure is shown to notice what it is for."""
 
-from tests.house import DOORS, LONG, ROOT, House
+from tests.house import DOORS, LONG, NUMBERED, ROOT, House
 
 EVERY = ("now", "late", "types")
 HOUSE = House.at(ROOT)
@@ -30,6 +30,12 @@ def test_every_declared_door_is_one() -> None:
     assert set(HOUSE.arrows("late").edges) >= DOORS
 
 
+def test_places_of_senders_and_receivers_and_the_sign_of_metrics_are_computed_in_one_module_each() -> None:
+    """Sizes of memory need how many receivers a layer has, and no place of one."""
+    assert HOUSE.readers(*NUMBERED) == ["circuits.graph", "circuits.memory.needs", "circuits.numbering"]
+    assert HOUSE.readers("lower_is_better") == ["circuits.vocabulary"]
+
+
 def test_examples_and_guides_use_public_names_only() -> None:
     """But the scripts behind a model that ships, and behind the figures of directions, which are no examples of use."""
     inside = {"examples/train_refusal_adapter.py", "examples/refusal_direction.py"}
@@ -40,7 +46,7 @@ PLANTED = House(
     {
         "circuits": "",
         "circuits.one": "def f():\n    from circuits.box.two import g",
-        "circuits.box": '"""A box."""',
+        "circuits.box": '"""A box."""\nx = z.y',
         "circuits.box.two": "import numpy\nif TYPE_CHECKING:\n    from circuits.three import Thing\nclass Thing: ...",
         "circuits.three": 'from circuits import one\nclass Thing:\n    """Give a thing."""\n    x = 1',
         "circuits.box.three": "def f():\n    'Say it.'\n" + "    x = 1\n" * 61,
@@ -67,4 +73,5 @@ def test_names_that_occur_twice_long_functions_words_and_unlisted_imports_are_no
     assert PLANTED.functions() == [(62, "circuits.box.three.f"), (2, "circuits.one.f")]
     assert PLANTED.folders() == {"circuits": 2, "circuits.box": 2}
     assert (PLANTED.docstrings("Give"), PLANTED.docstrings("Say")) == (1, 1)
+    assert (PLANTED.readers("x"), PLANTED.readers("y")) == ([], ["circuits.box"])
     assert PLANTED.unlisted() == {"examples/a.py": ["circuits.box.two", "circuits.three"]}
