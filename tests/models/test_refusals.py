@@ -28,6 +28,10 @@ SIZES = {
 VISION = SIZES | {"image_size": 28, "patch_size": 14, "num_hidden_layers": 1}
 LAYERS = "layers are of the kind 'linear_attention', which passes earlier tokens on by other means"
 
+RECURRENT = LAYERS.replace(
+    "'linear_attention'", "'(linear_attention|recurrent)'"
+)  # as transformers names them by version
+
 REFUSED = {
     "bert": (hf.BertConfig(), "BertLMHeadModel", "it is an encoder, in which every position attends to later ones too"),
     "t5": (hf.T5Config(), "T5ForConditionalGeneration", "it reads its input with a separate encoder"),
@@ -37,7 +41,7 @@ REFUSED = {
     "falcon_mamba": (hf.FalconMambaConfig(), "FalconMambaForCausalLM", f"32 of its 32 {LAYERS}"),
     "rwkv": (hf.RwkvConfig(), "RwkvForCausalLM", "its configuration has no attention heads"),
     "jamba": (hf.JambaConfig(), "JambaForCausalLM", f"28 of its 32 {LAYERS}"),
-    "recurrent_gemma": (hf.RecurrentGemmaConfig(), "RecurrentGemmaForCausalLM", f"18 of its 26 {LAYERS}"),
+    "recurrent_gemma": (hf.RecurrentGemmaConfig(), "RecurrentGemmaForCausalLM", f"18 of its 26 {RECURRENT}"),
     "zamba2": (hf.Zamba2Config(), "Zamba2ForCausalLM", "are of the kind 'linear_attention' and 'hybrid'"),
     "qwen3_next": (hf.Qwen3NextConfig(), "Qwen3NextForCausalLM", f"36 of its 48 {LAYERS}"),
     "lfm2": (hf.Lfm2Config(full_attn_idxs=[0, 2], num_hidden_layers=4), "Lfm2ForCausalLM", "of the kind 'conv'"),
