@@ -1,7 +1,7 @@
 """How few edges follow the model pair by pair, on pairs that nothing was chosen on: searches side by side.
 
     python examples/benchmarks/fidelity.py ioi agreement [--fit 64] [--choose 64] [--heldout 128]
-        [--pruners closest minimal ranking] [--target 0.9] [--seed 0] [--out DIR]
+        [--pruners closest minimal ranking] [--scorer eap-ig] [--target 0.9] [--seed 0] [--out DIR]
 
 Prints a row per search with the size, fidelity, faithfulness, error and correlation on held-out pairs, with 95 %
 intervals, and seconds; of the search for the closest circuit also every circuit on its way. ``ranking`` is the best
@@ -92,7 +92,7 @@ def run(model: Model, name: str, options: argparse.Namespace) -> list[dict[str, 
     fit, choose = (model.experiment(pairs) for pairs in (drawn.discovery[:n], drawn.discovery[n:]))
     heldout, groups = model.experiment(drawn.heldout), clusters_of(drawn.heldout)
     begun = time.monotonic()
-    scores = score(fit, "eap-ig")
+    scores = score(fit, options.scorer)
     pairs = f"{fit.n_pairs} fit, {choose.n_pairs} choose, {heldout.n_pairs} held-out pairs"
     print(f"{name}: {pairs}; scored in {time.monotonic() - begun:.0f} s", flush=True)
     rows: list[dict[str, object]] = []
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("behaviours", nargs="+")
     for option, value in (("--fit", 64), ("--choose", 64), ("--heldout", 128), ("--seed", 0)):
         parser.add_argument(option, type=int, default=value)
+    parser.add_argument("--scorer", default="eap-ig")
     parser.add_argument("--target", type=float, default=0.9)
     parser.add_argument("--pruners", nargs="+", default=["closest", "minimal", "ranking"])
     parser.add_argument("--out", type=Path)
