@@ -32,11 +32,13 @@ _ROW_IN_LAYER = {NodeKind.KV: 0, NodeKind.HEAD: 1, NodeKind.MLP: 2}
 _SHAPES = {NodeKind.HEAD: 'shape=box, style="filled,rounded"', NodeKind.KV: "shape=ellipse, style=filled"}
 
 Row = tuple[int, int]
+_FAINT = 64
+"""How dark a faint line is, of 255."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """How one edge is drawn; ``strength`` from 0 to 1 sets its width and how dark it is."""
+    """How one edge is drawn; ``strength`` from 0 to 1 sets its width and how dark it is, unless it is ``faint``."""
 
     edge: Edge
     colour: str
@@ -44,6 +46,7 @@ class Line:
     strength: float
     tooltip: str
     label: str
+    faint: bool = False
 
 
 def layered_dot(
@@ -191,9 +194,10 @@ def describe(node: Node) -> str:
 
 def _line(line: Line, *, labelled: bool) -> str:
     slot = line.edge.receiver.slot
+    opacity = _FAINT if line.faint else round(120 + 135 * line.strength)
     tooltip = dot_string(line.tooltip)
     attributes = [
-        f'color="{line.colour}{round(120 + 135 * line.strength):02x}"',
+        f'color="{line.colour}{opacity:02x}"',
         f"style={line.style}",
         f"penwidth={0.6 + 3.4 * line.strength:.2f}",
         f"arrowhead={SLOT_ARROWS[slot]}",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from circuits.circuit import Circuit
+from circuits.circuit import UNSTABLE, Circuit
 from circuits.diagrams.layout import Line, count_nodes, layered_dot
 from circuits.diagrams.legend import Key, legend
 from circuits.diagrams.markup import number, short_number
@@ -53,6 +53,7 @@ def circuit_dot(
             strength=strength,
             tooltip=_tooltip(drawn, i),
             label=short_number(score),
+            faint=drawn.inclusion is not None and bool(drawn.inclusion[i] < UNSTABLE),
         )
         for i, (edge, score, strength) in enumerate(
             zip(drawn.edge_list, drawn.scores.tolist(), strengths(drawn), strict=True)
@@ -90,6 +91,8 @@ def _tooltip(circuit: Circuit, i: int) -> str:
     text = f"{circuit.edge_list[i]}: score {number(float(circuit.scores[i]))}"
     if circuit.removal is not None:
         text += f"; removing it costs {number(float(circuit.removal[i]))} of the faithfulness"
+    if circuit.inclusion is not None:
+        text += f"; selected by {circuit.inclusion[i]:.0%} of the resamples of the pairs"
     return text
 
 
@@ -113,9 +116,11 @@ def circuit_notes(circuit: Circuit) -> list[str]:
     if len(sizes):
         width += f", from {float(sizes.min()):.2g} to {float(sizes.max()):.2g} {circuit.behaviour.unit}"
     kind = "measured" if circuit.measured else "estimated"
+    pale = circuit.inclusion is not None and bool((circuit.inclusion < UNSTABLE).any())
     return [
         f"{width} ({circuit.behaviour.metric}, {kind} by {circuit.method.scorer}, {circuit.method.direction}).",
         SIGN,
+        *(["Pale: edges that fewer than half of the resamples of the prompt pairs select."] if pale else []),
     ]
 
 

@@ -20,6 +20,7 @@ def draw_saved(
     *,
     title: str | None = None,
     top: int | None = None,
+    core: bool = False,
     roles: bool = False,
     legend: bool = True,
     width: float | None = None,
@@ -32,6 +33,7 @@ def draw_saved(
         path: Where to; the suffix says as what, see :func:`circuits.drawing.pictures.draw`.
         title: In place of the behaviour and the model.
         top: Draw only so many of the strongest edges, without those on no path among them (:func:`strongest_paths`).
+        core: Draw only the edges that at least 90 % of the resamples of the pairs select, those on a path.
         roles: Name the roles of heads in their nodes, where they are known.
         legend: Whether there is one.
         width: Of the diagram, in millimetres; see :class:`DiagramStyle`.
@@ -46,15 +48,30 @@ def draw_saved(
     remarks = [*read.losses, *known.remarks]
     if roles and not known.roles:
         remarks.append(f"no roles of heads are known; 'circuits heads {circuit}' measures them.")
-    drawn = found
-    if top is not None and top < len(found):
-        drawn = strongest_paths(found, top)
-        title = f"{found.behaviour.name} in {found.model.id}, strongest edges" if title is None else title
+    drawn, named = (core_paths(found), "core edges") if core else (found, "")
+    if top is not None and top < len(drawn):
+        drawn, named = strongest_paths(drawn, top), "strongest edges"
+    if named:
+        title = f"{found.behaviour.name} in {found.model.id}, {named}" if title is None else title
         drawn = judge(drawn) if judge else drawn
     intervals = None if scores is None else scores.intervals(drawn.edges)
     style = DiagramStyle(width, legend, known.roles if roles else {})
     draw(drawn, path, title=title, evidence=known.evidence, prompts=known.prompts, intervals=intervals, style=style)
     return drawn, tuple(remarks)
+
+
+def core_paths(circuit: Circuit) -> Circuit:
+    """Return the core edges of a circuit (:meth:`Circuit.core`) that are on a path of them; not evaluated.
+
+    Raises :class:`UsageError` where none is, and for circuits of which it is not known how stable their edges are.
+    """
+    edges = live_edges(circuit.core())
+    if not len(edges):
+        raise UsageError(
+            f"no core edge lies on a path of core edges from the input to {circuit.model.shape.end}: of "
+            f"{len(circuit)} edges {len(circuit.core())} are core. Draw the whole circuit; unstable edges are pale."
+        )
+    return circuit.with_edges(edges, circuit.scores[np.isin(circuit.edges, edges)])
 
 
 def strongest_paths(circuit: Circuit, count: int) -> Circuit:

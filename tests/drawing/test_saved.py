@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from circuits import draw_saved
@@ -119,3 +120,22 @@ def test_a_figure_without_legend_has_none_and_letters_grow_with_a_width(circuit:
 def test_widths_that_no_paper_has_are_refused(width: float) -> None:
     with pytest.raises(UsageError, match="20 to 1000 mm wide"):
         DiagramStyle(width=width)
+
+
+def test_unstable_edges_are_pale_and_the_core_can_be_drawn_alone(circuit: Circuit, tmp_path: Path) -> None:
+    shares = np.where(np.arange(200) % 10 == 0, 0.3, 0.95)
+    stable = replace(circuit, inclusion=shares)
+    text = circuit_dot(stable)
+    assert len(re.findall(r'color="#[0-9A-F]{6}40"', text)) == 20
+    assert "selected by 30% of the resamples" in text
+    assert "Pale: edges that fewer than half" in " ".join(text.split())
+    assert '40"' not in circuit_dot(circuit)
+    stable.save(tmp_path / "stable.json")
+    drawn, _ = draw_saved(tmp_path / "stable.json", tmp_path / "core.dot", core=True)
+    assert set(drawn.edges) <= set(stable.core().edges)
+    assert live_edges(drawn).tolist() == drawn.edges.tolist()
+    assert "core edges" in (tmp_path / "core.dot").read_text()
+    unstable = replace(circuit, inclusion=np.full(200, 0.2))
+    unstable.save(tmp_path / "none.json")
+    with pytest.raises(UsageError, match=r"no core edge lies on a path .* of 200 edges 0 are core"):
+        draw_saved(tmp_path / "none.json", tmp_path / "core.dot", core=True)

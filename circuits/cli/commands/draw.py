@@ -46,11 +46,14 @@ def draw(
         int | None,
         typer.Option(metavar="N", min=1, help="Only the N strongest edges, without those on no path among them."),
     ] = None,
+    core: Annotated[
+        bool, typer.Option("--core", help="Only edges that 90 % of the resamples of the prompt pairs select.")
+    ] = False,
     measure: Annotated[
         bool,
         typer.Option(
             "--measure/--no-measure",
-            help="With --top: run what is drawn on the circuit's held-out prompts, for its caption.",
+            help="With --top and --core: run what is drawn on the circuit's held-out prompts, for its caption.",
         ),
     ] = True,
     labels: Annotated[
@@ -73,7 +76,7 @@ def draw(
     with output.progress() as progress:
         judge = partial(_judged, file=circuit, output=output, progress=progress) if measure else None
         found, remarks = draw_saved(
-            circuit, file, title=title, top=top, roles=roles, legend=legend, width=width, judge=judge
+            circuit, file, title=title, top=top, core=core, roles=roles, legend=legend, width=width, judge=judge
         )
     for remark in remarks:
         output.warn(remark)
