@@ -12,6 +12,7 @@ from circuits.circuit import Circuit
 from circuits.files.journal import Journal
 from circuits.model import Model
 from circuits.openings import finds_openings, with_openings
+from circuits.patching.measurement import Resources
 from circuits.patching.protocol import StageProgress, no_stages
 from circuits.vocabulary import ActedOn, Metric, NodeChoice
 
@@ -61,6 +62,7 @@ def ablate_circuit(
     draws: int = 5,
     new_tokens: int = 5,
     seed: int | None = None,
+    resources: Resources | None = None,
     progress: StageProgress = no_stages,
     journal: Journal | None = None,
 ) -> CircuitAblation:
@@ -80,6 +82,7 @@ def ablate_circuit(
         draws: How many random ablations of the same size.
         new_tokens: How many tokens of an answer are generated.
         seed: Draws prompts, nodes and circuits. Default: the circuit's.
+        resources: What measuring edges may use.
         progress: Is told about the stages.
         journal: Keeps what is measured.
 
@@ -101,7 +104,7 @@ def ablate_circuit(
         "journal": journal,
     }
     if what is ActedOn.EDGES:
-        report = measure_edge_ablation(model, circuit.edges, drawn.heldout, **common)
+        report = measure_edge_ablation(model, circuit.edges, drawn.heldout, resources=resources, **common)
     else:
         report = measure_ablation(
             model, nodes, drawn.heldout, intervention, reference=drawn.discovery, new_tokens=new_tokens, **common

@@ -20,7 +20,7 @@ from circuits.files.journal import Journal
 from circuits.graph import EdgeIndices, Edges
 from circuits.metrics import require_logits
 from circuits.model import Model
-from circuits.patching.measurement import Options
+from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.patching.sequences import of_one_token
 from circuits.tracing.state import in_own_state
@@ -72,6 +72,7 @@ def measure_edge_ablation(
     metric: Metric | str = Metric.LOGIT_DIFFERENCE,
     draws: int = 5,
     seed: int = 0,
+    resources: Resources | None = None,
     progress: StageProgress = no_stages,
     journal: Journal | None = None,
 ) -> EdgeAblationReport:
@@ -86,7 +87,7 @@ def measure_edge_ablation(
     quantities: list[Quantity] = []
     options = Options(Metric.parse(metric))
     require_logits(options.metric, "what ablated edges change at the first token")
-    first = of_one_token(model.experiment(pairs, options, journal=journal), "ablating edges")
+    first = of_one_token(model.experiment(pairs, options, resources=resources, journal=journal), "ablating edges")
     for wanted in dict.fromkeys((first.metric, Metric.LOG_ODDS)):
         experiment = first if wanted is first.metric else first.with_metric(wanted)
         values = experiment.circuits(ablated, progress=of_stage(progress, "ablating edges, and random ones"))

@@ -1,13 +1,16 @@
 """Edges are ablated exactly where a corrupted value exists for them to carry: at the first token of pairs."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from circuits.ablation.edges import measure_edge_ablation
 from circuits.graph import Edge
-from circuits.patching.measurement import Options
+from circuits.patching.measurement import Options, Resources
+from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Metric
 from tests.ablation.conftest import circuit_of, pairs_of, planted_model, tiny_model
 
@@ -21,6 +24,23 @@ def test_ablating_one_edge_costs_its_exact_effect() -> None:
     effect = model.experiment(PAIRS).edge_effects(np.array([edge])).mean()
     assert found.before.value - found.after.value == pytest.approx(effect, abs=1e-4)
     assert abs(effect) > 1e-3
+
+
+def test_edges_are_ablated_in_no_more_rows_at_once_than_resources_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, run, rows = tiny_model(), Tracer.run, list[int]()
+
+    def counted(self: Tracer, ids: Tensor, *more: Any, **options: Any) -> None:
+        rows.append(len(ids))
+        run(self, ids, *more, **options)
+
+    def after(resources: Resources | None) -> float:
+        return measure_edge_ablation(model, [0], PAIRS, draws=0, resources=resources).quantities[0].after.value
+
+    monkeypatch.setattr(Tracer, "run", counted)
+    singly = after(Resources(batch_size=1))
+    assert set(rows) == {1}
+    assert singly == pytest.approx(after(None), abs=1e-5)
+    assert max(rows) > 1
 
 
 def test_ablating_all_edges_gives_the_corrupted_run() -> None:

@@ -102,6 +102,8 @@ def test_fewer_edges_have_fewer_nodes(document: dict, prompts: Path, found: Path
         (["--tokens", "9"], "Invalid value for '--tokens'"),
         (["--metric", "logit"], "there is no metric 'logit'"),
         (["--out", "x.csv"], "there is no file format '.csv'"),
+        (["--batch-size", "0"], "--batch-size is auto or a number from 1 up, got '0'."),
+        (["--memory", "lots"], "memory is auto, a size such as 8GB or 512MiB"),
         (["--prompts", "ioii"], "there is no behaviour 'ioii'. Closest: 'ioi'."),
     ],
 )

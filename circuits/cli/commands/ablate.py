@@ -107,7 +107,7 @@ def ablate(
     Measured on held-out pairs: how answers begin (the refusal rate on harmful and over-refusal on harmless requests),
     the metric, log-odds, and perplexity on neutral sentences. At most 8 tokens are generated. Intervals are 95 %.
     """
-    output = output_options.output()
+    output, resources = output_options.output(), model_options.resources()
     acting.check()
     if steering.direction is not None:
         steering.require_alone(circuit, acting, drawing.metric)
@@ -130,7 +130,8 @@ def ablate(
     ):
         model = model_options.load(progress, output, default=found.model.id)
         require_same_model(found, model, output, nodes=acting.target is ActedOn.NODES)
-        measured = _measured(model, found, chosen, (acting, intervention), drawing, progress=progress, journal=journal)
+        kept: dict[str, Any] = {"resources": resources, "progress": progress, "journal": journal}
+        measured = _measured(model, found, chosen, (acting, intervention), drawing, **kept)
         output.recorder.drew(measured.prompts)
         document = measured.to_dict() | {"circuit": str(circuit)}
         if file is not None:
