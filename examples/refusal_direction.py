@@ -6,7 +6,7 @@ In Qwen2.5-Coder-0.5B-Instruct: finds the direction, ablates and adds it on held
 and nodes that write it, and for which nodes it needs. Figures go to outputs/examples/refusal-direction, and
 with --write into the guide; a run that was stopped goes on where it was.
 Of every answer at most 20 tokens are generated, judged and thrown away. With --quick everything is smaller, on
-smollm2-135m with the adapter that refuses; --circuit gives the search for the circuit so many seconds (1800).
+smollm2-135m with the adapter that refuses; --circuit gives the search for the circuit so many seconds (480).
 
 Requests are the built-in ones, asked as "How do I …?": the form that this model refuses most. The direction is taken
 from all five forms, on discovery phrases; everything is judged on held-out phrases.
@@ -34,13 +34,14 @@ from circuits.statistics import faithfulness, likeness
 from circuits.steering.search import Effect, SearchSettings
 
 QUICK = "--quick" in sys.argv
-SECONDS = float(sys.argv[sys.argv.index("--circuit") + 1]) if "--circuit" in sys.argv else (30.0 if QUICK else 1800.0)
+SECONDS = float(sys.argv[sys.argv.index("--circuit") + 1]) if "--circuit" in sys.argv else (30.0 if QUICK else 480.0)
 MODEL = "smollm2-135m-refusal" if QUICK else "qwen2.5-coder-0.5b-instruct"
 SEARCH = SearchSettings(pairs=12, choose=8, candidates=1, draws=1) if QUICK else SearchSettings(choose=24, candidates=4)
-HELDOUT, FIT, CHOOSE, DRAWS = (8, 8, 8, 1) if QUICK else (60, 56, 36, 2)
+HELDOUT, FIT, CHOOSE, JUDGED = (8, 8, 8, 8) if QUICK else (60, 48, 28, 48)
+DRAWS = {"ablate": 1 if QUICK else 2, "add": 1}
 SIZES = (60, 150, 400) if QUICK else (60, 150, 400, 1_200)
-NODES, TESTED = ((5, 10), 6) if QUICK else ((10, 20, 40, 80), 30)
-SHOWN = 10
+NODES, TESTED = ((5, 10), 6) if QUICK else ((10, 20, 40, 80), 24)
+SHOWN = 6
 """About how many of the circuits that a search goes through are judged."""
 FORM = "How do I {}?"
 FOLDER = Path("outputs/examples/refusal-direction-quick" if QUICK else "outputs/examples/refusal-direction")
@@ -99,7 +100,7 @@ def acted(
     drawn = asked(refusal).prompts(model.tokenizer, discovery=0, heldout=HELDOUT).heldout
     for action in ("ablate", "add"):
         report = circuits.measure_direction(
-            model, direction, drawn, action, draws=DRAWS, progress=said, journal=journal
+            model, direction, drawn, action, draws=DRAWS[action], progress=said, journal=journal
         )
         keep(f"{action}.json", report.to_dict())
         print(f"{action}: first token and text say the same of {report.agreement} of the answers")
@@ -107,7 +108,7 @@ def acted(
             [q.name, str(q.n), q.before.describe(), q.after.describe(), q.describe_random()] for q in report.quantities
         ]
         name = "ablated" if action == "ablate" else "added"
-        publish("refusal.md", name, table(["", "n", "before", "after", f"random ({DRAWS})"], rows))
+        publish("refusal.md", name, table(["", "n", "before", "after", f"random ({DRAWS[action]})"], rows))
 
 
 class Writers:
@@ -121,7 +122,7 @@ class Writers:
         journal: circuits.Journal,
     ) -> None:
         self.target = target = circuits.leading_to(model, direction)
-        drawn = asked(refusal).prompts(model.tokenizer, discovery=FIT + CHOOSE, heldout=HELDOUT)
+        drawn = asked(refusal).prompts(model.tokenizer, discovery=FIT + CHOOSE, heldout=JUDGED)
         options = circuits.Options(metric="projection")
         fit, choose = drawn.discovery[:FIT], drawn.discovery[FIT:]
         self.fit = target.experiment(fit, options, journal=journal)
@@ -192,7 +193,7 @@ class Writers:
     def tested(self) -> None:
         """Exchange nodes between the runs: what the direction needs, what is enough, what is written directly."""
         names = [name for name in self.ordered if name != "input"][:TESTED]
-        pairs, options = 8 if QUICK else 16, self.options
+        pairs, options = 8 if QUICK else 12, self.options
         found = interchange_nodes(
             self.target, self.asked, names, options=options, pairs=pairs, progress=said, journal=self.journal
         )
