@@ -15,6 +15,7 @@ from all five forms, on discovery phrases; everything is judged on held-out phra
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,7 +39,7 @@ SECONDS = float(sys.argv[sys.argv.index("--circuit") + 1]) if "--circuit" in sys
 MODEL = "smollm2-135m-refusal" if QUICK else "qwen2.5-coder-0.5b-instruct"
 SEARCH = SearchSettings(pairs=12, choose=8, candidates=1, draws=1) if QUICK else SearchSettings(choose=24, candidates=4)
 HELDOUT, FIT, CHOOSE, JUDGED = (8, 8, 8, 8) if QUICK else (60, 48, 28, 48)
-DRAWS = {"ablate": 1 if QUICK else 2, "add": 1}
+DRAWS, TIMES = 1 if QUICK else 2, (1.0, 1.5, 2.0)
 SIZES = (60, 150, 400) if QUICK else (60, 150, 400, 1_200)
 NODES, TESTED = ((5, 10), 6) if QUICK else ((10, 20, 40, 80), 24)
 SHOWN = 6
@@ -93,22 +94,41 @@ def found_direction(
     return search.direction
 
 
-def acted(
-    model: circuits.Model, direction: circuits.StreamDirection, refusal: circuits.Behaviour, journal: circuits.Journal
+def ablated(
+    model: circuits.Model,
+    direction: circuits.StreamDirection,
+    drawn: Sequence[circuits.TokenPair],
+    journal: circuits.Journal,
 ) -> None:
-    """Ablate and add the direction on requests that took no part in finding it."""
-    drawn = asked(refusal).prompts(model.tokenizer, discovery=0, heldout=HELDOUT).heldout
-    for action in ("ablate", "add"):
-        report = circuits.measure_direction(
-            model, direction, drawn, action, draws=DRAWS[action], progress=said, journal=journal
+    """Ablate the direction on requests that took no part in finding it, and judge the answers too."""
+    found = circuits.measure_direction(model, direction, drawn, draws=DRAWS, progress=said, journal=journal)
+    keep("ablate.json", found.to_dict())
+    print(f"ablated: first token and text say the same of {found.agreement} of the answers")
+    rows = [[q.name, str(q.n), q.before.describe(), q.after.describe(), q.describe_random()] for q in found.quantities]
+    publish("refusal.md", "ablated", table(["", "n", "before", "after", f"random ({DRAWS})"], rows))
+
+
+def added(
+    model: circuits.Model,
+    direction: circuits.StreamDirection,
+    drawn: Sequence[circuits.TokenPair],
+    journal: circuits.Journal,
+) -> None:
+    """Add the direction once and more often; of the answers the first token is measured."""
+    reports = {
+        times: circuits.measure_direction(
+            model, direction, drawn, "add", scale=times, tokens=0, draws=1, progress=said, journal=journal
         )
-        keep(f"{action}.json", report.to_dict())
-        print(f"{action}: first token and text say the same of {report.agreement} of the answers")
-        rows = [
-            [q.name, str(q.n), q.before.describe(), q.after.describe(), q.describe_random()] for q in report.quantities
-        ]
-        name = "ablated" if action == "ablate" else "added"
-        publish("refusal.md", name, table(["", "n", "before", "after", f"random ({DRAWS[action]})"], rows))
+        for times in TIMES
+    }
+    keep("add.json", [each.to_dict() for each in reports.values()])
+    rows = list[list[str]]()
+    for each in zip(*(report.quantities for report in reports.values()), strict=True):
+        first, last = each[0], each[-1]
+        found = [quantity.after.describe() for quantity in each]
+        rows.append([first.name, str(first.n), first.before.describe(), *found, last.describe_random()])
+    headings = ["", "n", "before", *(f"× {times:g}" for times in TIMES), f"random, × {TIMES[-1]:g}"]
+    publish("refusal.md", "added", table(headings, rows))
 
 
 class Writers:
@@ -245,13 +265,15 @@ def main() -> None:
         refusal, openings = with_openings(model, circuits.load_behaviour("refusal"))
         print(openings.describe())
         direction = found_direction(model, refusal, journal)
-        acted(model, direction, refusal, journal)
+        drawn = asked(refusal).prompts(model.tokenizer, discovery=0, heldout=HELDOUT).heldout
+        ablated(model, direction, drawn, journal)
         writers = Writers(model, direction, refusal, journal)
         writers.ranked()
         writers.nodes()
         writers.closest()
         writers.summed_up()
         writers.tested()
+        added(model, direction, drawn, journal)
     print(f"figures are in {FOLDER}/, after {time.monotonic() - STARTED:.0f} s")
 
 
