@@ -117,7 +117,7 @@ def paired(harmful: str | Path, harmless: str | Path, tokenizer: Tokenizer) -> R
             f"no harmful request of {first.name} has as many tokens as a harmless one of {second.name}, so there are "
             "no pairs; give a larger file of harmless requests."
         )
-    taken = {each.source for each in (twins.harmful for twins in pairs)}, {twins.harmless.source for twins in pairs}
+    taken = {twins.harmful.source for twins in pairs}, {twins.harmless.source for twins in pairs}
     for side, lengths, used, missing in zip(sides, (bad, good), taken, (HARMLESS, HARMFUL), strict=True):
         for length, members in sorted(lengths.items()):
             for each in [each for each, _ in members if each.source not in used]:
