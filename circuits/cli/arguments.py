@@ -1,7 +1,6 @@
 """Options that several commands share, in groups; a command takes a whole group as one parameter."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +9,10 @@ import typer
 
 from circuits.behaviours import load_behaviour
 from circuits.behaviours.behaviour import Behaviour
-from circuits.behaviours.reading.unusable import Unusable
 from circuits.behaviours.tokens import Tokenizer
 from circuits.cli.output import Output
 from circuits.cli.prompting import Prompting
+from circuits.cli.skipping import SkipOptions
 from circuits.errors import UsageError
 from circuits.patching.protocol import StageProgress
 from circuits.records import BehaviourInfo, Target
@@ -154,7 +153,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Measurement(Prompting):
+class Measurement(SkipOptions, Prompting):
     """What is measured, on which prompts."""
 
     pairs: Annotated[
@@ -177,15 +176,6 @@ class Measurement(Prompting):
         str | None,
         typer.Option(metavar=_choices(Ablation), help="What replaces a corrupted edge.", rich_help_panel="Measurement"),
     ] = None
-    skip_unusable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unusable",
-            help="Leave out rows of the prompt file that cannot be used, and list them in unusable.csv.",
-            rich_help_panel="Prompts",
-        ),
-    ] = False
-
     to: Annotated[
         Path | None,
         typer.Option(
@@ -236,16 +226,6 @@ class Measurement(Prompting):
             return replace(behaviour, metric=Metric.PROJECTION)
         chosen = self.metric or (recorded.metric if recorded else None)
         return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour
-
-    def list_unusable(self, unusable: Sequence[Unusable], folder: Path, output: Output) -> None:
-        """Write which rows were left out, and why, into a folder; where that was asked for and there are some."""
-        from circuits.behaviours.reading.unusable import UNUSABLE, listing
-        from circuits.files.atomic import write
-
-        if not self.skip_unusable or not unusable:
-            return
-        write(folder / UNUSABLE, listing(unusable), make_folder=True)
-        output.warn(f"{len(unusable):,} unusable rows are left out; {folder / UNUSABLE} lists them with reasons.")
 
     def options(
         self,

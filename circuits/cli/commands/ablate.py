@@ -20,6 +20,7 @@ from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
 from circuits.cli.resuming import ResumeOption, kept_beside
 from circuits.cli.session import circuit_behaviour_name, require_same_model
+from circuits.cli.skipping import SkipOptions
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.files.atomic import write
@@ -82,6 +83,7 @@ def ablate(
         ),
     ] = None,
     drawing: AblationDraws,
+    skipping: SkipOptions,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write all of it as JSON.", rich_help_panel="Output")
     ] = None,
@@ -112,6 +114,7 @@ def ablate(
     if steering.direction is not None:
         steering.require_alone(circuit, acting, drawing.metric)
         numbers: dict[str, Any] = {"pairs": drawing.pairs, "draws": drawing.random, "seed": drawing.seed}
+        numbers["skipping"] = skipping
         steering.act(model_options, output, out=out, resume=resume, prompts=prompts, **numbers)
         return
     if circuit is None or steering != Steering():
@@ -120,7 +123,7 @@ def ablate(
             "FOLDER)."
         )
     found = read_circuit(circuit).circuit
-    chosen, intervention = _behaviour(found, prompts, drawing.metric), acting.intervention
+    chosen, intervention = _behaviour(found, prompts, drawing.metric, skipping), acting.intervention
     if acting.target is ActedOn.NODES:
         acting_nodes(acting.part(found), acting.which)  # none of a kind: said before the model is loaded
     file = prepared_file(out, (".json",), "ablation.json") if out else None
@@ -133,6 +136,7 @@ def ablate(
         kept: dict[str, Any] = {"resources": resources, "progress": progress, "journal": journal}
         measured = _measured(model, found, chosen, (acting, intervention), drawing, **kept)
         output.recorder.drew(measured.prompts)
+        skipping.list_unusable(measured.prompts.unusable, (file or circuit).parent, output)
         document = measured.to_dict() | {"circuit": str(circuit)}
         if file is not None:
             write(file, json_text(document, sort_keys=True), make_folder=True)
@@ -174,8 +178,9 @@ def _show(measured: "CircuitAblation", name: str, output: Output, file: Path | N
     output.show(facts(title, [*_done(report), *rows]), *_tables(report), report.describe())
 
 
-def _behaviour(found: Circuit, prompts: str | None, metric: str | None) -> Behaviour:
-    behaviour = load_behaviour(circuit_behaviour_name(found, prompts, "--prompts"), recorded=found.behaviour)
+def _behaviour(found: Circuit, prompts: str | None, metric: str | None, skipping: SkipOptions) -> Behaviour:
+    name, skips = circuit_behaviour_name(found, prompts, "--prompts"), skipping.skip_unusable
+    behaviour = load_behaviour(name, recorded=found.behaviour, skip_unusable=skips)
     own = behaviour.name == found.behaviour.name and found.model.target is None
     chosen = metric or (found.behaviour.metric if own else None)
     return replace(behaviour, metric=Metric.parse(chosen)) if chosen else behaviour

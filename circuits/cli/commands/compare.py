@@ -9,6 +9,7 @@ import typer
 
 from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.behaviour import Behaviour
+from circuits.behaviours.reading.unusable import Unusable
 from circuits.circuit import Circuit
 from circuits.cli.arguments import ModelOptions
 from circuits.cli.command import RecordedOutputOptions, command
@@ -16,6 +17,7 @@ from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_folder
 from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import circuit_behaviour_name, command_line, fitted, imported
+from circuits.cli.skipping import SkipOptions
 from circuits.cli.tables import table
 from circuits.comparison import Comparison
 from circuits.comparison import compare as compare_circuits
@@ -67,6 +69,7 @@ def compare(
         ),
     ] = True,
     behaviour: BehaviourFiles = None,
+    skipping: SkipOptions,
     pairs: Annotated[int, typer.Option(help="Held-out pairs of each behaviour.", min=4)] = HELDOUT,
     random: Annotated[int, typer.Option(help="Random circuits for each circuit.", min=0)] = RANDOM,
     live: Annotated[
@@ -92,7 +95,7 @@ def compare(
     found = _loaded(circuits, against_model, output)
     comparison = _without_runs(found, circuits)
     run = transfer or against_model is not None
-    behaviours = _behaviours(found if run else [], behaviour or [])
+    behaviours = _behaviours(found if run else [], behaviour or [], skip_unusable=skipping.skip_unusable)
     _require_one_model(model_options, found)
     resources = model_options.resources()
     folder = prepared_folder(out or _default_folder(found, against_model))
@@ -101,7 +104,9 @@ def compare(
             from circuits.comparison.comparing import Crossing
 
             settings = Crossing(pairs, random, behaviours, resources, journal)
-            comparison = _Runs(model_options, settings, output).measured(comparison, against_model, transfer=transfer)
+            runs = _Runs(model_options, settings, output)
+            comparison = runs.measured(comparison, against_model, transfer=transfer)
+            skipping.list_unusable(runs.unusable, folder, output)
         files = save_comparison(comparison.live() if live else comparison, folder, command=command_line())
     _show(comparison, circuits, files, output)
 
@@ -128,12 +133,12 @@ def _without_runs(found: list[Circuit], files: list[Path]) -> Comparison:
     return compare_circuits(*found, scores=scores)
 
 
-def _behaviours(found: list[Circuit], given: list[str]) -> dict[str, Behaviour]:
+def _behaviours(found: list[Circuit], given: list[str], *, skip_unusable: bool) -> dict[str, Behaviour]:
     """Load the behaviours of the circuits, by name, with what each circuit recorded about its prompts."""
     files: dict[str, Behaviour] = {}
     for text in given:
         name, equals, path = text.partition("=")
-        behaviour = load_behaviour(path if equals else text)
+        behaviour = load_behaviour(path if equals else text, skip_unusable=skip_unusable)
         files[name if equals else behaviour.name] = behaviour
     names = [circuit.behaviour.name for circuit in found]
     for name in files:
@@ -168,6 +173,12 @@ class _Runs:
     def __init__(self, model_options: ModelOptions, settings: "Crossing", output: Output) -> None:
         self._model_options, self._settings, self._output = model_options, settings, output
         self._progress: StageProgress = no_stages
+        self._unusable: dict[str, tuple[Unusable, ...]] = {}
+
+    @property
+    def unusable(self) -> tuple[Unusable, ...]:
+        """The rows of prompt files that were left out."""
+        return tuple(row for rows in self._unusable.values() for row in rows)
 
     def measured(self, comparison: Comparison, against_model: str | None, *, transfer: bool) -> Comparison:
         """Measure transfer and knocking out, and the edges in another model."""
@@ -194,6 +205,9 @@ class _Runs:
             model = self._load(self._model_options.model or circuit.model.id)
         except ModelUnavailableError as error:
             raise ModelUnavailableError(f"{error} To compare without running the model, add --no-transfer.") from error
+        name = circuit.behaviour.name
+        if name in self._settings.behaviours:
+            self._unusable[name] = self._settings.behaviours[name].usable(model.tokenizer).unusable
         if model.info.digest != circuit.model.digest:
             self._output.warn(
                 f"{circuit.behaviour.name}'s circuit was found on other weights ({circuit.model.id}, "

@@ -16,6 +16,7 @@ from circuits.cli.places import RunLog, default_folder, prepared_file, prepared_
 from circuits.cli.prompting import Prompting
 from circuits.cli.resuming import ResumeOption, kept_in, kept_until_done
 from circuits.cli.session import command_line, model_name
+from circuits.cli.skipping import SkipOptions
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.files.documents import json_text
@@ -52,6 +53,7 @@ def direction(
     ] = None,
     resume: ResumeOption = False,
     prompting: Prompting,
+    skipping: SkipOptions,
     model_options: ModelOptions,
     output_options: RecordedOutputOptions,
 ) -> None:
@@ -62,7 +64,7 @@ def direction(
     the last fifth of the layers. Use it with `circuits ablate --direction FILE` and `circuits discover --to FILE`.
     """
     output = output_options.output()
-    chosen = prompting.varied(load_behaviour(behaviour))
+    chosen = prompting.varied(load_behaviour(behaviour, skip_unusable=skipping.skip_unusable))
 
     from circuits.steering.search import SearchSettings, find_direction
 
@@ -75,6 +77,7 @@ def direction(
     ):
         model = model_options.load(progress, output)
         chosen = prompting.with_openings(chosen, model, output)
+        skipping.list_unusable(chosen.usable(model.tokenizer).unusable, folder, output)
         found = find_direction(model, chosen, settings, progress=progress, journal=journal)
         files = found.save(folder)
     if found.remark:
@@ -163,6 +166,7 @@ class Steering:
         output: Output,
         *,
         prompts: str | None,
+        skipping: SkipOptions,
         pairs: int,
         draws: int,
         seed: int | None,
@@ -178,7 +182,8 @@ class Steering:
 
         assert self.direction is not None
         found = StreamDirection.load(self.direction)
-        behaviour = load_behaviour(_behaviour_name(prompts, found.origin.behaviour, self.direction))
+        name, skips = _behaviour_name(prompts, found.origin.behaviour, self.direction), skipping.skip_unusable
+        behaviour = load_behaviour(name, skip_unusable=skips)
         target = prepared_file(out, (".json",)) if out else None
         action: Action = "ablate" if self.add is None else "add"
         beside = target or self.direction.with_name(f"{self.direction.stem}.{action}")
@@ -195,6 +200,7 @@ class Steering:
                 output.say(openings.describe())
             drawn = behaviour.prompts(model.tokenizer, discovery=0, heldout=pairs, seed=seed or 0)
             output.recorder.drew(drawn)
+            skipping.list_unusable(drawn.unusable, (target or self.direction).parent, output)
             scale = 1.0 if self.add is None else self.add
             more: dict[str, Any] = {"draws": draws, "seed": seed or 0, "progress": progress, "journal": journal}
             report = measure_direction(model, found, drawn.heldout, action, scale=scale, **more)
