@@ -81,9 +81,11 @@ class DiscoverySettings:
     def quick(cls, **changed: Any) -> Self:
         """Return settings for a first, rough answer, about a quarter of the work; ``changed`` are other settings.
 
-        The pruner ``minimal`` on 16 pairs, judged on 16 others, with no check of the scores. The circuit says so.
+        The pruner ``minimal`` without pruning edge by edge, on 8 pairs, judged on 16 others; neither are scores checked
+        nor pairs resampled. The circuit says so.
         """
-        given: dict[str, Any] = {"pruner": PrunerName.MINIMAL, "pairs": 16, "heldout": 16, "sample": 0, "rough": True}
+        given: dict[str, Any] = {"pruner": PrunerName.MINIMAL, "prune_limit": 0, "pairs": 8, "heldout": 16}
+        given |= {"sample": 0, "rough": True}
         return cls(**(given | changed))
 
     def options_for(self, prompts: PromptSet) -> Options:
@@ -229,8 +231,9 @@ def discover(
     selection = prune(experiment, choose, scores, settings.pruner, _pruning(settings, progress))
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
-    progress("resampling the pairs", 0, 0)
-    circuit = _with_stability(circuit, experiment, clusters_of(fitted), scores, selection)
+    if not settings.rough:
+        progress("resampling the pairs", 0, 0)
+        circuit = _with_stability(circuit, experiment, clusters_of(fitted), scores, selection)
     heldout = _experiment(model, prompts.heldout, prompts, settings, journal)
     evaluation = evaluate(
         heldout,

@@ -61,8 +61,8 @@ class Search:
         bool,
         typer.Option(
             "--quick",
-            help="A rough first answer in about a quarter of the time: few pairs, the pruner minimal, scores not "
-            "checked, no evidence on heads. Other options of the search hold.",
+            help="A rough first answer: 8 pairs, the pruner minimal without pruning edge by edge, scores not "
+            "checked, pairs not resampled, no evidence on heads. Other options of the search hold.",
             rich_help_panel="Search",
         ),
     ] = False
@@ -82,17 +82,18 @@ class Search:
         given: dict[str, Any] = {
             "pruner": PrunerName.parse(self.pruner),
             "heldout": self.heldout,
+            "prune_limit": self.prune_limit,
             "pairs": measurement.pairs or DISCOVERY_PAIRS,
         }
         if self.quick:  # what was not asked for is as a quick search has it
-            asked = {"pruner": self.pruner != Search.pruner, "heldout": self.heldout != Search.heldout}
-            given = {name: value for name, value in given.items() if asked.get(name, measurement.pairs is not None)}
+            usual = {"pruner": Search.pruner, "heldout": Search.heldout, "prune_limit": Search.prune_limit}
+            usual["pairs"] = DISCOVERY_PAIRS if measurement.pairs is None else 0
+            given = {name: value for name, value in given.items() if value != usual[name]}
         return (DiscoverySettings.quick if self.quick else DiscoverySettings)(
             **given,
             scorer=scorer,
             target=self.target,
             size=self.size,
-            prune_limit=self.prune_limit,
             steps=self.steps,
             choose=self.choose,
             seconds=self.seconds,
