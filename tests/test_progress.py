@@ -121,7 +121,7 @@ def test_the_line_is_one_line_on_narrow_and_wide_terminals(width: int) -> None:
         console.print("")  # a refresh
     lines = [line for text in screen.getvalue().split("\r") for line in text.split("\n") if "stage" in line]
     shown = lines[-1].replace("\x1b[2K", "")
-    assert "stage 5 of 9: pruning 53 edges" in shown
+    assert "stage 5 of 10: pruning 53 edges" in shown
     assert "%" in shown
     assert len(shown) <= width
 
@@ -129,7 +129,7 @@ def test_the_line_is_one_line_on_narrow_and_wide_terminals(width: int) -> None:
 def test_a_plan_is_found_by_the_name_of_the_work() -> None:
     with show_progress("discover", console=Console(file=io.StringIO())) as progress:
         progress("pruning 3 edges", 0, 0)
-    assert progress.describe() == "stage 3 of 5: pruning 3 edges"
+    assert progress.describe() == "stage 3 of 6: pruning 3 edges"
     with pytest.raises(UnknownNameError, match="Closest: 'discover'"), show_progress("discovr"):
         pass
 

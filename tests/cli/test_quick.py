@@ -20,10 +20,12 @@ def settings(search: dict[str, Any], pairs: int | None = None) -> DiscoverySetti
 def test_quick_takes_few_pairs_unless_more_are_asked_for() -> None:
     quick, plain = DiscoverySettings.quick(), DiscoverySettings()
     found = settings({"quick": True})
-    assert (found.pairs, found.heldout, found.pruner, found.sample) == (16, 16, PrunerName.MINIMAL, 0)
-    assert (quick.pairs, quick.heldout, quick.pruner, quick.sample) == (16, 16, PrunerName.MINIMAL, 0)
-    asked = settings({"quick": True, "heldout": 40, "pruner": "top", "size": 30}, pairs=20)
-    assert (asked.pairs, asked.heldout, asked.pruner, asked.size, asked.rough) == (20, 40, PrunerName.TOP, 30, True)
+    for each in (found, quick):
+        assert (each.pairs, each.heldout, each.pruner, each.prune_limit) == (8, 16, PrunerName.MINIMAL, 0)
+        assert each.sample == 0
+    asked = settings({"quick": True, "heldout": 40, "pruner": "top", "size": 30, "prune_limit": 9}, pairs=64)
+    assert (asked.pairs, asked.heldout, asked.pruner, asked.size, asked.rough) == (64, 40, PrunerName.TOP, 30, True)
+    assert asked.prune_limit == 9
     usual = settings({})
     assert (usual.pairs, usual.heldout, usual.pruner, usual.rough) == (plain.pairs, plain.heldout, plain.pruner, False)
 

@@ -90,7 +90,9 @@ def _found(
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
         RunLog(folder, command_line()) as log,
-        output.progress(log, plan=discovery_plan(settings.pruner, agreement=agreed, heads=heads)) as progress,
+        output.progress(
+            log, plan=discovery_plan(settings.pruner, agreement=agreed, heads=heads, rough=settings.rough)
+        ) as progress,
     ):
         model = session.model_options.load(progress, output)
         model = session.measurement.led(model)
