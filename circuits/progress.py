@@ -66,7 +66,8 @@ def discovery_plan(
 ) -> Plan:
     """Return the plan of a discovery: with this pruner, a check of the scores, and evidence on heads.
 
-    A ``rough`` one is without pruning edge by edge, and not checked. ``saved``: with what the command line does before and after, loading the model and drawing.
+    A ``rough`` one is without pruning edge by edge, and not checked. ``saved``: with what the command line does before
+    and after, loading the model and drawing.
     """
     compared = _JUDGED[2:] if rough else _JUDGED if agreement else _JUDGED[1:]
     pruning = _PRUNING[pruner][: 1 if rough else None]

@@ -86,6 +86,7 @@ def _found(
         heads and not settings.rough and session.measurement.to is None
     )  # what heads do is told from what they write to the logits
     agreed = bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED)
+    plan = discovery_plan(settings.pruner, agreement=agreed, heads=heads, rough=settings.rough)
     before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
