@@ -82,18 +82,15 @@ def _found(
     from circuits.results import draw_discovery, leave_evidence
 
     output = session.output
-    heads = (
-        heads and not settings.rough and session.measurement.to is None
-    )  # what heads do is told from what they write to the logits
+    # What heads do is told from what they write to the logits.
+    heads = heads and not settings.rough and session.measurement.to is None
     agreed = bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED)
     plan = discovery_plan(settings.pruner, agreement=agreed, heads=heads, rough=settings.rough)
     before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
         RunLog(folder, command_line()) as log,
-        output.progress(
-            log, plan=discovery_plan(settings.pruner, agreement=agreed, heads=heads, rough=settings.rough)
-        ) as progress,
+        output.progress(log, plan=plan) as progress,
     ):
         model = session.model_options.load(progress, output)
         model = session.measurement.led(model)
