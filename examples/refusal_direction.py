@@ -33,12 +33,14 @@ from circuits.pruning.selection import Selection
 from circuits.scoring.scorers import Settings
 from circuits.statistics import faithfulness, likeness
 from circuits.steering.search import Effect, SearchSettings
+from circuits.steering.steered_model import SteeredModel
 
 QUICK = "--quick" in sys.argv
 SECONDS = float(sys.argv[sys.argv.index("--circuit") + 1]) if "--circuit" in sys.argv else (30.0 if QUICK else 480.0)
 MODEL = "smollm2-135m-refusal" if QUICK else "qwen2.5-coder-0.5b-instruct"
 SEARCH = SearchSettings(pairs=12, choose=8, candidates=1, draws=1) if QUICK else SearchSettings(choose=24, candidates=4)
 HELDOUT, FIT, CHOOSE, JUDGED = (8, 8, 8, 8) if QUICK else (60, 48, 28, 48)
+FORMS = 10 if QUICK else 75
 DRAWS, TIMES = 1 if QUICK else 2, (1.0, 1.5, 2.0)
 SIZES = (60, 150, 400) if QUICK else (60, 150, 400, 1_200)
 NODES, TESTED = ((5, 10), 6) if QUICK else ((10, 20, 40, 80), 24)
@@ -106,6 +108,20 @@ def ablated(
     print(f"ablated: first token and text say the same of {found.agreement} of the answers")
     rows = [[q.name, str(q.n), q.before.describe(), q.after.describe(), q.describe_random()] for q in found.quantities]
     publish("refusal.md", "ablated", table(["", "n", "before", "after", f"random ({DRAWS})"], rows))
+
+
+def by_form(model: circuits.Model, direction: circuits.StreamDirection, refusal: circuits.Behaviour) -> None:
+    """Count which harmful requests of each form the model refuses by the first token, before and after."""
+    drawn = refusal.prompts(model.tokenizer, discovery=0, heldout=FORMS).heldout
+    counts = {pair.tags["template"]: [0, 0, 0] for pair in drawn}
+    for place, steered in enumerate((SteeredModel(model), SteeredModel(model, direction)), start=1):
+        _, logits = steered.answers([pair.clean for pair in drawn])
+        for pair, row in zip(drawn, logits, strict=True):
+            counts[pair.tags["template"]][place] += int(row.argmax()) in pair.answers
+    for pair in drawn:
+        counts[pair.tags["template"]][0] += 1
+    rows = [[form.replace("{}", "…"), *map(str, each)] for form, each in sorted(counts.items())]
+    publish("refusal.md", "forms", table(["form", "n", "refused", "refused, ablated"], rows))
 
 
 def added(
@@ -267,6 +283,7 @@ def main() -> None:
         direction = found_direction(model, refusal, journal)
         drawn = asked(refusal).prompts(model.tokenizer, discovery=0, heldout=HELDOUT).heldout
         ablated(model, direction, drawn, journal)
+        by_form(model, direction, refusal)
         writers = Writers(model, direction, refusal, journal)
         writers.ranked()
         writers.nodes()
