@@ -79,7 +79,7 @@ class DiscoverySettings:
 
     @classmethod
     def quick(cls, **changed: Any) -> Self:
-        """Return settings for a first, rough answer, about a quarter of the work; ``changed`` are other settings.
+        """Return settings for a first, rough answer with much less work; ``changed`` are other settings.
 
         The pruner ``minimal`` without pruning edge by edge, on 8 pairs, judged on 16 others; neither are scores checked
         nor pairs resampled. The circuit says so.

@@ -16,7 +16,7 @@ IGNORED = ("wall_seconds", "command", "file", "files", "folder", "record", "date
 """Fields that say when, where or for how long, not what came out."""
 SAME = 1e-6
 """Figures are the same up to this share of the larger one: files keep six digits."""
-_UNSAID = ("out", "resume", "model_digest")
+_UNSAID = ("out", "resume")
 Runner = Callable[[Sequence[str], Path], int]
 """Runs ``circuits`` with arguments in a folder; returns its exit code."""
 
