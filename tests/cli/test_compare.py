@@ -56,7 +56,8 @@ def compared(given: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
 def test_compare_writes_numbers_parts_and_diagrams(compared: Path) -> None:
     names = {file.name for file in compared.iterdir()}
     parts = {"core.json", "only-mine.json", "only-yours.json"}
-    assert names == {"comparison.json", "difference.dot", "difference.svg", "nodes.svg", "report.html"} | parts
+    drawn = {"difference.dot", "difference.svg", "nodes.svg", "report.html"}
+    assert names == {"comparison.json", "run.json"} | drawn | parts
     assert "Knocking out mine&#39;s circuit costs" in (compared / "report.html").read_text()
     document = json.loads((compared / "comparison.json").read_text())
     assert (document["format"], document["version"]) == ("circuits/comparison", 1)
@@ -191,7 +192,7 @@ def test_edges_are_measured_in_another_model_that_does_not_show_the_behaviour(
     assert "does not show mine" in models[1]["remark"]
     assert any("so there is no circuit of it there to compare with" in text for text in document["sentences"])
     assert not any("other's work" in text for text in document["sentences"])
-    files = {"changes.svg", "changes.dot", "changes.html", "comparison.json", "nodes.svg"}
+    files = {"changes.svg", "changes.dot", "changes.html", "comparison.json", "nodes.svg", "run.json"}
     assert {file.name for file in out.iterdir()} == files
 
 
@@ -223,7 +224,7 @@ def test_numbers_and_parts_are_written_and_shown_when_diagrams_cannot_be(
     assert "The numbers are in" in " ".join(result.stderr.split())
     assert "overlap, and what chance would give" in result.stdout
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"comparison.json", "core.json", "only-mine.json", "only-yours.json"}
+    assert names == {"comparison.json", "core.json", "only-mine.json", "only-yours.json", "run.json"}
 
 
 def test_one_circuit_alone_cannot_be_compared(found: Path) -> None:

@@ -193,7 +193,8 @@ def test_a_folder_is_a_place_for_every_command(
     done("draw", circuit, "--out", "new")
     done("prompts", prompts, "--model", tiny_folder, "--out", "new")
     names = {"scores-eap.csv", "patch-resid.svg", "patch-resid.csv", "circuit.json", "circuit.svg", "prompts.jsonl"}
-    assert {file.name for file in Path("new").iterdir()} == names
+    records = {"run.json", "run-patch-resid.json", "run-circuit.json"}
+    assert {file.name for file in Path("new").iterdir()} == names | records
     refused = invoke("discover", prompts, "--model", tiny_folder, "--out", "x.json")
     assert refused.exit_code == 2
     assert "'x.json' is the name of a file, and several files are written" in " ".join(refused.stderr.split())
