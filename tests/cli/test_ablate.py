@@ -15,6 +15,7 @@ def document(tiny_folder: Path, prompts: Path, found: Path, tmp_path_factory: py
     out = tmp_path_factory.mktemp("ablate") / "new" / "ablation.json"
     shown = as_json("ablate", found / "circuit.json", "--prompts", prompts, *QUICK, "--out", out)
     assert shown.pop("file") == str(out)
+    assert shown.pop("record") == str(out.with_name("run.json"))
     assert shown == json.loads(out.read_text())
     return shown
 
