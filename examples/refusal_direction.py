@@ -26,7 +26,7 @@ from guides.figures import publish, table
 
 import circuits
 from circuits.certainty.node_tests import interchange_nodes
-from circuits.graph import Edge
+from circuits.graph import Edge, Node
 from circuits.openings import with_openings
 from circuits.pruning.closest import closest
 from circuits.pruning.selection import Selection
@@ -205,9 +205,10 @@ class Writers:
         edges, order = list(self.target.graph.edges()), self.ordered
         for count in NODES:
             kept = {*order[:count], str(edges[0].sender), str(edges[-1].receiver)}
+            kept |= {str(self.target.graph.shape.group_of(node)) for node in map(Node.parse, order[:count])}
 
             def inside(edge: Edge, kept: set[str] = kept) -> bool:
-                return str(edge.sender) in kept and str(edge.receiver) in kept
+                return str(edge.sender) in kept and str(edge.receiver.node) in kept
 
             self.judge("nodes", np.array([place for place, edge in enumerate(edges) if inside(edge)]), nodes=count)
 
