@@ -1,8 +1,8 @@
-"""Find the circuit of indirect object identification by `--pruner minimal`, and make all figures about it.
+"""Find the circuit of indirect object identification as `circuits discover ioi` does, and make all figures about it.
 
     python examples/guides/ioi.py [--write] [--quick]
 
-About four minutes on two processor cores. Makes the figures on fidelity in README.md and evidence.md and the table of
+About ten minutes on one processor core. Makes the figures on fidelity in README.md and evidence.md and the table of
 heads.md, and leaves the circuit in outputs/guides/ioi/, from which pictures.py draws.
 """
 
@@ -17,9 +17,9 @@ from figures import publish, table
 import circuits
 
 quick = "--quick" in sys.argv
-settings = circuits.DiscoverySettings(pruner=circuits.PrunerName.MINIMAL)
+settings = circuits.DiscoverySettings()
 if quick:
-    settings = replace(settings, pairs=8, heldout=8, target=0.5, sample=4)
+    settings = replace(settings, pruner=circuits.PrunerName.MINIMAL, pairs=8, heldout=8, target=0.5, sample=4)
 folder = Path("outputs/guides/ioi")
 
 model = circuits.load_model("smollm2-135m")
@@ -59,7 +59,7 @@ def shares() -> list[list[str]]:
 publish(
     "README.md",
     "ioi",
-    f"With `--pruner minimal` the circuit has {len(circuit)} of {circuit.graph.n_edges:,} edges. On {evaluation.n} "
+    f"The circuit has {len(circuit)} of {circuit.graph.n_edges:,} edges. On {evaluation.n} "
     f"held-out prompt pairs its fidelity is {alike.fidelity.describe(2)} and its faithfulness "
     f"{evaluation.faithfulness:.2f} [{low:.2f}, {high:.2f}]. Searching and judging took {seconds:.0f} s of processor "
     f"time and at most {peak / 1024:.1f} GB.",
