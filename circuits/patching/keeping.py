@@ -95,7 +95,7 @@ def _row(kept: bytes, pairs: int) -> NDArray[np.float64]:
 def sums_over_pairs(values: Float[Tensor, "pair edge"]) -> Arrays:
     """Return the sums of values and of their squares over pairs, ``(edge,)``."""
     sums, squares = values.sum(0), values.double().square().sum(0)
-    return {"sum": sums.double().cpu().numpy(), "squares": squares.cpu().numpy()}
+    return {name: each.detach().double().cpu().numpy() for name, each in (("sum", sums), ("squares", squares))}
 
 
 def mean_and_spread(total: NDArray[np.float64], squares: NDArray[np.float64], n: int) -> Arrays:
