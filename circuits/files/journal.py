@@ -16,7 +16,7 @@ import io
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -103,12 +103,19 @@ class Journal:
 
     def put(self, of: bytes, kind: str, item: bytes, value: bytes) -> None:
         """Keep a measurement; it is written when that is due."""
+        self.put_together(of, kind, [(item, value)])
+
+    def put_together(self, of: bytes, kind: str, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep measurements that were made together, (item, value): all of them or, where this is stopped, none.
+
+        The last digits of a number depend on what it was measured with, so a resumed run must not have half of a batch.
+        """
+        rows = [(of, kind, item, value, _row_digest(of, kind, item, value)) for item, value in items]
         self._begin()
         if self._stale:
             self._run("DELETE FROM kept")
             self._stale = False
-        row = (of, kind, item, value, _row_digest(of, kind, item, value))
-        self._run("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", row)
+        self._run("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", rows, each=True)
         if self.due:
             self.write()
 
@@ -199,9 +206,14 @@ class Journal:
             raise
         return connection
 
-    def _run(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+    def _run(
+        self, statement: str, values: tuple[Any, ...] | list[tuple[Any, ...]] = (), *, each: bool = False
+    ) -> sqlite3.Cursor:
+        """Run a statement with some values, or with ``each`` of several; opens the file anew where it was removed."""
         try:
-            return self._connection.execute(statement, values)
+            return (
+                self._connection.executemany(statement, values) if each else self._connection.execute(statement, values)
+            )
         except sqlite3.Error as error:
             if self.path.exists():
                 raise self._unwritable(str(error)) from error
@@ -210,6 +222,8 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._connected()
+            if each:
+                return self._connection.executemany(statement, values)
             return self._connection.execute("SELECT 1 WHERE 0" if statement == "COMMIT" else statement, values)
         except (OSError, sqlite3.Error) as error:
             raise self._unwritable(str(error)) from error
@@ -260,6 +274,11 @@ class Shelf:
         """Keep a measurement."""
         if self.journal:
             self.journal.put(self.of, kind, item, value)
+
+    def put_together(self, kind: str, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep measurements that were made together, all or none; see :meth:`Journal.put_together`."""
+        if self.journal:
+            self.journal.put_together(self.of, kind, items)
 
     def forget(self, kind: str) -> None:
         """Throw away what is kept of one kind: what it was needed for is finished."""

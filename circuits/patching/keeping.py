@@ -76,9 +76,9 @@ class Measured:
         waiting, self._waiting = self._waiting, []
         for items, pairs, found in waiting:
             self.values[items[:, None], pairs] = found.detach().to("cpu", torch.float64).numpy()
-            if self._shelf is not NOWHERE:
-                for item in map(int, items):
-                    self._shelf.put(self._kind, self._items[item], _bytes(self.values[item]))
+        if self._shelf is not NOWHERE:
+            settled = [int(item) for items, _, _ in waiting for item in items]
+            self._shelf.put_together(self._kind, [(self._items[item], _bytes(self.values[item])) for item in settled])
 
 
 def _bytes(row: NDArray[np.float64]) -> bytes:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from circuits.errors import OutputError
 from circuits.files import journal as module
 from circuits.files.journal import NOWHERE, Journal, Shelf
+from circuits.patching.keeping import Measured
 
 MODEL, OTHER = {"model": "a" * 64}, {"model": "b" * 64}
 ROW = np.array([0.1, -2.5, np.nan])
@@ -146,6 +148,28 @@ def test_it_is_written_when_that_is_due_and_not_before(tmp_path: Path, monkeypat
         now *= 2
         shelf.arrays("part", 1, lambda: {"a": ROW}, interim=True)
         assert written() == 3
+
+
+def test_what_was_measured_together_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed at any moment has whole batches: what is measured with others differs in its last digits."""
+    written: list[int] = []
+    batches = [np.arange(0, 3), np.arange(3, 6), np.arange(6, 8)]
+    write = Journal.write
+
+    def counting(journal: Journal) -> None:
+        write(journal)
+        rows = sqlite3.connect(tmp_path / "journal").execute("SELECT count(*) FROM kept").fetchone()
+        written.append(rows[0])
+
+    monkeypatch.setattr(module, "SECONDS", 0.0)  # due at every moment
+    monkeypatch.setattr(Journal, "write", counting)
+    with opened(tmp_path) as journal:
+        names = [bytes([i]) for i in range(8)]
+        measured = Measured(journal.shelf(**MODEL), "circuit", names, 1, parts=1, progress=lambda *_: None)
+        with measured.missing(np.array([0])):
+            for batch in batches:
+                measured.add(batch, np.array([0]), torch.ones(len(batch), 1))
+    assert {3, 6, 8} <= set(written) <= {0, 3, 6, 8}
 
 
 def test_what_stopped_the_run_does_not_keep_the_rest_from_being_written(tmp_path: Path) -> None:
