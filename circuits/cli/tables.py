@@ -102,7 +102,7 @@ def stability_rows(circuit: Circuit) -> list[tuple[str, str]]:
     found, inclusion, withstands = circuit.stability, circuit.inclusion, circuit.withstands
     if found is None or inclusion is None or withstands is None:
         return [
-            ("stability", f"not measured (up to {MOST_RESAMPLED} edges, from {FEWEST_RESAMPLED} independent pairs on)")
+            ("stability", f"not measured (up to {MOST_RESAMPLED} edges, from {FEWEST_RESAMPLED} independent pairs on; not by --quick)")
         ]
     core, unstable = int((inclusion >= CORE).sum()), int((inclusion < UNSTABLE).sum())
     return [

@@ -73,7 +73,11 @@ def _pairs(used: UsedPrompts) -> str:
 
 def _search(run: RunRecord) -> list[str]:
     """Tell how edges were scored and chosen, where that is what was done."""
-    scorer, settings = run.settings.get("scorer"), run.settings
+    # What a circuit says of itself goes before what was typed: a quick search chooses otherwise.
+    circuit: object = run.results.get("circuit")
+    method: dict[str, Any] = cast("Any", circuit).get("method", {}) if isinstance(circuit, dict) else {}
+    settings: dict[str, Any] = {**run.settings, **method}
+    scorer = settings.get("scorer")
     if scorer is None:
         return []
     cited = _cited(SCORERS[scorer]) if scorer in SCORERS else ""

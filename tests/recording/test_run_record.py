@@ -170,6 +170,12 @@ def test_a_discovery_is_cited_with_its_methods_model_pairs_and_doubts() -> None:
     assert found.bibtex.count("{") == found.bibtex.count("}")
 
 
+def test_a_search_is_cited_as_its_circuit_was_found_not_as_it_was_typed() -> None:
+    quick = {"edges": [], "method": {"scorer": "eap-ig", "pruner": "minimal", "target": 0.8}}
+    assert "chosen by the pruner minimal (target 0.8)" in cite(record(results={"circuit": quick})).paragraph
+    assert "chosen by the pruner closest" in cite(record(results={"circuit": "outputs/circuit.json"})).paragraph
+
+
 def _versions() -> str:
     packages = record().environment
     assert packages is not None
