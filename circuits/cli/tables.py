@@ -101,9 +101,8 @@ def stability_rows(circuit: Circuit) -> list[tuple[str, str]]:
     """Return how much of a circuit other pairs would have chosen, as names and values."""
     found, inclusion, withstands = circuit.stability, circuit.inclusion, circuit.withstands
     if found is None or inclusion is None or withstands is None:
-        return [
-            ("stability", f"not measured (up to {MOST_RESAMPLED} edges, from {FEWEST_RESAMPLED} independent pairs on; not by --quick)")
-        ]
+        limits = f"up to {MOST_RESAMPLED} edges, from {FEWEST_RESAMPLED} independent pairs on; not by --quick"
+        return [("stability", f"not measured ({limits})")]
     core, unstable = int((inclusion >= CORE).sum()), int((inclusion < UNSTABLE).sum())
     return [
         (
