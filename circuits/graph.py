@@ -222,8 +222,7 @@ class ModelShape:
         """Return in words which nodes a model of this shape has, for error messages."""
         text = f"layers 0-{self.n_layers - 1} and heads 0-{self.n_heads - 1}"
         text += f" in key/value groups 0-{self.n_kv_heads - 1}" if self.grouped else ""
-        text += "" if self.mlps else ", and no MLPs"
-        return text + (f", up to {self.end}" if self.to_stream else "")
+        return text + ("" if self.mlps else ", and no MLPs") + (f", up to {self.end}" if self.to_stream else "")
 
 
 @dataclass(frozen=True)

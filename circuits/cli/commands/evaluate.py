@@ -67,10 +67,8 @@ def evaluate(
     from circuits.evaluation.circuit_evaluation import evaluate_circuit
     from circuits.files.atomic import write
 
-    with (
-        kept_beside(circuit, "evaluate", file, output, resume=resume) as journal,
-        output.progress(plan=PLANS["evaluate"]) as progress,
-    ):
+    line = output.progress(plan=PLANS["evaluate"])
+    with kept_beside(circuit, "evaluate", file, output, resume=resume) as journal, line as progress:
         model = measurement.led(
             model_options.load(progress, output, default=found.model.id), beside=circuit, target=found.model.target
         )

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FILE = "interchange.json"
 SHOWN = 15
 """How many sets the table shows; the file has all."""
+RandomOption = Annotated[
+    int, typer.Option(min=0, help="How many random sets nodes that are exchanged together are held against.")
+]
 
 
 @command
@@ -41,9 +44,7 @@ def interchange(
         ),
     ] = None,
     together: Annotated[bool, typer.Option("--together", help="Exchange the nodes all at once.")] = False,
-    random: Annotated[
-        int, typer.Option(min=0, help="How many random sets nodes that are exchanged together are held against.")
-    ] = 99,
+    random: RandomOption = 99,
     out: Annotated[
         Path | None,
         typer.Option(
