@@ -47,8 +47,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_discover_writes_the_promised_files(found: Path) -> None:
+    later = {"run-evaluate.json"}  # where another test has evaluated the same folder's circuit before
     names = {file.name for file in found.iterdir()}
-    assert names == {
+    assert names - later == {
         "circuit.json",
         "scores.parquet",
         "circuit.dot",
