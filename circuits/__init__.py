@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
     from circuits.behaviours.survey import Prompts
     from circuits.builder import build_graph
+    from circuits.campaigns.campaign import Campaign
+    from circuits.campaigns.outcome import CampaignOutcome
+    from circuits.campaigns.running import run_campaign
     from circuits.certainty.node_tests import NodeTests, interchange_nodes
     from circuits.certainty.pair_groups import PairGroups, group_pairs
     from circuits.circuit import Circuit
@@ -65,6 +68,8 @@ _HOMES = {
     "AblationReport": "circuits.ablation.measuring",
     "Architecture": "circuits.adapters.architecture",
     "Behaviour": "circuits.behaviours.behaviour",
+    "Campaign": "circuits.campaigns.campaign",
+    "CampaignOutcome": "circuits.campaigns.outcome",
     "Circuit": "circuits.circuit",
     "CircuitDiff": "circuits.comparison",
     "CircuitsError": "circuits.errors",
@@ -134,6 +139,7 @@ _HOMES = {
     "read_circuit": "circuits.interchange.foreign",
     "read_prompts": "circuits.prompt_reading",
     "run_again": "circuits.recording.repeating",
+    "run_campaign": "circuits.campaigns.running",
     "save_comparison": "circuits.report.comparison_files",
     "save_discovery": "circuits.results",
     "score": "circuits.scoring",
@@ -146,6 +152,8 @@ __all__ = [
     "AblationReport",
     "Architecture",
     "Behaviour",
+    "Campaign",
+    "CampaignOutcome",
     "Circuit",
     "CircuitDiff",
     "CircuitsError",
@@ -215,6 +223,7 @@ __all__ = [
     "read_circuit",
     "read_prompts",
     "run_again",
+    "run_campaign",
     "save_comparison",
     "save_discovery",
     "score",

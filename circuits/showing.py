@@ -40,13 +40,8 @@ class EdgeTable:
 
     def to_latex(self) -> str:
         r"""Return a LaTeX ``tabular`` with the rules of the package ``booktabs``."""
-        heading = " & ".join(_latex(name) for name in ("edge", *self.columns))
-        rows = [" & ".join([_latex(_arrow(edge)), *map(_latex_number, row)]) for edge, row in self._rows()]
-        body = "".join(f"{row} \\\\\n" for row in rows)
-        return (
-            f"% {' '.join(self.title.split())}\n\\begin{{tabular}}{{l{'r' * len(self.columns)}}}\n\\toprule\n{heading} "
-            f"\\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
-        )
+        rows = ([_arrow(edge), *row] for edge, row in self._rows())
+        return latex_table(self.title, ["edge", *self.columns], rows)
 
     def to_markdown(self) -> str:
         """Return a Markdown table."""
@@ -139,6 +134,17 @@ def html_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     caption = f"<caption>{html.escape(title)}</caption>"
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def latex_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+    """Return texts and numbers as a LaTeX ``tabular`` with the rules of ``booktabs``, the first column to the left."""
+    heading = " & ".join(_latex(name) for name in headings)
+    cells = ([_latex(each) if isinstance(each, str) else _latex_number(each) for each in row] for row in rows)
+    body = "".join(f"{' & '.join(row)} \\\\\n" for row in cells)
+    return (
+        f"% {' '.join(title.split())}\n\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n{heading} "
+        f"\\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    )
 
 
 def _title(circuit: Circuit) -> str:

@@ -54,7 +54,9 @@ ROWS = (
     ("steering", "certainty"),
     ("discovery",),
     ("results",),
+    ("campaigns",),
     ("cli",),
+    ("campaigns.worker",),
     ("__init__", "__main__"),
 )
 """A module imports its own unit and units of earlier rows (and neighbours in its row, but never in a circle).

@@ -28,6 +28,7 @@ from circuits.cli.commands.path import path
 from circuits.cli.commands.prompts import prompts
 from circuits.cli.commands.run import cite, run
 from circuits.cli.commands.score import score
+from circuits.cli.commands.sweep import sweep
 from circuits.cli.output import error
 from circuits.errors import CircuitsError, MissingFileError, MissingModelError, UnknownNameError, UsageError
 from circuits.files.documents import json_text
@@ -136,6 +137,7 @@ for _command in (
     behaviours,
     guide,
     prompts,
+    sweep,
     run,
     cite,
 ):

@@ -27,6 +27,7 @@ COMMANDS = (
     "patch",
     "path",
     "compare",
+    "sweep",
     "ablate",
     "heads",
     "draw",

@@ -1,0 +1,93 @@
+"""A worker process: runs commands that it is told on its standard input, and answers on its standard output.
+
+:class:`circuits.campaigns.jobs.WorkerProcess` starts it, as ``python -m circuits.campaigns.worker``. What commands
+print goes to the job's log; the answer says how the command ended. What no command foresaw ends the process.
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+from filelock import FileLock, Timeout
+
+from circuits.cli.app import STOPPED, app
+from circuits.errors import CircuitsError
+from circuits.files.documents import parse_json
+
+PATIENCE = 60.0
+"""Seconds in which an earlier worker, whose starter was killed, lets go of what it was writing."""
+
+
+def main() -> None:
+    """Run jobs until the standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else may be taken for an answer
+    jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin, jobs), daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        while (job := jobs.get()) is not None:
+            code, kind, message = run(job["arguments"], Path(job["log"]), Path(job["lock"]))
+            answers.write(json.dumps({"code": code, "kind": kind, "message": message}) + "\n")
+            answers.flush()
+            if code == STOPPED:
+                break
+
+
+def _listen(told: TextIO, jobs: "queue.SimpleQueue[dict[str, Any] | None]") -> None:
+    """Take over jobs; when no more can come, stop the command that runs, as Ctrl-C would."""
+    for line in told:
+        jobs.put(json.loads(line))
+    jobs.put(None)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(arguments: list[str], log: Path, lock: Path) -> tuple[int, str, str]:
+    """Run a command in this process; return its exit code and, of a failure, the error's class and message."""
+    _wait_for(lock)
+    printed = StringIO()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8", errors="backslashreplace") as said:
+        with redirect_stdout(printed), redirect_stderr(said):
+            code = _command(arguments)
+        return code, *_failure(printed.getvalue(), code)
+
+
+def _command(arguments: list[str]) -> int:
+    sys.argv = ["circuits", *arguments]
+    try:
+        typer.main.get_command(app)(args=arguments, prog_name="circuits")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except KeyboardInterrupt:
+        return STOPPED
+    return 0
+
+
+def _failure(printed: str, code: int) -> tuple[str, str]:
+    """Return the error's class and message from what a command printed with ``--json``."""
+    if code == 0:
+        return "", ""
+    try:
+        error = parse_json(printed, "the answer")["error"]
+    except (CircuitsError, TypeError, KeyError):
+        return "Exit", f"it ended with exit code {code}."
+    return error["kind"], error["message"]
+
+
+def _wait_for(lock: Path) -> None:
+    """Wait until nothing else holds a file that the command locks; if it never lets go, the command says so."""
+    with suppress(Timeout, OSError), FileLock(lock, timeout=PATIENCE):
+        pass
+
+
+if __name__ == "__main__":
+    main()
