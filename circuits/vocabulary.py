@@ -111,8 +111,15 @@ class ScorerName(Choice):
     EAP = "eap"
     EAP_IG = "eap-ig"
     CONDUCTANCE = "conductance"
+    RELP = "relp"
+    GIM = "gim"
     CLEAN_CORRUPTED = "clean-corrupted"
     RANDOM = "random"
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether gradients are taken, which can be pulled back by other rules."""
+        return self not in (ScorerName.EXACT, ScorerName.RANDOM)
 
 
 class PrunerName(Choice):

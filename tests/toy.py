@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.builder import build_graph
 from circuits.files.journal import NOWHERE
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, ModelShape, Node, NodeKind, Receiver, Slot
@@ -99,7 +100,12 @@ class ToyExperiment:
         return np.outer(np.array(effects), self.clean_inputs)
 
     def attributions(
-        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+        self,
+        points: Sequence[float],
+        *,
+        stepwise: bool = False,
+        rules: BackwardRules = PLAIN,
+        progress: Progress = no_progress,
     ) -> Floats:
         progress(len(points), len(points))
         effects = self.edge_effects(np.arange(self.graph.n_edges))  # linear: exact to first order at every point
@@ -182,7 +188,12 @@ class LinearToy:
         return effects
 
     def attributions(
-        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+        self,
+        points: Sequence[float],
+        *,
+        stepwise: bool = False,
+        rules: BackwardRules = PLAIN,
+        progress: Progress = no_progress,
     ) -> Floats:
         clean, corrupted = np.array(self.clean_inputs), np.array(self.corrupted_inputs)
         shares = points if self.direction is Direction.NOISING else [1 - point for point in points]

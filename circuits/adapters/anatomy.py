@@ -5,6 +5,7 @@ traced.
 """
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -19,6 +20,8 @@ from transformers import PreTrainedModel
 from circuits.adapters.architecture import Architecture
 from circuits.adapters.families import architecture_of
 from circuits.adapters.linear import LinearMap, call, linear_map
+from circuits.adapters.rules import PLAIN, BackwardRules
+from circuits.adapters.surrogates import frozen
 from circuits.errors import UnsupportedModelError
 from circuits.graph import ModelShape, Slot
 
@@ -38,11 +41,12 @@ class LayerModules:
 class Anatomy:
     """A model's modules by role, and projections by slot; see the functions for shapes.
 
+    ``rules`` say how gradients are pulled back, through norms here and through the whole model in the tracer.
     Raises :class:`UnsupportedModelError` where the architecture does not describe the model.
     """
 
     def __init__(self, module: nn.Module, architecture: Architecture | None = None) -> None:
-        self.module = module
+        self.module, self.rules = module, PLAIN
         self.architecture = architecture or architecture_of(module)
         names = self.architecture
         _require_whole_mlp(names)
@@ -92,6 +96,18 @@ class Anatomy:
             mlp_norm=optional(names.mlp_norm),
         )
 
+    def ruled(self, rules: BackwardRules) -> "Anatomy":
+        """Return the same anatomy with other rules for gradients."""
+        other = copy(self)
+        other.rules = rules
+        return other
+
+    def _normed(self, norm: nn.Module | None, value: Tensor) -> Tensor:
+        """Apply a norm, where there is one."""
+        if norm is None:
+            return value
+        return frozen(norm, value) if self.rules.norms and torch.is_grad_enabled() else call(norm, value)
+
     @property
     def reader(self) -> str:
         """The path of what reads the final stream: the final norm, or the output embedding where there is none."""
@@ -132,13 +148,11 @@ class Anatomy:
 
     def attention_norm(self, layer: int, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Normalise a residual stream as this layer's attention reads it."""
-        norm = self.layers[layer].attention_norm
-        return stream if norm is None else call(norm, stream)
+        return self._normed(self.layers[layer].attention_norm, stream)
 
     def mlp_norm(self, layer: int, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Normalise a residual stream as this layer's MLP reads it."""
-        norm = self.layers[layer].mlp_norm
-        return stream if norm is None else call(norm, stream)
+        return self._normed(self.layers[layer].mlp_norm, stream)
 
     def slot_weights(
         self, layer: int, slot: Slot, units: list[int]
@@ -157,8 +171,7 @@ class Anatomy:
         self, layer: int, slot: Slot, value: Float[Tensor, "*any width"]
     ) -> Float[Tensor, "*any width"]:
         """Apply the norm over all heads of a slot, where there is one."""
-        norm = self.layers[layer].projection_norms.get(slot)
-        return value if norm is None else call(norm, value)
+        return self._normed(self.layers[layer].projection_norms.get(slot), value)
 
     def unit_outputs(
         self, layer: int, slot: Slot, units: list[int], streams: Float[Tensor, "row unit *any d_model"]
@@ -206,8 +219,7 @@ class Anatomy:
 
     def written(self, layer: int, attention: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Return what reaches the stream of an output projection's output: normed and scaled, where the family does."""
-        norm = self.layers[layer].attention_post_norm
-        return self.residual_scale * (attention if norm is None else call(norm, attention))
+        return self.residual_scale * self._normed(self.layers[layer].attention_post_norm, attention)
 
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """Return the bias of the attention's output projection, which belongs to no sender."""

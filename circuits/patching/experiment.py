@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.behaviours.behaviour import TokenPair
 from circuits.files.journal import NOWHERE, Arrays, Shelf
 from circuits.graph import ComputationalGraph, Edges
@@ -30,7 +31,7 @@ from circuits.passes.masked import needed_senders, run_masked
 from circuits.patching.keeping import Measured, mask_item, mean_and_spread, shelf_of_pairs, sums_over_pairs
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import INTERIM, Masks, Progress, no_progress, one_per_edge, stacked_masks
-from circuits.patching.recorded_pairs import PairBatch
+from circuits.patching.recorded_pairs import PairBatch, first_difference, wanted_prefix_cache
 from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.requirements import require_pairs
 from circuits.tracing.runs import difference, record, zero_run
@@ -64,7 +65,7 @@ class PatchingExperiment:
         self.resources = resources or Resources()
         self.n_pairs, self._pairs, self._shelf = len(pairs), tuple(pairs), shelf
         self._kept = shelf_of_pairs(shelf, pairs, options.metric, options.ablation)
-        self.prefix_cache = _wanted_prefix_cache(tracer, options, self.resources)
+        self.prefix_cache = wanted_prefix_cache(tracer, options, self.resources)
         try:
             self._begin(pairs)
         except PrefixDiffersError as differs:
@@ -105,7 +106,7 @@ class PatchingExperiment:
 
     def _shared(self, pairs: Sequence[TokenPair]) -> int:
         """Return how many positions of some pairs are read from the prefix cache."""
-        return min(_first_difference(pair) for pair in pairs) if self.prefix_cache.on else 0
+        return min(first_difference(pair) for pair in pairs) if self.prefix_cache.on else 0
 
     def _record(self, pairs: Sequence[TokenPair]) -> Iterator[PairBatch]:
         """Record pairs in batches of one token length, so that nothing is ever padded."""
@@ -116,7 +117,7 @@ class PatchingExperiment:
             positions = length - self._shared([pairs[i] for i in members])
             size = self.resources.batch_size or self.plan.pairs(positions)
             # Pairs that begin to differ at the same position share a batch: no position before it is run again.
-            members.sort(key=lambda i: _first_difference(pairs[i]))
+            members.sort(key=lambda i: first_difference(pairs[i]))
             for first in range(0, len(members), size):
                 index = np.sort(members[first : first + size])
                 yield self._recorded(index, [pairs[int(i)] for i in index])
@@ -280,15 +281,29 @@ class PatchingExperiment:
 
     @in_own_state
     def attributions(
-        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+        self,
+        points: Sequence[float],
+        *,
+        stepwise: bool = False,
+        rules: BackwardRules = PLAIN,
+        progress: Progress = no_progress,
     ) -> NDArray[np.float64]:
         """Estimate all edges to first order; see :meth:`Experiment.attributions`."""
+        if not rules.plain:
+            return self.ruled(rules).attributions(points, stepwise=stepwise, progress=progress)
         kind, sums = self._attribution_kind, self._attribution_sums
         if stepwise:
             kind, sums = "conductance", self._conductance_sums
         found = self.kept.arrays(kind, list(points), lambda: self._attributed(points, kind, sums, progress))
         self.kept.forget(f"{kind}, part")
         return np.stack([found["mean"] * self.metric.sign, found["spread"]])
+
+    def ruled(self, rules: BackwardRules) -> "PatchingExperiment":
+        """Return the same experiment with gradients by other rules; raises :class:`UnsupportedModelError`."""
+        other = copy(self)
+        other.tracer, other._taps, other._shelf = self.tracer.ruled(rules), [], self._shelf.under(rules=asdict(rules))
+        other._kept = shelf_of_pairs(other._shelf, self._pairs, self.metric, self.options.ablation)
+        return other
 
     @property
     def _attribution_kind(self) -> str:
@@ -377,21 +392,6 @@ class PatchingExperiment:
     def _rows(self, batch: PairBatch, row: Terms, *, beside: int = 0) -> RowBudget:
         length = batch.clean.ids.shape[1]
         return RowBudget(self.resources.batch_size or self.plan.rows(row, length, beside=beside))
-
-
-def _wanted_prefix_cache(tracer: Tracer, options: Options, resources: Resources) -> PrefixCache:
-    """Return the prefix cache that is wanted and that the ablation and the model allow."""
-    if not resources.prefix_cache:
-        return PrefixCache("not wanted")
-    if options.ablation is Ablation.ZERO:
-        return PrefixCache("zero ablation also replaces values at the positions that prompts share")
-    return tracer.prefix_cache
-
-
-def _first_difference(pair: TokenPair) -> int:
-    """Return the first position at which the prompts of a pair differ; of equal prompts the last."""
-    differing = (i for i, (here, there) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if here != there)
-    return next(differing, len(pair.clean) - 1)
 
 
 def _numpy(values: Tensor) -> NDArray[np.float64]:

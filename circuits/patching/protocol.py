@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.errors import UsageError
 from circuits.files.journal import Shelf
 from circuits.graph import ComputationalGraph, EdgeIndices
@@ -147,7 +148,12 @@ class Experiment(Protocol):
         ...
 
     def attributions(
-        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+        self,
+        points: Sequence[float],
+        *,
+        stepwise: bool = False,
+        rules: BackwardRules = PLAIN,
+        progress: Progress = no_progress,
     ) -> NDArray[np.float64]:
         """Estimate all edges to first order: ``sum_pos <a_u(clean) - a_u(corrupted), dm/dx_v>``, shape ``(2, edge)``.
 
@@ -155,6 +161,7 @@ class Experiment(Protocol):
         everything downstream recomputed. Row 0 is the mean over pairs, row 1 the standard deviation. Sign as in
         :meth:`edge_effects`. With ``stepwise``, the gradient of each point is multiplied by what the sender changes
         from halfway to the point before to halfway to the one after (the ends at the first and the last), and these
-        are summed. Cost: one forward and one backward pass per point.
+        are summed. ``rules`` take the place of plain derivatives. Cost: one forward and one backward pass per point.
+        Raises :class:`UnsupportedModelError` for a model that the rules cannot be applied to.
         """
         ...

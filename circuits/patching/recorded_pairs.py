@@ -5,8 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.behaviours.pairs import TokenPair
 from circuits.metrics import AnswerTokens
+from circuits.patching.measurement import Options, Resources
+from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.runs import Columns, Run
+from circuits.tracing.tracer import Tracer
+from circuits.vocabulary import Ablation
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,18 @@ class PairBatch:
         answers = self.answers.rows(chosen)
         runs = (run.rows(chosen) for run in (self.clean, self.corrupted, self.base))
         return PairBatch(self.index[chosen], answers, *runs, columns=self.columns)
+
+
+def wanted_prefix_cache(tracer: Tracer, options: Options, resources: Resources) -> PrefixCache:
+    """Return the prefix cache that is wanted and that the ablation and the model allow."""
+    if not resources.prefix_cache:
+        return PrefixCache("not wanted")
+    if options.ablation is Ablation.ZERO:
+        return PrefixCache("zero ablation also replaces values at the positions that prompts share")
+    return tracer.prefix_cache
+
+
+def first_difference(pair: TokenPair) -> int:
+    """Return the first position at which the prompts of a pair differ; of equal prompts the last."""
+    differing = (i for i, (here, there) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if here != there)
+    return next(differing, len(pair.clean) - 1)

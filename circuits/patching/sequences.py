@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import PromptError, UsageError
@@ -135,13 +136,26 @@ class SequenceExperiment:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
         return self._summed(self._rows.edge_effects(edges, progress=progress))
 
+    def ruled(self, rules: BackwardRules) -> "SequenceExperiment":
+        """Return the same experiment with gradients by other rules; raises :class:`UnsupportedModelError`."""
+        other = copy(self)
+        other._rows = self._rows.ruled(rules)
+        return other
+
     def attributions(
-        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+        self,
+        points: Sequence[float],
+        *,
+        stepwise: bool = False,
+        rules: BackwardRules = PLAIN,
+        progress: Progress = no_progress,
     ) -> Floats:
         """Estimate all edges to first order; see :meth:`Experiment.attributions`.
 
         Pair by pair, since its rows lie in batches of several lengths and the spread is that over pairs.
         """
+        if not rules.plain:
+            return self.ruled(rules).attributions(points, stepwise=stepwise, progress=progress)
         kind = "conductance by pair" if stepwise else f"attribution by pair, {self.options.direction}"
         found = self.kept.arrays(kind, list(points), lambda: self._attributed(points, stepwise, progress))
         return np.stack([found["mean"], found["spread"]])

@@ -120,7 +120,26 @@ QWEN_CODER = Paper(
     "hui2024qwen", "Hui et al., 2024", "Hui, Binyuan and others", "Qwen2.5-Coder Technical Report", 2024, "2409.12186"
 )
 
+RELP = Paper(
+    "jafari2025relp",
+    "Rezaei Jafari et al., 2025",
+    "Rezaei Jafari, Farnoush and Eberle, Oliver and Khakzar, Ashkan and Nanda, Neel",
+    "RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching",
+    2025,
+    "2508.21258",
+)
+GIM = Paper(
+    "edin2025gim",
+    "Edin et al., 2025",
+    "Edin, Joakim and others",
+    "GIM: Improved Interpretability for Large Language Models",
+    2025,
+    "2505.17630",
+)
+
 SCORERS: dict[str, Paper] = {
+    ScorerName.RELP: RELP,
+    ScorerName.GIM: GIM,
     ScorerName.EAP_IG: EAP_IG,
     ScorerName.CLEAN_CORRUPTED: EAP_IG,
     ScorerName.EAP: EAP,

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from circuits.adapters.rules import GIM, PLAIN, RELP, BackwardRules
 from circuits.errors import UsageError
 from circuits.graph import Edges
 from circuits.patching.protocol import Experiment, Progress, no_progress
@@ -16,13 +18,19 @@ from circuits.vocabulary import ScorerName
 
 @dataclass(frozen=True)
 class Settings:
-    """What scorers can be told: edges to score (None: all), steps of eap-ig, a seed, what to verify, progress."""
+    """What scorers can be told: edges to score (None: all), steps of eap-ig, a seed, what to verify, progress.
+
+    ``freeze_norms`` takes the scales of norms as constants where gradients are taken, ``freeze_patterns`` the attention
+    patterns (then edges into queries and keys have a score of 0).
+    """
 
     edges: Edges | None = None
     steps: int = 5
     seed: int = 0
     top: TopK = field(default_factory=TopK)
     progress: Progress = no_progress
+    freeze_norms: bool = False
+    freeze_patterns: bool = False
 
     def __post_init__(self) -> None:
         settle(self, least={"seed": 0})
@@ -37,15 +45,21 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
     (Hanna et al. 2024, arXiv:2403.17806), here at the midpoints of ``steps`` equal intervals. ``conductance``
     multiplies the gradient of every interval by what the sender changes in that interval, instead of in all
     (arXiv:2606.16920, after Dhamdhere et al. 2018, arXiv:1805.12233), so that edges into the logits sum to the gap.
-    ``clean-corrupted``
-    averages gradients at the two ends. ``verified`` finds the ``top.k`` edges of largest exact effect with a stated
+    ``clean-corrupted`` averages gradients at the two ends. ``relp`` and ``gim`` are eap with other derivatives
+    (:mod:`circuits.adapters.rules`); relp takes attention patterns as constants, so edges into queries and keys score
+    0. ``verified`` finds the ``top.k`` edges of largest exact effect with a stated
     error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`). ``random`` is the
     baseline: independent normal numbers.
     """
-    settings = settings or Settings()
+    settings, name = settings or Settings(), ScorerName.parse(scorer)
     if settings.steps < 1:
-        raise UsageError(f"{ScorerName.parse(scorer)} needs at least 1 step, got {settings.steps}.")
-    return _SCORERS[ScorerName.parse(scorer)](experiment, settings)
+        raise UsageError(f"{name} needs at least 1 step, got {settings.steps}.")
+    if (settings.freeze_norms or settings.freeze_patterns) and not name.by_gradients:
+        raise UsageError(
+            f"the scorer {name} takes no gradients, so norms and patterns cannot be frozen in them. Use --scorer "
+            "eap-ig, or leave --freeze-norms and --freeze-patterns out."
+        )
+    return _SCORERS[name](experiment, settings)
 
 
 def _exact(experiment: Experiment, settings: Settings) -> EdgeScores:
@@ -59,13 +73,16 @@ def _exact(experiment: Experiment, settings: Settings) -> EdgeScores:
     return EdgeScores(graph, values, ScorerName.EXACT, measured=True, sd=sd, n=experiment.n_pairs)
 
 
-def _eap(experiment: Experiment, settings: Settings) -> EdgeScores:
+def _at_clean(
+    experiment: Experiment, settings: Settings, *, name: ScorerName, rules: BackwardRules = PLAIN
+) -> EdgeScores:
+    """Score with gradients at the clean run."""
     if experiment.metric.against_clean:
         raise UsageError(
-            "the divergence from the clean run has zero gradient at the clean run, so eap would score every edge 0. "
-            "Use --scorer eap-ig, or --metric logit-difference."
+            f"the divergence from the clean run has zero gradient at the clean run, so {name} would score every edge "
+            "0. Use --scorer eap-ig, or --metric logit-difference."
         )
-    return _gradient(experiment, settings, ScorerName.EAP, [1.0])
+    return _gradient(experiment, settings, name, [1.0], rules=rules)
 
 
 def _eap_ig(experiment: Experiment, settings: Settings) -> EdgeScores:
@@ -85,9 +102,16 @@ def _clean_corrupted(experiment: Experiment, settings: Settings) -> EdgeScores:
 
 
 def _gradient(
-    experiment: Experiment, settings: Settings, name: ScorerName, points: list[float], *, stepwise: bool = False
+    experiment: Experiment,
+    settings: Settings,
+    name: ScorerName,
+    points: list[float],
+    *,
+    stepwise: bool = False,
+    rules: BackwardRules = PLAIN,
 ) -> EdgeScores:
-    mean, sd = experiment.attributions(points, stepwise=stepwise, progress=settings.progress)
+    rules = rules.freezing(norms=settings.freeze_norms, patterns=settings.freeze_patterns)
+    mean, sd = experiment.attributions(points, stepwise=stepwise, rules=rules, progress=settings.progress)
     return _chosen(EdgeScores(experiment.graph, mean, name, measured=False, sd=sd, n=experiment.n_pairs), settings)
 
 
@@ -120,7 +144,9 @@ def _chosen(scores: EdgeScores, settings: Settings) -> EdgeScores:
 _SCORERS: dict[ScorerName, Callable[[Experiment, Settings], EdgeScores]] = {
     ScorerName.EXACT: _exact,
     ScorerName.VERIFIED: _verified,
-    ScorerName.EAP: _eap,
+    ScorerName.EAP: partial(_at_clean, name=ScorerName.EAP),
+    ScorerName.RELP: partial(_at_clean, name=ScorerName.RELP, rules=RELP),
+    ScorerName.GIM: partial(_at_clean, name=ScorerName.GIM, rules=GIM),
     ScorerName.EAP_IG: _eap_ig,
     ScorerName.CONDUCTANCE: _conductance,
     ScorerName.CLEAN_CORRUPTED: _clean_corrupted,

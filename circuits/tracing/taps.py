@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.adapters.anatomy import Anatomy
+from circuits.adapters.rules import passing_on
 from circuits.tracing.plan import LayerSite, Plan, Visit
 
 Key = TypeVar("Key")
@@ -54,7 +55,9 @@ class Taps:
             if not anatomy.additive:
                 visits[layer, LayerSite.ATTENTION] = partial(_keep, self.attention, layer)
             for path, site in anatomy.architecture.slot_sites.items():
-                visits[layer, site] = partial(_keep_before_changes, self.projections, (layer, path))
+                keep = partial(_keep_before_changes, self.projections, (layer, path))
+                shares = None if anatomy.rules.plain else partial(_shares, anatomy, path)
+                visits[layer, site] = keep if shares is None else partial(_sharing, keep, shares)
         return visits
 
     def added_to(self, plan: Plan, anatomy: Anatomy) -> Plan:
@@ -122,6 +125,20 @@ def _keep_before_changes(kept: dict[Key, Tensor], key: Key, value: Tensor) -> Te
     """Hand on a copy, because some models clip queries, keys and values in place."""
     kept[key] = value
     return value.clone()
+
+
+def _sharing(keep: Callable[[Tensor], Tensor], shares: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """Keep a value, to which what follows passes shares of its gradient."""
+    return passing_on(keep(value), shares(value))
+
+
+def _shares(anatomy: Anatomy, path: str, like: Tensor) -> Float[Tensor, " width"]:
+    """Return the share of the gradient that each output of a projection gets."""
+    shares = torch.ones(like.shape[-1], dtype=like.dtype, device=like.device)
+    for slot, module in anatomy.architecture.slot_modules.items():
+        if module == path:
+            shares[anatomy.columns[slot].flatten()] = anatomy.rules.share(slot)
+    return shares
 
 
 def _tap(kept: dict[int, Tensor], key: int, value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,10 @@ from transformers import DynamicCache
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.architecture import Architecture
 from circuits.adapters.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
+from circuits.adapters.rules import BackwardRules
 from circuits.errors import GuardError, UsageError
 from circuits.models.in_memory import second_view
+from circuits.tracing.backward import RulesAtWork
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
 from circuits.tracing.requirements import trial_length
@@ -62,6 +65,7 @@ class Tracer:
         if linear is not None and anatomy.unembedding is not None:
             self._unembedding = _Unembedding(_follow(self._model, anatomy.unembedding), linear)
         self._directions: Tensor | None = None
+        self.rules: RulesAtWork | None = None
         self.prefix_cache = self._tried_prefix_cache()
 
     def __copy__(self) -> "Tracer":
@@ -85,6 +89,19 @@ class Tracer:
         """
         other = copy(self)
         other._directions = directions
+        return other
+
+    def ruled(self, rules: BackwardRules) -> "Tracer":
+        """Return a tracer whose runs with gradients pull them back by other rules; ``rules`` counts what was changed.
+
+        Raises :class:`UnsupportedModelError` for a model that the rules cannot be applied to.
+        """
+        if rules.plain:
+            return self
+        other = copy(self)
+        other.anatomy = self.anatomy.ruled(rules)
+        other.rules = RulesAtWork(other.anatomy)
+        other._layers = [layer.seen_through(other.anatomy) for layer in self._layers]
         return other
 
     def run(
@@ -113,6 +130,7 @@ class Tracer:
             with (
                 self._positions.kept(),
                 torch.set_grad_enabled(gradients),
+                self.rules.on() if self.rules is not None and gradients else nullcontext(),
                 self._model.trace(ids, **keywords) as trace,
             ):
                 self._play(plan, trace, len(ids))
@@ -278,6 +296,12 @@ class _LayerEnvoys:
             self.mlp_written = self.mlp_end if names.mlp_post_norm is None else _follow(layer, names.mlp_post_norm)
         self.output = _follow(layer, names.output)
         self.projections = [(site, _follow(layer, path)) for path, site in names.slot_sites.items()]
+
+    def seen_through(self, anatomy: Anatomy) -> "_LayerEnvoys":
+        """Return the same places with another anatomy of the same model."""
+        other = copy(self)
+        other.anatomy = anatomy
+        return other
 
     def pass_over(self, stream: Tensor | None) -> None:
         """Skip the layer: it puts out a given stream."""

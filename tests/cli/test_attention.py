@@ -25,6 +25,16 @@ def scores(prompts: Path, folder: Path, out: Path, *options: str) -> np.ndarray:
     return np.genfromtxt(out, delimiter=",", names=True, dtype=None, encoding="utf-8")["score"]
 
 
+def test_frozen_patterns_leave_edges_into_queries_and_keys_without_a_score(
+    tiny_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "frozen.csv"
+    frozen = scores(prompts, tiny_folder, file, "--freeze-patterns", "--freeze-norms")
+    into_patterns = ["<q>" in line or "<k>" in line for line in file.read_text().splitlines()[1:]]
+    assert not frozen[into_patterns].any()
+    assert frozen.any()
+
+
 def test_both_implementations_give_the_same_scores(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
     eager, sdpa, auto = (
         scores(prompts, tiny_folder, tmp_path / f"{name}.csv", "--attention", name)

@@ -65,9 +65,7 @@ class Ways:
         slopes[:, self.ways[:, 0]], slopes[:, self.ways[:, 1]] = self.effects * live[:, 1], self.effects * live[:, 0]
         return self.effects @ live.prod(1), slopes
 
-    def attributions(
-        self, points: list[float], *, stepwise: bool = False, progress: Progress = no_progress
-    ) -> np.ndarray:
+    def attributions(self, points: list[float], *, progress: Progress = no_progress, **options: object) -> np.ndarray:
         return mean_and_sd(self.circuit_gradient(np.ones(self.graph.n_edges))[1])
 
 

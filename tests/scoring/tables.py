@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.builder import build_graph
 from circuits.files.journal import NOWHERE
 from circuits.graph import ComputationalGraph, EdgeIndices, ModelShape
@@ -54,7 +55,12 @@ class TableExperiment:
         return self.effects[edges]
 
     def attributions(
-        self, points: Sequence[float], *, stepwise: bool = False, progress: Progress = no_progress
+        self,
+        points: Sequence[float],
+        *,
+        stepwise: bool = False,
+        rules: BackwardRules = PLAIN,
+        progress: Progress = no_progress,
     ) -> Floats:
         progress(len(points), len(points))
         return self.estimates

@@ -19,7 +19,7 @@ from circuits.errors import MissingFileError, UsageError
 from circuits.files.documents import exists
 from circuits.graph import EdgeIndices
 from circuits.interchange.score_files import SUFFIXES, read_edges, write_scores
-from circuits.patching.protocol import StageProgress
+from circuits.patching.protocol import StageProgress, of_stage
 from circuits.progress import PLANS
 from circuits.scores import EdgeScores
 from circuits.vocabulary import Direction, ScorerName
@@ -40,6 +40,12 @@ def score(
         typer.Option(metavar="FILE|all|top:N", help="Which edges; top:N are the N best by eap-ig."),
     ] = "all",
     steps: Annotated[int, typer.Option(help="Steps of eap-ig.", min=1)] = 5,
+    freeze_norms: Annotated[
+        bool, typer.Option("--freeze-norms", help="Take gradients with the scales of norms as constants.")
+    ] = False,
+    freeze_patterns: Annotated[
+        bool, typer.Option("--freeze-patterns", help="Take gradients with the attention patterns as constants.")
+    ] = False,
     direction: DirectionOption = Direction.NOISING,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .csv or .parquet file.", rich_help_panel="Output")
@@ -70,7 +76,15 @@ def score(
         if model_options.memory != "auto":
             output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)
-        told = Settings(indices, steps, seed, searched, lambda done, total: progress(f"scoring ({name})", done, total))
+        told = Settings(
+            edges=indices,
+            steps=steps,
+            seed=seed,
+            top=searched,
+            progress=of_stage(progress, f"scoring ({name})"),
+            freeze_norms=freeze_norms,
+            freeze_patterns=freeze_patterns,
+        )
         scores = score_edges(begun.experiment, name, told)
         write_scores(scores, file, make_folder=True)
     _report(begun, scores, file, output)
