@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from circuits.adapters.rules import with_slope_of
+from circuits.adapters.slopes import with_slope_of
 from circuits.errors import UnsupportedModelError
 
 _untyped: Any = torch

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.forms import first_of
-from circuits.adapters.rules import by_ratio, passing_on
+from circuits.adapters.slopes import by_ratio, passing_on
 from circuits.adapters.surrogates import Surrogates, require_replaced
 from circuits.errors import UnsupportedModelError
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.adapters.anatomy import Anatomy
-from circuits.adapters.rules import passing_on
+from circuits.adapters.slopes import passing_on
 from circuits.tracing.plan import LayerSite, Plan, Visit
 
 Key = TypeVar("Key")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from circuits.adapters.rules import GIM, PLAIN, RELP, BackwardRules, by_ratio
+from circuits.adapters.rules import GIM, PLAIN, RELP, BackwardRules
+from circuits.adapters.slopes import by_ratio
 from circuits.errors import UnsupportedModelError, UsageError
 from circuits.graph import Slot
 from circuits.scoring import score
