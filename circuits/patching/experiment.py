@@ -247,11 +247,12 @@ class PatchingExperiment:
     ) -> tuple[Tensor, Tensor]:
         chosen = batch.rows(slice(int(pairs[0]), int(pairs[-1]) + 1))
         change = {0: chosen.clean.stream[0] - chosen.base.stream[0]}
-        loss = partial(self._single_metric, chosen)
+        loss = partial(self.single_metric, chosen)
         given = self.tracer, self.graph, chosen.base, change, weights, loss
         return mask_gradient(*given, among=wanted, columns=chosen.columns)
 
-    def _single_metric(self, batch: PairBatch, logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
+    def single_metric(self, batch: PairBatch, logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
+        """Measure logits of one batch's pairs, with gradients."""
         return self._metric(batch, logits)[0]
 
     @in_own_state
