@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from circuits.progress_line import show_progress
     from circuits.prompt_reading import pair_requests, read_prompts
     from circuits.pruning import closest, minimal
+    from circuits.pruning.closest_nodes import closest_nodes
     from circuits.recording.citing import Citation, cite
     from circuits.recording.recorder import RunRecorder
     from circuits.recording.repeating import Repetition, run_again
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from circuits.scoring import score
     from circuits.steering.ablated_weights import write_ablated_weights
     from circuits.steering.effects import measure_direction
+    from circuits.steering.mediation import mediate
     from circuits.steering.search import SearchSettings, find_direction
     from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName, Site
 
@@ -114,6 +116,7 @@ _HOMES = {
     "choose_openings": "circuits.openings",
     "cite": "circuits.recording.citing",
     "closest": "circuits.pruning",
+    "closest_nodes": "circuits.pruning.closest_nodes",
     "compare": "circuits.comparison",
     "compare_models": "circuits.comparison.comparing",
     "discover": "circuits.discovery",
@@ -132,6 +135,7 @@ _HOMES = {
     "measure_ablation": "circuits.ablation.measuring",
     "measure_comparison": "circuits.comparison.comparing",
     "measure_direction": "circuits.steering.effects",
+    "mediate": "circuits.steering.mediation",
     "minimal": "circuits.pruning",
     "pair_requests": "circuits.prompt_reading",
     "patch_sites": "circuits.patching.sites",
@@ -198,6 +202,7 @@ __all__ = [
     "choose_openings",
     "cite",
     "closest",
+    "closest_nodes",
     "compare",
     "compare_models",
     "discover",
@@ -216,6 +221,7 @@ __all__ = [
     "measure_ablation",
     "measure_comparison",
     "measure_direction",
+    "mediate",
     "minimal",
     "pair_requests",
     "patch_sites",

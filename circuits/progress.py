@@ -85,6 +85,7 @@ PLANS: dict[str, Plan] = {
     "ablate": (_LOADING, _RECORDING, PlannedStage("generating", 60), PlannedStage("ablating edges", 20)),
     "direction": (_LOADING, _RECORDING, PlannedStage("ablating and adding", 60)),
     "groups": (_LOADING, _RECORDING, PlannedStage("slopes", 60)),
+    "mediate": (_LOADING, _RECORDING, PlannedStage("exchanging parts", 5), PlannedStage("measuring readers", 60)),
     "interchange": (_LOADING, _RECORDING, PlannedStage("exchanging nodes", 60)),
 }
 """The plans of other commands; a command without one, whose stages depend on what it is given, shows stages alone."""

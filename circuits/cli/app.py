@@ -23,6 +23,7 @@ from circuits.cli.commands.guide import guide
 from circuits.cli.commands.heads import heads
 from circuits.cli.commands.interchange import interchange
 from circuits.cli.commands.listings import behaviours, models
+from circuits.cli.commands.mediate import mediate
 from circuits.cli.commands.patch import patch
 from circuits.cli.commands.path import path
 from circuits.cli.commands.prompts import prompts
@@ -127,6 +128,7 @@ for _command in (
     compare,
     direction,
     interchange,
+    mediate,
     groups,
     ablate,
     heads,

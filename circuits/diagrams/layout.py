@@ -11,13 +11,14 @@ groups to their heads ``group:a3.kv1->a3.h4``, and classes name kind and colour,
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from circuits.circuit import Circuit
 from circuits.diagrams.grid import grid_statements
 from circuits.diagrams.markup import dot_string, html_text
 from circuits.diagrams.palette import INK, LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_ARROWS, colour_name
 from circuits.diagrams.style import PLAIN, DiagramStyle
-from circuits.graph import Edge, Node, NodeKind
+from circuits.graph import Edge, ModelShape, Node, NodeKind
 
 FONT = "Helvetica,Arial,sans-serif"
 MAX_LABELLED = 30
@@ -28,7 +29,7 @@ NOTE_LIMIT = 900
 """The longest tooltip, in characters."""
 
 _LAST_ROW = 10**9
-_ROW_IN_LAYER = {NodeKind.KV: 0, NodeKind.HEAD: 1, NodeKind.MLP: 2}
+_ROW_IN_LAYER = {NodeKind.RESID: -1, NodeKind.KV: 0, NodeKind.HEAD: 1, NodeKind.MLP: 2}
 _SHAPES = {NodeKind.HEAD: 'shape=box, style="filled,rounded"', NodeKind.KV: "shape=ellipse, style=filled"}
 
 Row = tuple[int, int]
@@ -63,24 +64,43 @@ def layered_dot(
     ``borders`` overrides the colour of nodes' outlines (difference diagrams); ``notes`` are added to nodes' tooltips.
     Without a legend (empty text) the figure is the diagram alone.
     """
-    end = circuit.model.shape.end
-    nodes = tuple(dict.fromkeys([Node(NodeKind.INPUT), *circuit.nodes]))
+    given = circuit.nodes, circuit.model.shape, lines, legend
+    return nodes_dot(*given, groups=_groups(circuit), borders=borders, notes=notes, style=style)
+
+
+def nodes_dot(
+    drawn: Sequence[Node],
+    shape: ModelShape,
+    lines: Sequence[Line],
+    legend: str,
+    *,
+    groups: Sequence[tuple[str, str]] = (),
+    borders: Mapping[Node, str] | None = None,
+    notes: Mapping[Node, str] | None = None,
+    style: DiagramStyle = PLAIN,
+) -> str:
+    """Return the DOT text of nodes between the input and a shape's end, and of edges among them.
+
+    As :func:`layered_dot`, also of nodes that no one circuit has; ``groups`` are key/value groups and their heads.
+    """
+    end = shape.end
+    nodes = tuple(dict.fromkeys([Node(NodeKind.INPUT), *drawn]))
     nodes = (*(node for node in nodes if node != end), end)
     entering = Counter(line.edge.receiver.node for line in lines)
     leaving = Counter(line.edge.sender for line in lines)
     statements = [
         *_defaults(len(lines), legend, style),
         *(
-            _rows(nodes, style.letters)
+            _rows(nodes, end, style.letters)
             if len(lines) <= MAX_ROUTED
-            else grid_statements(nodes, circuit.model.shape.heads_per_group)
+            else grid_statements(nodes, shape.heads_per_group)
         ),
         *(
             _node(node, (entering[node], leaving[node]), borders or {}, (notes or {}).get(node, ""), style)
             for node in nodes
         ),
         *(_line(line, labelled=len(lines) <= MAX_LABELLED) for line in lines),
-        *_group_arrows(circuit),
+        *(_group_arrow(*each) for each in groups),
     ]
     return "digraph circuit {\n" + "".join(f"  {statement}\n" for statement in statements) + "}\n"
 
@@ -111,18 +131,18 @@ def _defaults(n_edges: int, legend: str, style: DiagramStyle) -> list[str]:
     ]
 
 
-def _row(node: Node) -> Row:
+def _row(node: Node, end: Node) -> Row:
     if node.kind is NodeKind.INPUT:
         return (-1, 0)
-    if node.kind.is_end:
+    if node == end:
         return (_LAST_ROW, 0)
     return (node.layer, _ROW_IN_LAYER[node.kind])
 
 
-def _rows(nodes: Sequence[Node], letters: float) -> list[str]:
+def _rows(nodes: Sequence[Node], end: Node, letters: float) -> list[str]:
     rows: dict[Row, list[Node]] = {}
-    for node in sorted(nodes, key=_row):
-        rows.setdefault(_row(node), []).append(node)
+    for node in sorted(nodes, key=partial(_row, end=end)):
+        rows.setdefault(_row(node, end), []).append(node)
     keys = list(rows)
     names = [f"row{i}" for i in range(len(keys))]
     statements = [
@@ -217,14 +237,16 @@ def _padded(label: str) -> str:
     return f'"\N{NO-BREAK SPACE}{dot_string(label)[1:-1]}\N{NO-BREAK SPACE}"'
 
 
-def _group_arrows(circuit: Circuit) -> list[str]:
-    return [
+def _groups(circuit: Circuit) -> list[tuple[str, str]]:
+    return [(group, head) for group, head, key in circuit.to_networkx().edges(keys=True) if key == "group"]
+
+
+def _group_arrow(group: str, head: str) -> str:
+    return (
         f'{dot_string(group)} -> {dot_string(head)} [color="{LIGHT_GREY}", penwidth=0.7, arrowsize=0.35, weight=8, '
         f"tooltip={dot_string(f'{head} reads the keys and values of {group}')}, "
         f'id={dot_string(f"group:{group}->{head}")}, class="{colour_name(LIGHT_GREY)}"];'
-        for group, head, key in circuit.to_networkx().edges(keys=True)
-        if key == "group"
-    ]
+    )
 
 
 def count_nodes(circuit: Circuit) -> str:

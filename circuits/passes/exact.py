@@ -48,11 +48,28 @@ def patched_logits(
 ) -> Iterator[Batch]:
     """Yield, batch by batch, the logits of ``current`` when one edge carries the sender's value from ``other``.
 
-    Edges whose sender does not differ between the runs come first, with ``None``: they change nothing and are not run.
-    ``columns`` are the tokens of interest. Cost: of one edge into layer ``l``, a forward pass from that layer on, of
-    which the last MLP and the unembedding are of one position only.
+    See :func:`logits_by_change`.
     """
-    patcher = _Patcher(tracer, graph, current, difference(other, current), columns)
+    yield from logits_by_change(tracer, graph, current, difference(other, current), edges, budget, columns=columns)
+
+
+def logits_by_change(
+    tracer: Tracer,
+    graph: ComputationalGraph,
+    current: Run,
+    change: Run,
+    edges: EdgeIndices,
+    budget: RowBudget,
+    *,
+    columns: Columns | None = None,
+) -> Iterator[Batch]:
+    """Yield, batch by batch, the logits of ``current`` when one edge carries the sender's value and its ``change``.
+
+    Edges whose sender does not change come first, with ``None``: they change nothing and are not run. ``columns`` are
+    the tokens of interest. Cost: of one edge into layer ``l``, a forward pass from that layer on, of which the last MLP
+    and the unembedding are of one position only.
+    """
+    patcher = _Patcher(tracer, graph, current, change, columns)
     silent = np.isin(graph.edge_senders[edges], np.flatnonzero(~patcher.differs))
     if silent.any():
         yield edges[silent], None

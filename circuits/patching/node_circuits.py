@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from circuits.errors import UsageError
 from circuits.files.journal import Arrays
-from circuits.graph import ComputationalGraph, EdgeIndices
+from circuits.graph import ComputationalGraph, EdgeIndices, Node
 from circuits.memory.batching import in_batches
 from circuits.passes.node_gradients import node_gradient
 from circuits.patching.experiment import PatchingExperiment
@@ -29,7 +29,7 @@ def node_values(experiment: PatchingExperiment, nodes: Places) -> NDArray[np.flo
 
 @in_own_state
 def node_slopes(experiment: PatchingExperiment, nodes: Places) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the metric of a circuit of nodes, ``(pair,)``, and its slope along every sender's weight, ``(pair, sender)``.
+    """Return the metric of a circuit of nodes, ``(pair,)``, and its slope along each weight, ``(pair, sender)``.
 
     To first order, the slope of a node of the circuit is what leaving it out costs, and that of another what taking it
     in brings, in the metric's unit. Cost: one forward and one backward pass.
@@ -43,8 +43,8 @@ def edges_among(graph: ComputationalGraph, nodes: Places) -> EdgeIndices:
 
     A key or value that heads share is kept with any of its heads.
     """
-    kept = {graph.senders[place] for place in nodes} | {graph.shape.end}
-    kept |= {graph.shape.group_of(node) for node in kept}
+    sending: list[Node] = [graph.senders[place] for place in nodes.tolist()]
+    kept = {graph.shape.end, *sending, *map(graph.shape.group_of, sending)}
     reads = np.array([receiver.node in kept for receiver in graph.receivers])
     sends = np.isin(np.arange(len(graph.senders)), nodes)
     return np.flatnonzero(reads[graph.edge_receivers] & sends[graph.edge_senders]).astype(np.int64)
@@ -58,7 +58,7 @@ def _measured(experiment: PatchingExperiment, nodes: Places, *, slopes: bool) ->
     weights[nodes] = 1
 
     def make() -> Arrays:
-        found = {"values": np.empty(experiment.n_pairs)}
+        found: Arrays = {"values": np.empty(experiment.n_pairs)}
         if slopes:
             found["slopes"] = np.empty((experiment.n_pairs, len(weights)))
         for batch in experiment.batches:

@@ -96,7 +96,8 @@ class _Search:
         if len(nodes) > _HALVES_ABOVE and half >= _FEWEST:
             fit = fit.part(half * turn, half * (turn + 1))
         residuals, (values, slopes) = Residuals(fit), node_slopes(fit, nodes)
-        free, out = nodes[nodes > 0], np.setdiff1d(np.arange(slopes.shape[1]), nodes)
+        free = nodes[nodes > 0]
+        out = np.setdiff1d(np.arange(slopes.shape[1], dtype=np.int64), nodes)
         fewer = min(max(1, round(_SHARE * len(nodes))), len(nodes) - least)
         gains = residuals.rows(slopes[:, out])
         back, rest = greedily(residuals.of(values), gains, round(_BACK * fewer), ridge=2 * RIDGE, only_gains=True)
