@@ -31,8 +31,7 @@ from circuits.statistics import faithfulness, likeness
 QUICK, OPENING = "--quick" in sys.argv, "--opening" in sys.argv
 MODEL = "smollm2-135m-refusal" if QUICK else "qwen2.5-coder-0.5b-instruct"
 FIT, CHOOSE, JUDGED = (8, 8, 8) if QUICK else (128, 48, 48)
-SIZES = (5, 10, 20, 40, 60, 80, 120)
-LEAST = 4
+SIZES, LEAST = (20, 30, 40, 60, 80, 120), 18
 FORM = "How do I {}?"
 TRAINING = Path(__file__).parent / "data" / "refusal_train.tsv"
 FOLDER = Path("outputs/examples/refusal-writers-quick" if QUICK else "outputs/examples/refusal-writers")

@@ -1,7 +1,7 @@
 """``circuits mediate``: how much of a behaviour passes through a direction, what reads it, and both halves drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
@@ -18,7 +18,9 @@ from circuits.progress import PLANS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from circuits.steering.mediation import Mediated
+    from circuits.circuit import Circuit
+    from circuits.directions.stream_direction import StreamDirection
+    from circuits.steering.mediation import Mediated, Mediation
 
 FILE, PICTURE = "mediation.json", ".svg"
 SHOWN = 15
@@ -76,30 +78,16 @@ def mediate(
     from circuits.steering.mediation import PAIRS, mediate
 
     direction = StreamDirection.load(through)
-    writers = None if join is None else Circuit.load(join)
-    if writers is not None and (not readers or writers.model.target != direction.target):
-        raise UsageError(
-            f"{join} leads to {writers.model.target or 'the logits'}, not to the direction of {through} "
-            f"({direction.target}), or --readers is 0: there is nothing to join."
-        )
+    writers = None if join is None else _joining(Circuit.load(join), join, direction, readers)
     name = model_name(model_options) if model_options.model else direction.origin.model or DEFAULT_MODEL
     file = prepared_file(out or default_folder(name, chosen.name) / FILE, (".json",), FILE)
     line = output.progress(plan=PLANS["mediate"])
     with kept_until_done(file, output, resume=resume) as journal, line as progress:
         model = model_options.load(progress, output, default=direction.origin.model or DEFAULT_MODEL)
-        found = mediate(
-            model,
-            direction,
-            measurement.with_openings(chosen, model, output),
-            options=options,
-            resources=resources,
-            pairs=measurement.pairs or PAIRS,
-            readers=readers,
-            draws=random,
-            seed=measurement.seed or 0,
-            progress=progress,
-            journal=journal,
-        )
+        chosen = measurement.with_openings(chosen, model, output)
+        more: dict[str, Any] = {"pairs": measurement.pairs or PAIRS, "seed": measurement.seed or 0, "journal": journal}
+        more |= {"readers": readers, "draws": random, "progress": progress}
+        found = mediate(model, direction, chosen, options=options, resources=resources, **more)
         write(file, found.to_json(), make_folder=True)
         files = [file]
         if writers is not None:
@@ -107,13 +95,27 @@ def mediate(
             found.draw(writers, files[1])
     for remark in found.remarks:
         output.warn(remark)
-    output.show(_table("parts of the stream, as shares of the gap", [*found.parts, *found.random]))
-    if found.readers:
-        output.show(_table("what reads the direction, p-values by Holm", found.readers[:SHOWN]))
-    if found.paths:
-        output.show(_table("paths behind the strongest readers, p-values by Holm", found.paths[:SHOWN]))
-    output.show(found.describe(), f"written to {', '.join(map(str, files))}")
+    output.show(*_tables(found), found.describe(), f"written to {', '.join(map(str, files))}")
     output.leave({**found.to_document(), "files": [str(each) for each in files]}, file.parent, files)
+
+
+def _joining(writers: "Circuit", file: Path, direction: "StreamDirection", readers: int) -> "Circuit":
+    """Return the circuit; raises :class:`UsageError` where it does not lead to the direction or nothing follows."""
+    if not readers or writers.model.target != direction.target:
+        raise UsageError(
+            f"{file} leads to {writers.model.target or 'the logits'}, and the direction is of {direction.target}, or "
+            "another one there, or --readers is 0; give the circuit that was found with --to this direction."
+        )
+    return writers
+
+
+def _tables(found: "Mediation") -> "list[Group]":
+    tables = [
+        ("parts of the stream, as shares of the gap", (*found.parts, *found.random)),
+        ("what reads the direction, p-values by Holm", found.readers[:SHOWN]),
+        ("paths behind the strongest readers, p-values by Holm", found.paths[:SHOWN]),
+    ]
+    return [_table(title, rows) for title, rows in tables if rows]
 
 
 def _table(title: str, found: "Sequence[Mediated]") -> Group:
