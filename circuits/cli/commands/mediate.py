@@ -1,5 +1,6 @@
 """``circuits mediate``: how much of a behaviour passes through a direction, what reads it, and both halves drawn."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,18 +28,18 @@ SHOWN = 15
 """How many readers and paths the tables show; the file has all."""
 
 
-@command
-def mediate(
-    behaviour: BehaviourArgument,
-    *,
+@dataclass(frozen=True)
+class Exchanged:
+    """What is exchanged, held against, measured behind it and drawn in front of it."""
+
     through: Annotated[
         Path,
         typer.Option(metavar="DIRECTION.safetensors", help="The direction (circuits direction finds one)."),
-    ],
+    ]
     readers: Annotated[
         int, typer.Option(min=0, help="Of so many of the strongest readers paths are measured; 0: no readers.")
-    ] = 10,
-    random: Annotated[int, typer.Option(min=0, help="Random directions that are exchanged by as much.")] = 5,
+    ] = 10
+    random: Annotated[int, typer.Option(min=0, help="Random directions that are exchanged by as much.")] = 5
     join: Annotated[
         Path | None,
         typer.Option(
@@ -46,7 +47,29 @@ def mediate(
             help="Draw what reads the direction behind this circuit that leads to it (circuits discover --to).",
             show_default=False,
         ),
-    ] = None,
+    ] = None
+
+    def writers(self, direction: "StreamDirection") -> "Circuit | None":
+        """Return the circuit to join; raises :class:`UsageError` where it leads elsewhere or nothing follows."""
+        from circuits.circuit import Circuit
+
+        if self.join is None:
+            return None
+        found = Circuit.load(self.join)
+        if not self.readers or found.model.target != direction.target:
+            raise UsageError(
+                f"{self.join} leads to {found.model.target or 'the logits'}, and the direction is of "
+                f"{direction.target}, or another one there, or --readers is 0; give the circuit that was found with "
+                "--to this direction."
+            )
+        return found
+
+
+@command
+def mediate(
+    behaviour: BehaviourArgument,
+    *,
+    exchanged: Exchanged,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -72,13 +95,12 @@ def mediate(
     chosen = measurement.behaviour(behaviour)
     options, resources = measurement.options(chosen), model_options.resources()
 
-    from circuits.circuit import Circuit
     from circuits.directions.stream_direction import StreamDirection
     from circuits.files.atomic import write
     from circuits.steering.mediation import PAIRS, mediate
 
-    direction = StreamDirection.load(through)
-    writers = None if join is None else _joining(Circuit.load(join), join, direction, readers)
+    direction = StreamDirection.load(exchanged.through)
+    writers = exchanged.writers(direction)
     name = model_name(model_options) if model_options.model else direction.origin.model or DEFAULT_MODEL
     file = prepared_file(out or default_folder(name, chosen.name) / FILE, (".json",), FILE)
     line = output.progress(plan=PLANS["mediate"])
@@ -86,7 +108,7 @@ def mediate(
         model = model_options.load(progress, output, default=direction.origin.model or DEFAULT_MODEL)
         chosen = measurement.with_openings(chosen, model, output)
         more: dict[str, Any] = {"pairs": measurement.pairs or PAIRS, "seed": measurement.seed or 0, "journal": journal}
-        more |= {"readers": readers, "draws": random, "progress": progress}
+        more |= {"readers": exchanged.readers, "draws": exchanged.random, "progress": progress}
         found = mediate(model, direction, chosen, options=options, resources=resources, **more)
         write(file, found.to_json(), make_folder=True)
         files = [file]
@@ -97,16 +119,6 @@ def mediate(
         output.warn(remark)
     output.show(*_tables(found), found.describe(), f"written to {', '.join(map(str, files))}")
     output.leave({**found.to_document(), "files": [str(each) for each in files]}, file.parent, files)
-
-
-def _joining(writers: "Circuit", file: Path, direction: "StreamDirection", readers: int) -> "Circuit":
-    """Return the circuit; raises :class:`UsageError` where it does not lead to the direction or nothing follows."""
-    if not readers or writers.model.target != direction.target:
-        raise UsageError(
-            f"{file} leads to {writers.model.target or 'the logits'}, and the direction is of {direction.target}, or "
-            "another one there, or --readers is 0; give the circuit that was found with --to this direction."
-        )
-    return writers
 
 
 def _tables(found: "Mediation") -> "list[Group]":
