@@ -30,12 +30,8 @@ SHOWN = 15
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What is exchanged, held against, measured behind it and drawn in front of it."""
+    """What a direction is held against, what is measured behind it and drawn in front of it."""
 
-    through: Annotated[
-        Path,
-        typer.Option(metavar="DIRECTION.safetensors", help="The direction (circuits direction finds one)."),
-    ]
     readers: Annotated[
         int, typer.Option(min=0, help="Of so many of the strongest readers paths are measured; 0: no readers.")
     ] = 10
@@ -69,6 +65,9 @@ class Exchanged:
 def mediate(
     behaviour: BehaviourArgument,
     *,
+    through: Annotated[
+        Path, typer.Option(metavar="DIRECTION.safetensors", help="The direction (circuits direction finds one).")
+    ],
     exchanged: Exchanged,
     out: Annotated[
         Path | None,
@@ -99,7 +98,7 @@ def mediate(
     from circuits.files.atomic import write
     from circuits.steering.mediation import PAIRS, mediate
 
-    direction = StreamDirection.load(exchanged.through)
+    direction = StreamDirection.load(through)
     writers = exchanged.writers(direction)
     name = model_name(model_options) if model_options.model else direction.origin.model or DEFAULT_MODEL
     file = prepared_file(out or default_folder(name, chosen.name) / FILE, (".json",), FILE)
