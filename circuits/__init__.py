@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from circuits.directions.stream_direction import StreamDirection
     from circuits.directions.target import leading_to
     from circuits.discovery import Discovery, DiscoverySettings, discover
+    from circuits.drawing.pictures import export
     from circuits.drawing.saved import draw_saved
     from circuits.errors import CircuitsError
     from circuits.evaluation import evaluate
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from circuits.openings import choose_openings
     from circuits.patching.measurement import Options, Resources
     from circuits.patching.paths import Path, path_effects
-    from circuits.patching.sites import patch_sites
+    from circuits.patching.site_results import SitePatching
+    from circuits.patching.sites import patch_sites, position_labels
     from circuits.progress_line import show_progress
     from circuits.prompt_reading import pair_requests, read_prompts
     from circuits.pruning import closest, minimal
@@ -107,6 +109,7 @@ _HOMES = {
     "ScorerName": "circuits.vocabulary",
     "SearchSettings": "circuits.steering.search",
     "Site": "circuits.vocabulary",
+    "SitePatching": "circuits.patching.site_results",
     "StreamDirection": "circuits.directions.stream_direction",
     "TokenPair": "circuits.behaviours.behaviour",
     "ablate_circuit": "circuits.ablation.circuit_ablation",
@@ -124,6 +127,7 @@ _HOMES = {
     "each_slot": "circuits.adapters.architecture",
     "evaluate": "circuits.evaluation",
     "evaluate_circuit": "circuits.evaluation.circuit_evaluation",
+    "export": "circuits.drawing.pictures",
     "find_direction": "circuits.steering.search",
     "group_pairs": "circuits.certainty.pair_groups",
     "guide": "circuits.guides",
@@ -140,6 +144,7 @@ _HOMES = {
     "pair_requests": "circuits.prompt_reading",
     "patch_sites": "circuits.patching.sites",
     "path_effects": "circuits.patching.paths",
+    "position_labels": "circuits.patching.sites",
     "read_circuit": "circuits.interchange.foreign",
     "read_prompts": "circuits.prompt_reading",
     "run_again": "circuits.recording.repeating",
@@ -193,6 +198,7 @@ __all__ = [
     "ScorerName",
     "SearchSettings",
     "Site",
+    "SitePatching",
     "StreamDirection",
     "TokenPair",
     "ablate_circuit",
@@ -210,6 +216,7 @@ __all__ = [
     "each_slot",
     "evaluate",
     "evaluate_circuit",
+    "export",
     "find_direction",
     "group_pairs",
     "guide",
@@ -226,6 +233,7 @@ __all__ = [
     "pair_requests",
     "patch_sites",
     "path_effects",
+    "position_labels",
     "read_circuit",
     "read_prompts",
     "run_again",

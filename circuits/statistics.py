@@ -178,7 +178,7 @@ def interval(
 
     Bias-corrected and accelerated (Efron 1987), at a level that makes up for the spread of few rows being too small
     (Hesterberg 2015, arXiv:1411.5279, section 5.3). ``statistic`` takes sums of shape ``(…, column)``. Where it has no
-    spread both ends are its value; of a single row there is none.
+    spread both ends are its value; otherwise there is none of fewer than three rows.
     """
     if len(rows) < 2:
         return (None, None)
@@ -190,6 +190,8 @@ def interval(
     leaving_one_out = statistic(rows.sum(0) - rows)
     if np.ptp(leaving_one_out) <= 1e-12 * np.abs(leaving_one_out).max():
         return (float(leaving_one_out[0]), float(leaving_one_out[0]))
+    if len(rows) == 2:
+        return (None, None)  # at the level that two rows need, BCa's formula is infinite over infinite
     n, tail = len(rows), (1 - confidence) / 2
     tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1)))
     found = stats.bootstrap(

@@ -141,3 +141,9 @@ def test_pairs_that_share_a_prompt_or_are_marked_as_one_cluster_are_one() -> Non
 
     assert clusters_of([pair("a"), pair("b"), pair("a"), pair("c", cluster="b")]).tolist() == [0, 1, 0, 1]
     assert numbered([]).shape == (0,)
+
+
+def test_two_pairs_have_no_interval_unless_they_agree() -> None:
+    """Nor a warning: at the level that two need, the formula is infinite over infinite."""
+    assert interval(np.array([[1.0, 2.0], [2.0, 3.0]]), lambda s: s[..., 0] / s[..., 1]) == (None, None)
+    assert interval(np.array([[1.0, 2.0], [2.0, 4.0]]), lambda s: s[..., 0] / s[..., 1]) == (0.5, 0.5)

@@ -2,17 +2,15 @@
 # pyright: reportUnknownMemberType=false
 """Labelled heatmaps of activation patching: tokens on one axis, layers or heads on the other."""
 
-import io
-import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from circuits.diagrams.markup import one_line
-from circuits.errors import UnknownNameError, UsageError
+from circuits.drawing.figure import chart_bytes, chart_suffix, new_figure, write_title
+from circuits.errors import UsageError
 from circuits.files.atomic import write
 from circuits.scores import Floats
 
@@ -24,7 +22,6 @@ MAX_NUMBERS = 150
 
 _CELL = 0.27
 _NUMBERED_CELL = 0.42
-_METADATA: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 
 
 def heatmap(
@@ -38,47 +35,35 @@ def heatmap(
     row_label: str = "",
     column_label: str = "",
 ) -> None:
-    """Draw a matrix as a labelled heatmap into a ``.svg``, ``.png`` or ``.pdf`` file; the first row is at the bottom.
-
-    Colours diverge from white at 0 (red above, blue below, told apart by colour-blind readers) and cover the largest
-    |value| on both sides. What is not a number is grey. The same values give the same bytes. Raises
-    :class:`UsageError` when labels and values do not match, :class:`UnknownNameError` for another suffix.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in _METADATA:
-        raise UnknownNameError("file format", suffix or str(path), _METADATA)
-    if values.ndim != 2 or values.shape != (len(rows), len(columns)) or 0 in values.shape:
-        raise UsageError(
-            f"a heatmap of {len(rows)} row labels and {len(columns)} column labels needs values of that shape, at "
-            f"least 1 x 1, got {values.shape}."
-        )
-    write(path, _figure_bytes(values, (rows, columns), (row_label, column_label), (title, colour_label), suffix))
+    """Draw :func:`heatmap_bytes` into a ``.svg``, ``.png`` or ``.pdf`` file; errors as there, and of writing."""
+    labels, captions = (row_label, column_label), (title, colour_label)
+    write(path, heatmap_bytes(values, (rows, columns), labels, captions, chart_suffix(path)))
 
 
-def _figure_bytes(
+def heatmap_bytes(
     values: Floats,
     ticks: tuple[Sequence[str], Sequence[str]],
     axes_labels: tuple[str, str],
     captions: tuple[str, str],
     suffix: str,
 ) -> bytes:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Return a matrix as a labelled heatmap, as a file of that suffix holds it; the first row is at the bottom.
 
-    style: Any = {
-        "svg.hashsalt": "circuits",
-        "svg.fonttype": "none",
-        "pdf.fonttype": 42,
-        "font.family": ["DejaVu Sans"],
-        "font.size": 8,
-    }
+    ``ticks`` and ``axes_labels`` are of rows and columns, ``captions`` the title (of one line or more) and what the
+    colours mean. Colours diverge from white at 0 (red above, blue below, told apart by colour-blind readers) and cover
+    the largest |value| on both sides. What is not a number is grey. The same values give the same bytes. Raises
+    :class:`UsageError` when labels and values do not match.
+    """
+    import matplotlib as mpl
+
+    shape = len(ticks[0]), len(ticks[1])
+    if values.ndim != 2 or values.shape != shape or 0 in values.shape:
+        raise UsageError(
+            f"a heatmap of {shape[0]} row labels and {shape[1]} column labels needs values of that shape, at "
+            f"least 1 x 1, got {values.shape}."
+        )
     cell = _NUMBERED_CELL if values.size <= MAX_NUMBERS else _CELL
-    with mpl.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # tokens may be in any script
-        figure = Figure(figsize=(max(2.4, cell * values.shape[1]), max(1.2, cell * values.shape[0])))
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    with new_figure(max(2.4, cell * shape[1]), max(1.2, cell * shape[0])) as (figure, axes):
         largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
         limit = largest or 1.0
         colours = mpl.colormaps["RdBu_r"].with_extremes(bad="#D5D5D5")
@@ -92,9 +77,7 @@ def _figure_bytes(
         bar = figure.colorbar(picture, cax=figure.add_axes((1.0 + gap, 0.0, bar_width, 1.0)))
         bar.set_label(one_line(captions[1]), parse_math=False)
         bar.outline.set_visible(False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], dpi=200, bbox_inches="tight", metadata=_METADATA[suffix])
-    return buffer.getvalue()
+        return chart_bytes(figure, suffix)
 
 
 def _label_axes(
@@ -113,8 +96,7 @@ def _label_axes(
     )
     axes.set_ylabel(one_line(axes_labels[0]), parse_math=False)
     axes.set_xlabel(one_line(axes_labels[1]), parse_math=False)
-    characters = max(24, int(12 * _CELL * len(columns)))
-    axes.set_title("\n".join(textwrap.wrap(one_line(title), characters)), fontsize=9, loc="left", parse_math=False)
+    write_title(axes, title, _CELL * len(columns))
     axes.tick_params(length=0)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)

@@ -63,7 +63,7 @@ class PatchingExperiment:
         require_pairs(tracer.anatomy, pairs, options.metric)
         self.tracer, self.graph, self.options = tracer, graph, options
         self.resources = resources or Resources()
-        self.n_pairs, self._pairs, self._shelf = len(pairs), tuple(pairs), shelf
+        self.n_pairs, self.pairs, self._shelf = len(pairs), tuple(pairs), shelf
         self._kept = shelf_of_pairs(shelf, pairs, options.metric, options.ablation)
         self.prefix_cache = wanted_prefix_cache(tracer, options, self.resources)
         try:
@@ -154,8 +154,8 @@ class PatchingExperiment:
             lambda batch: batch.part(begin, end), kept=lambda batch: len(batch.index) > 0
         )
         fewer.clean, fewer.corrupted = self.clean[begin:end], self.corrupted[begin:end]
-        fewer.n_pairs, fewer._pairs = len(fewer.clean), self._pairs[begin:end]
-        fewer._kept = shelf_of_pairs(self._shelf, fewer._pairs, self.metric, self.options.ablation)
+        fewer.n_pairs, fewer.pairs = len(fewer.clean), self.pairs[begin:end]
+        fewer._kept = shelf_of_pairs(self._shelf, fewer.pairs, self.metric, self.options.ablation)
         return fewer
 
     @property
@@ -168,7 +168,7 @@ class PatchingExperiment:
         """Return the same experiment by another metric of the logits, from the runs that are recorded already."""
         other = copy(self)
         other._taps, other.options = [], replace(self.options, metric=metric)
-        other._kept = shelf_of_pairs(self._shelf, self._pairs, metric, self.options.ablation)
+        other._kept = shelf_of_pairs(self._shelf, self.pairs, metric, self.options.ablation)
         other.batches = self.batches.changed(lambda batch: replace(batch, columns=None), kept=lambda _: True)
         other.clean = self._gather([other._metric(batch, batch.clean.logits) for batch in other.batches])[0]
         other.corrupted = self._gather([other._metric(batch, batch.base.logits) for batch in other.batches])[0]

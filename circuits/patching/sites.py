@@ -5,6 +5,7 @@ one layer and token position, takes its value from the other run; the rest is re
 ``(place, pair)``, and a pass starts at the layer it patches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,13 +14,15 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuits.equality import by_content
+from circuits.behaviours.pairs import TokenPair, clusters_of
+from circuits.behaviours.tokens import Tokenizer, token_texts
 from circuits.errors import PromptError, UsageError
 from circuits.memory.batching import in_batches
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.protocol import Progress, no_progress
 from circuits.patching.recorded_pairs import PairBatch
 from circuits.patching.sequences import AnyExperiment, of_one_token
+from circuits.patching.site_results import ALL, SitePatching
 from circuits.tracing.plan import LayerSite, Plan, Visit, put
 from circuits.tracing.runs import Recorder, Run
 from circuits.tracing.state import in_own_state
@@ -27,92 +30,87 @@ from circuits.vocabulary import Ablation, Direction
 from circuits.vocabulary import Site as PatchSite
 
 
-@by_content
-@dataclass(frozen=True, eq=False)
-class SitePatching:
-    """The metric after patching each place, mean over pairs: ``values[layer, column]``; columns are positions or heads.
+def position_labels(tokenizer: Tokenizer, pairs: Sequence[TokenPair]) -> list[str]:
+    """Return names of token positions: the token that is there in all prompts, else the first pair's, in ``‹…›``.
 
-    ``direction`` denoising puts clean values into the corrupted run, noising corrupted ones into the clean run. With
-    site ``resid`` a layer's row is the stream that enters it. ``restored`` is 0 at the unpatched run and 1 at the run
-    that the values come from.
+    Where clean and corrupted prompts differ the name has both: ``‹John≠Paul›``.
     """
-
-    site: PatchSite
-    direction: Direction
-    columns: tuple[str, ...]
-    values: NDArray[np.float64]
-    clean: float
-    corrupted: float
-
-    @property
-    def restored(self) -> NDArray[np.float64]:
-        """The values as the share of the gap between the two runs that patching closes."""
-        start, end = self.clean, self.corrupted
-        if self.direction is Direction.DENOISING:
-            start, end = end, start
-        return (self.values - start) / (end - start)
+    length = len(pairs[0].clean)
+    labels: list[str] = []
+    for position in range(length):
+        members = [pair for pair in pairs if len(pair.clean) > position]
+        here = {(pair.clean[position], pair.corrupted[position]) for pair in members}
+        texts = token_texts(tokenizer, (pairs[0].clean[position], pairs[0].corrupted[position]))
+        clean, corrupted = (text.strip() or repr(text)[1:-1] for text in texts)
+        if any(one != other for one, other in here):
+            labels.append(f"‹{clean}≠{corrupted}›")
+        else:
+            labels.append(clean if len(here) == 1 else f"‹{clean}›")
+    return labels
 
 
 @in_own_state
 def patch_sites(
     experiment: AnyExperiment,
     site: PatchSite | str,
-    tokens: list[str],
+    tokens: Sequence[str] | None = None,
     *,
-    by_position: bool = True,
     progress: Progress = no_progress,
 ) -> SitePatching:
-    """Patch every layer's activation at every position (or at all positions at once); heads one by one.
+    """Patch every layer's activation: at every position, at all of them at once, or every head by itself.
 
-    ``tokens`` are labels of the positions. Cost: about half a forward pass per layer and column.
+    ``tokens`` are labels of the positions (:func:`position_labels`); without them all positions of a layer are patched
+    at once. Heads are always patched at all positions. Raises :class:`PromptError` for positions of prompts of several
+    lengths, and :class:`UsageError` for a site that the model does not have. Cost: about half a forward pass per layer
+    and column.
     """
     site, experiment = PatchSite.parse(site), of_one_token(experiment, "activation patching")
     if experiment.options.ablation is not Ablation.CORRUPTED:
         raise UsageError(
             "activation patching exchanges values between the clean and the corrupted run; leave --ablation corrupted."
         )
-    if site is PatchSite.MLP and not experiment.graph.shape.mlps:
+    shape = experiment.graph.shape
+    if site is PatchSite.MLP and not shape.mlps:
         raise UsageError("this model has no MLPs to patch; choose the site resid, attn or head.")
-    heads = site is PatchSite.HEAD
-    length = len(tokens)
-    if by_position and not heads and any(batch.clean.length != length for batch in experiment.batches):
+    heads, by_position = site is PatchSite.HEAD, tokens is not None and site is not PatchSite.HEAD
+    if by_position and any(batch.clean.length != len(tokens or ()) for batch in experiment.batches):
         raise PromptError(
             "patching by position needs prompts of one token length; use --by layer, or prompts of equal length."
         )
-    shape = experiment.graph.shape
-    columns = [f"h{head}" for head in range(shape.n_heads)] if heads else tokens if by_position else ["all positions"]
-    values = np.zeros((shape.n_layers, len(columns)))
-    kind = f"patching of {site}, {experiment.options.direction}"
+    columns = [f"h{head}" for head in range(shape.n_heads)] if heads else tokens if by_position and tokens else [ALL]
+    values = np.zeros((shape.n_layers, len(columns), experiment.n_pairs))
+    kind = f"patching of {site} by pair, {experiment.options.direction}"
     for layer in range(shape.n_layers):
         what, make = [layer, by_position, len(columns)], partial(_of_layer, experiment, site, layer, by_position)
         values[layer] = experiment.kept.arrays(kind, what, lambda make=make: {"values": make(len(columns))})["values"]
         progress(layer + 1, shape.n_layers)
-    values /= experiment.n_pairs
     return SitePatching(
         site,
         experiment.options.direction,
+        experiment.metric,
         tuple(columns),
         values,
-        float(experiment.clean.mean()),
-        float(experiment.corrupted.mean()),
+        experiment.clean,
+        experiment.corrupted,
+        clusters_of(experiment.pairs),
     )
 
 
 def _of_layer(
     experiment: PatchingExperiment, site: PatchSite, layer: int, by_position: bool, columns: int
 ) -> NDArray[np.float64]:
-    """Return the metric's sum over pairs after patching each column of a layer."""
-    values = np.zeros(columns)
+    """Return the metric after patching each column of a layer, ``(column, pair)``."""
+    values = np.zeros((columns, experiment.n_pairs))
     for batch in experiment.batches:
         runs = (batch.clean, batch.corrupted)
         noising = experiment.options.direction is Direction.NOISING
         current, other = runs if noising else (runs[1], runs[0])
         patcher = _Patcher(experiment, batch, current, other, site, layer, by_position)
         shared = patcher.shared
-        values[:shared] += experiment.measured(batch, current.logits).sum()
+        values[:shared, batch.index] = experiment.measured(batch, current.logits)
         items, budget = np.arange(shared, columns), experiment.budget(batch)
         for members, found in in_batches(items, patcher.values, budget, rows_per_item=len(batch.index)):
-            values[members] += found
+            values[np.ix_(members, batch.index)] = found
     return values
 
 
@@ -135,7 +133,7 @@ class _Patcher:
         return self.current.length - self.current.ids.shape[1] if columns_are_positions else 0
 
     def values(self, columns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the metric's sum over pairs for each column."""
+        """Return the metric for each column, ``(column, pair)``."""
         count, layer, recorder = len(columns), self.layer, Recorder()
         stream = self.current.stream[layer].repeat(count, 1, 1)
         attention: dict[int, Tensor] = {}
@@ -152,7 +150,7 @@ class _Patcher:
                 visits[layer, LayerSite.Z] = partial(put, self._mixed_heads(columns))
         plan = Plan(start=layer, stream=stream, attention=attention, visits=visits, logits=recorder.keep_logits)
         self.experiment.tracer.run(self.current.ids.repeat(count, 1), plan, prefix=self.current.prefix)
-        return self.experiment.measured(self.batch, recorder.logits).sum(1)
+        return self.experiment.measured(self.batch, recorder.logits)
 
     def _mixed(self, current: Tensor, other: Tensor, columns: NDArray[np.int64]) -> Tensor:
         """Return rows ``(column, pair)`` of the current value with each column's position taken from the other run."""

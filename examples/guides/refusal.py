@@ -26,8 +26,7 @@ found = circuits.discover(model, behaviour, settings)
 experiment = model.experiment(found.prompts.discovery[:16], circuits.Options(direction=circuits.Direction.DENOISING))
 tokens = [""] * len(found.prompts.discovery[0].clean)
 layers = {
-    site: circuits.patch_sites(experiment, site, tokens, by_position=False).restored[:, 0]
-    for site in (circuits.Site.ATTN, circuits.Site.MLP)
+    site: circuits.patch_sites(experiment, site).restored[:, 0] for site in (circuits.Site.ATTN, circuits.Site.MLP)
 }
 rows = [
     [str(layer), *(f"{restored[layer]:.2f}" for restored in layers.values())]

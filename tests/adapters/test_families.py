@@ -208,7 +208,7 @@ def test_a_path_of_one_hop_is_the_exact_score_of_that_edge(family: str) -> None:
 def test_patching_an_activation_equals_corrupting_all_edges_out_of_its_senders(family: str, site: Site) -> None:
     subject = double(family)
     experiment = subject.experiment(direction=Direction.NOISING)
-    found = patch_sites(experiment, site, [f"t{i}" for i in range(len(PAIRS[0].clean))], by_position=False).values
+    found = patch_sites(experiment, site).values
     shape, senders = subject.graph.shape, subject.graph.edge_senders
     for layer in range(shape.n_layers):
         first = 1 + layer * (shape.n_heads + 1)

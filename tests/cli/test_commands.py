@@ -273,6 +273,26 @@ def test_patch_draws_a_heatmap_and_writes_all_values(
     np.testing.assert_allclose(share, document["share"], rtol=1e-6, atol=1e-9)
 
 
+def test_patching_by_layer_draws_bars_with_intervals_and_says_what_is_true_by_construction(
+    tiny_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "attn.svg"
+    common = ("patch", prompts, "--model", tiny_folder, "--pairs", 6, "--by", "layer", "--out", out)
+    document = as_json(*common, "--site", "attn")
+    low, high = np.array(document["share_interval"])[:, 0].T
+    shares = np.array(document["share"])[:, 0]
+    assert ((low < shares) & (shares < high)).all()
+    drawn = " ".join(line for text in re.findall(r"<text[^>]*>([^<]+)", out.read_text()) for line in text.split())
+    for text in ("95 % interval", "mine in", "tiny", "; 6 pairs"):
+        assert text in drawn
+    rows = read_rows(tmp_path / "attn.csv")
+    assert [float(row["share_low"]) for row in rows] == pytest.approx(low, rel=1e-5)
+    by_construction = as_json(*common, "--site", "resid")
+    assert len(by_construction["warnings"]) == len(document["warnings"]) + 1
+    assert "1.00 by construction" in by_construction["warnings"][-1]
+    assert "--by layer,position" in by_construction["warnings"][-1]
+
+
 def test_patching_the_stream_where_the_prompts_differ_restores_everything_at_first(
     tiny_folder: Path, prompts: Path, tmp_path: Path
 ) -> None:

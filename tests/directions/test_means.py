@@ -152,8 +152,7 @@ def test_caps_scales_and_biases_of_the_unembedding_take_no_part(family):
 
 def test_patching_works_on_projections_and_all_of_the_last_stream_restores_all():
     found = experiment("llama", PAIRS[:3])
-    tokens = [str(i) for i in range(7)]
-    shares = patch_sites(found, Site.RESID, tokens, by_position=False).restored
+    shares = patch_sites(found, Site.RESID).restored
     np.testing.assert_allclose(shares[0], [1.0], atol=1e-4)
 
 

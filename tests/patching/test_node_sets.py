@@ -72,8 +72,7 @@ def test_single_heads_and_mlps_equal_patched_sites(subject: Subject, direction: 
     shape = subject.graph.shape
     gap = experiment.clean.mean() - experiment.corrupted.mean()
     for site, columns in ((Site.HEAD, shape.n_heads), (Site.MLP, 1)):
-        tokens = ["t"] * LENGTH
-        restored = patch_sites(experiment, site, tokens, by_position=False).restored
+        restored = patch_sites(experiment, site).restored
         kind = NodeKind.HEAD if site is Site.HEAD else NodeKind.MLP
         sets = [(Node(kind, layer, unit),) for layer in range(shape.n_layers) for unit in range(columns)]
         found = interchange_effects(experiment, sets, direction).mean(1).reshape(shape.n_layers, columns)

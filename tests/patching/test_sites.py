@@ -1,6 +1,8 @@
 """Activation patching against plain hooks, and its end points."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from torch import Tensor
 
 from circuits.errors import PromptError, UsageError
-from circuits.patching.sites import SitePatching, patch_sites
+from circuits.patching.site_results import SitePatching
+from circuits.patching.sites import patch_sites
 from circuits.vocabulary import Ablation, Direction, Metric, Site
 from tests.reference.anatomy import anatomy_of
 from tests.reference.hooks import hooked, last_logits
@@ -83,7 +86,7 @@ def test_the_stream_at_the_last_position_of_the_last_layer_carries_what_no_later
 ) -> None:
     """Patching every position of the last layer's stream gives the other run; its last position alone does not."""
     experiment = subject.experiment(direction=Direction.DENOISING)
-    whole = patch_sites(experiment, Site.RESID, TOKENS, by_position=False)
+    whole = patch_sites(experiment, Site.RESID)
     assert whole.columns == ("all positions",)
     np.testing.assert_allclose(whole.values, experiment.clean.mean(), atol=2e-5)
     np.testing.assert_allclose(whole.restored, 1, atol=2e-5)
@@ -100,12 +103,74 @@ def test_patching_where_both_prompts_agree_changes_nothing(subject: Subject, dir
         assert np.abs(found.restored[:, LENGTH - 1]).max() > 0.01
 
 
+def of_pairs(
+    per_pair: object, clean: object, corrupted: object, *, site: Site = Site.ATTN, columns: tuple[str, ...] = ()
+) -> SitePatching:
+    """Results of a run that is denoised, as they would be measured."""
+    values = np.array(per_pair, dtype=np.float64)
+    names = columns or tuple(f"t{i}" for i in range(values.shape[1]))
+    ends = np.array(clean, dtype=np.float64), np.array(corrupted, dtype=np.float64)
+    metric, clusters = Metric.LOGIT_DIFFERENCE, np.arange(values.shape[2])
+    return SitePatching(site, Direction.DENOISING, metric, names, values, *ends, clusters)
+
+
 def test_restored_is_zero_at_the_unpatched_run_and_one_at_the_other() -> None:
     values = np.array([[2.0, 6.0, 10.0]])
-    noising = SitePatching(Site.RESID, Direction.NOISING, ("a", "b", "c"), values, clean=10.0, corrupted=2.0)
-    denoising = SitePatching(Site.RESID, Direction.DENOISING, ("a", "b", "c"), values, clean=10.0, corrupted=2.0)
+    noising, denoising = (replace(of_pairs(values[..., None], [10.0], [2.0]), direction=each) for each in Direction)
     assert noising.restored.tolist() == [[1, 0.5, 0]]
     assert denoising.restored.tolist() == [[0, 0.5, 1]]
+
+
+def test_every_pair_is_patched_by_itself_and_the_mean_is_over_pairs(subject: Subject) -> None:
+    found = patch_sites(subject.experiment(), Site.ATTN, TOKENS)
+    alone = [patch_sites(subject.experiment((pair,)), Site.ATTN, TOKENS).values for pair in PAIRS]
+    np.testing.assert_allclose(found.per_pair, np.stack(alone, axis=-1), atol=2e-5)
+    assert np.ptp(found.per_pair, axis=-1).max() > 0.1
+
+
+def test_intervals_are_those_of_a_ratio_of_means_and_missing_of_one_pair() -> None:
+    generator = np.random.default_rng(0)
+    clean, corrupted = 4 + generator.normal(size=40), generator.normal(size=40)
+    per_pair = np.stack([corrupted, 0.5 * (clean + corrupted) + generator.normal(size=40)])[None]
+    found = of_pairs(per_pair, clean, corrupted)
+    assert found.intervals[0, 0].tolist() == [0, 0]
+    low, high = found.intervals[0, 1]
+    assert low < found.restored[0, 1] < high
+    expected = 1 / np.sqrt(40) * np.std(per_pair[0, 1] - corrupted - found.restored[0, 1] * (clean - corrupted))
+    assert high - low == pytest.approx(2 * 1.96 * expected / (clean - corrupted).mean(), rel=0.15)
+    doubled = SitePatching(
+        found.site, found.direction, found.metric, found.columns, found.per_pair, clean, corrupted, np.arange(40) // 4
+    )
+    assert np.ptp(doubled.intervals[0, 1]) != pytest.approx(high - low, rel=0.01)
+    assert np.isnan(of_pairs([[[2.0]]], [3.0], [1.0]).intervals).all()
+    assert np.isnan(of_pairs([[[2.0, 3.5]]], [3.0, 5.0], [1.0, 1.0]).intervals).all()
+
+
+def test_all_positions_of_the_stream_say_that_they_restore_everything_by_construction() -> None:
+    by_layer = of_pairs([[[3.0]], [[3.0]]], [3.0], [1.0], site=Site.RESID, columns=("all positions",))
+    assert "1.00 by construction" in by_layer.remark
+    assert "--by layer,position" in by_layer.remark
+    assert "by construction" in by_layer.picture(".svg").decode()
+    assert not of_pairs([[[3.0]]], [3.0], [1.0], columns=("all positions",)).remark
+    assert not of_pairs([[[3.0]]], [3.0], [1.0], site=Site.RESID).remark
+
+
+def texts_of(svg: str) -> str:
+    """All texts of a picture, in a line."""
+    return " ".join(line for text in re.findall(r"<text[^>]*>([^<]+)</text>", svg) for line in text.split("\n"))
+
+
+def test_a_picture_says_what_was_measured_and_shows_itself_in_notebooks() -> None:
+    bars = of_pairs([[[2, 2.4, 3]], [[1, 1.2, 1]]], [3, 3.5, 3.25], [1, 0.5, 0.75], columns=("all positions",))
+    heads = of_pairs([[[2, 2.4, 3], [1, 1.2, 1]]], [3, 3.5, 3.25], [1, 0.5, 0.75], site=Site.HEAD)
+    for found, site in ((bars, "attn"), (heads, "head")):
+        drawn = texts_of(found.picture(".svg", title="mine in small").decode())
+        assert f"mine in small {site} of the clean run put into the corrupted run (denoising) " in drawn
+        assert "logit-difference: clean 3.250, corrupted 0.750 nats; 3 pairs" in drawn
+        assert found._repr_png_().startswith(b"\x89PNG")
+        assert len(repr(found)) < 300
+    assert "95 % interval" in texts_of(bars.picture(".svg").decode())
+    assert repr(bars).count("largest share 0.69 at layer 0")
 
 
 def test_results_do_not_depend_on_the_batch_size(subject: Subject) -> None:
@@ -121,9 +186,9 @@ def test_prompts_of_several_lengths_are_patched_by_layer_and_head_but_not_by_pos
     experiment = subject.experiment(pairs)
     with pytest.raises(PromptError, match="one token length; use --by layer"):
         patch_sites(experiment, Site.RESID, TOKENS)
-    for site, by_position in ((Site.MLP, False), (Site.HEAD, True)):
-        found = patch_sites(experiment, site, TOKENS, by_position=by_position)
-        alone = [patch_sites(subject.experiment((p,)), site, ["t"] * len(p.clean), by_position=False) for p in pairs]
+    for site, tokens in ((Site.MLP, None), (Site.HEAD, TOKENS)):
+        found = patch_sites(experiment, site, tokens)
+        alone = [patch_sites(subject.experiment((p,)), site) for p in pairs]
         np.testing.assert_allclose(found.values, np.mean([one.values for one in alone], axis=0), atol=2e-5)
 
 
