@@ -2,6 +2,7 @@
 # pyright: reportUnknownMemberType=false
 """Bar charts with intervals: one bar for each layer."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from circuits.errors import UsageError
 from circuits.scores import Floats
 
 _BAR = 0.16
-_WIDTHS = (2.8, 9.0)
+_WIDTHS = (3.3, 9.0)
 _HEIGHT = 2.0
 _COLOUR, _LINE = "#3B6FA0", "#222222"
 
@@ -40,8 +41,8 @@ def bars_bytes(
         axes.errorbar(places[sure], values[sure], yerr=lengths, fmt="none", ecolor=_LINE, elinewidth=0.8, capsize=1.5)
         axes.axhline(0, color=_LINE, linewidth=0.6)
         axes.axhline(1, color=_LINE, linewidth=0.5, linestyle=(0, (3, 3)))
-        shown = places[:: max(1, -(-len(ticks) * 2 // int(width / _BAR)) // 2 or 1)]
-        axes.set_xticks(shown, [one_line(ticks[place]) for place in shown], parse_math=False)
+        shown = range(0, len(ticks), math.ceil(_BAR * len(ticks) / width))
+        axes.set_xticks(list(shown), [one_line(ticks[place]) for place in shown], parse_math=False)
         axes.set_xlabel(one_line(axes_labels[0]), parse_math=False)
         axes.set_ylabel(one_line(axes_labels[1]), parse_math=False)
         axes.margins(x=0.01)

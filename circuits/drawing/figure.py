@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _METADATA: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.hashsalt": "circuits",
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
@@ -59,6 +59,6 @@ def chart_bytes(figure: "Figure", suffix: str) -> bytes:
 
 def write_title(axes: "Axes", title: str, width: float) -> None:
     """Write the lines of a title above the axes, each wrapped to so many inches."""
-    characters = max(24, int(12 * width))
+    characters = max(24, int(14 * width))
     lines = [part for line in title.splitlines() for part in textwrap.wrap(one_line(line), characters)]
-    axes.set_title("\n".join(lines), fontsize=9, loc="left", parse_math=False)
+    axes.set_title("\n".join(lines), fontsize=8, loc="left", parse_math=False)

@@ -303,7 +303,7 @@ class PatchingExperiment:
         """Return the same experiment with gradients by other rules; raises :class:`UnsupportedModelError`."""
         other = copy(self)
         other.tracer, other._taps, other._shelf = self.tracer.ruled(rules), [], self._shelf.under(rules=asdict(rules))
-        other._kept = shelf_of_pairs(other._shelf, self._pairs, self.metric, self.options.ablation)
+        other._kept = shelf_of_pairs(other._shelf, self.pairs, self.metric, self.options.ablation)
         return other
 
     @property

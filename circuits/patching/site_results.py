@@ -137,7 +137,7 @@ class SitePatching:
         heading, layers = "\n".join(line for line in lines if line), [str(i) for i in range(len(self.per_pair))]
         if self.by_layer:
             bounds = self.intervals[:, 0]
-            note = ", 95 % interval over pairs" if np.isfinite(bounds).any() else ""
+            note = " (95 % interval)" if np.isfinite(bounds).any() else ""
             label = self.share.partition(" (")[0] + note
             return bars_bytes(self.restored[:, 0], bounds, layers, ("layer", label), heading, suffix)
         ticks = layers, self.columns
