@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
     from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
+    from circuits.cross_fitting import CrossFit, cross_fit
+    from circuits.diagrams.style import DiagramStyle
     from circuits.directions.stream_direction import StreamDirection
     from circuits.directions.target import leading_to
     from circuits.discovery import Discovery, DiscoverySettings, discover
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from circuits.recording.repeating import Repetition, run_again
     from circuits.recording.run_record import RunRecord
     from circuits.report.comparison_files import save_comparison
+    from circuits.report.widget import ReportWidget, explore
     from circuits.results import save_discovery
     from circuits.scores import EdgeScores
     from circuits.scoring import score
@@ -80,7 +83,9 @@ _HOMES = {
     "Citation": "circuits.recording.citing",
     "Comparison": "circuits.comparison",
     "ComputationalGraph": "circuits.graph",
+    "CrossFit": "circuits.cross_fitting",
     "Crossing": "circuits.comparison.comparing",
+    "DiagramStyle": "circuits.diagrams.style",
     "Direction": "circuits.vocabulary",
     "Discovery": "circuits.discovery",
     "DiscoverySettings": "circuits.discovery",
@@ -103,6 +108,7 @@ _HOMES = {
     "Prompts": "circuits.behaviours.survey",
     "PrunerName": "circuits.vocabulary",
     "Repetition": "circuits.recording.repeating",
+    "ReportWidget": "circuits.report.widget",
     "Resources": "circuits.patching.measurement",
     "RunRecord": "circuits.recording.run_record",
     "RunRecorder": "circuits.recording.recorder",
@@ -122,11 +128,13 @@ _HOMES = {
     "closest_nodes": "circuits.pruning.closest_nodes",
     "compare": "circuits.comparison",
     "compare_models": "circuits.comparison.comparing",
+    "cross_fit": "circuits.cross_fitting",
     "discover": "circuits.discovery",
     "draw_saved": "circuits.drawing.saved",
     "each_slot": "circuits.adapters.architecture",
     "evaluate": "circuits.evaluation",
     "evaluate_circuit": "circuits.evaluation.circuit_evaluation",
+    "explore": "circuits.report.widget",
     "export": "circuits.drawing.pictures",
     "find_direction": "circuits.steering.search",
     "group_pairs": "circuits.certainty.pair_groups",
@@ -169,7 +177,9 @@ __all__ = [
     "Citation",
     "Comparison",
     "ComputationalGraph",
+    "CrossFit",
     "Crossing",
+    "DiagramStyle",
     "Direction",
     "Discovery",
     "DiscoverySettings",
@@ -192,6 +202,7 @@ __all__ = [
     "Prompts",
     "PrunerName",
     "Repetition",
+    "ReportWidget",
     "Resources",
     "RunRecord",
     "RunRecorder",
@@ -211,11 +222,13 @@ __all__ = [
     "closest_nodes",
     "compare",
     "compare_models",
+    "cross_fit",
     "discover",
     "draw_saved",
     "each_slot",
     "evaluate",
     "evaluate_circuit",
+    "explore",
     "export",
     "find_direction",
     "group_pairs",

@@ -216,14 +216,16 @@ class Circuit:
         title: str | None = None,
         evidence: "Mapping[Node, str] | None" = None,
         prompts: "Sequence[Example]" = (),
+        **style: "Any",
     ) -> None:
         """Draw the circuit into a file; the suffix (.svg .pdf .png .dot .mmd .html) says as what.
 
-        ``evidence`` is shown on nodes (``head_roles(...).texts()``). See :func:`circuits.drawing.pictures.draw`.
+        ``evidence`` is shown on nodes (``head_roles(...).texts()``), ``style`` are the fields of
+        :class:`circuits.DiagramStyle`. See :func:`circuits.drawing.pictures.draw`.
         """
-        from circuits.drawing.pictures import draw
+        from circuits.drawing.pictures import DiagramStyle, draw
 
-        draw(self, path, title=title, evidence=evidence, prompts=prompts)
+        draw(self, path, title=title, evidence=evidence, prompts=prompts, style=DiagramStyle(**style))
 
     def table(self, *, scores: "EdgeScores | None" = None, top: int | None = None) -> "EdgeTable":
         """Return the edges, strongest first, with all that is known of each; see :mod:`circuits.showing`.

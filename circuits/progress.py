@@ -49,13 +49,13 @@ _RECORDING = PlannedStage("recording", 8, counts=False)
 _DRAWING = PlannedStage("drawing", 3, counts=False)
 _JUDGED = (
     PlannedStage("comparing scores", 18),
-    PlannedStage("resampling", 5, counts=False),
-    PlannedStage("evaluating", 28),
+    PlannedStage("resampling", 11, counts=False),
+    PlannedStage("evaluating", 45),
 )
 _HEADS = PlannedStage("measuring what the heads do", 10)
 _PRUNING = {
-    "minimal": (PlannedStage("proposing edges", 25, counts=False), PlannedStage("pruning", 100, counts=False)),
-    "closest": (PlannedStage("pruning", 300, counts=False),),
+    "minimal": (PlannedStage("proposing edges", 40, counts=False), PlannedStage("pruning", 100, counts=False)),
+    "closest": (PlannedStage("pruning", 100, counts=False),),
     "top": (),
 }
 """Seconds of one search for the circuit of ``ioi`` in the built-in model on a busy machine: their ratios matter."""
@@ -71,7 +71,7 @@ def discovery_plan(
     """
     compared = _JUDGED[2:] if rough else _JUDGED if agreement else _JUDGED[1:]
     pruning = _PRUNING[pruner][: 1 if rough else None]
-    searched = (PlannedStage("recording", 20, counts=False), PlannedStage("scoring", 2), *pruning)
+    searched = (PlannedStage("recording", 16, counts=False), PlannedStage("scoring", 8), *pruning)
     found = (*searched, *compared, *([_HEADS] if heads else []))
     return (_LOADING, *found, _DRAWING) if saved else found
 

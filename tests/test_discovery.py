@@ -378,7 +378,7 @@ def test_the_closest_circuit_is_what_is_looked_for_unless_said_otherwise() -> No
 def test_too_few_pairs_to_choose_by_serve_for_both_and_that_is_said(model: Model, behaviour: Behaviour) -> None:
     few = Behaviour("few", "what the model says", lambda tokenizer: behaviour.pairs(tokenizer)[:14])
     found = discover(model, few, replace(CLOSEST, sample=0))
-    assert found.selection.pairs == found.scores.n == found.prompts.n_discovery == 5
+    assert found.selection.pairs == found.scores.n == found.prompts.n_discovery == 7
     assert any("Until then circuits are chosen by the pairs they fit" in warning for warning in found.warnings)
 
 
@@ -456,3 +456,39 @@ def test_a_usual_search_is_not_rough(found: Discovery) -> None:
     assert not any("rough" in text for text in found.doubts)
     assert found.circuit.search is not None
     assert found.circuit.search.locally_minimal == found.selection.locally_minimal
+
+
+# ---------------------------------------------------------------------------------------------------------- few pairs
+
+
+def test_every_pair_judges_the_circuit_that_was_found_without_it(model: Model, behaviour: Behaviour) -> None:
+    few = replace(behaviour, pairs=lambda tokenizer: behaviour.pairs(tokenizer)[:12])
+    settings = DiscoverySettings.quick(pruner=PrunerName.TOP, size=40, pairs=6, heldout=6, options=Options())
+    prompts = few.prompts(model.tokenizer, discovery=6, heldout=6)
+    assert (prompts.n_discovery, prompts.n_heldout) == (6, 6)
+    crossed = circuits.cross_fit(model, few, settings)
+    first = discover(model, few, settings)
+    np.testing.assert_array_equal(crossed.circuits[0].edges, first.circuit.edges)
+    np.testing.assert_array_equal(
+        circuits.cross_fit(model, few, settings, first=first).circuits[1].edges, crossed.circuits[1].edges
+    )
+    exchanged = few.swapped(model.tokenizer).prompts(model.tokenizer, discovery=6, heldout=6)
+    for here, there in ((exchanged.discovery, prompts.heldout), (exchanged.heldout, prompts.discovery)):
+        assert {pair.clean_text for pair in here} == {pair.clean_text for pair in there}
+    assert not np.array_equal(crossed.circuits[0].edges, crossed.circuits[1].edges)
+    parts: list[list[np.ndarray]] = []
+    for circuit, pairs in zip(crossed.circuits, (prompts.heldout, prompts.discovery), strict=True):
+        experiment = model.experiment(pairs)
+        parts.append([experiment.clean, experiment.corrupted, experiment.circuits([circuit.mask()])[0]])
+    clean, corrupted, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+    expected = 1 - ((values - clean) ** 2).sum() / ((corrupted - clean) ** 2).sum()
+    assert crossed.likeness.n == 12
+    assert crossed.likeness.fidelity.value == pytest.approx(expected, abs=1e-4)
+    assert crossed.faithfulness.value == pytest.approx(
+        (values - corrupted).mean() / (clean - corrupted).mean(), abs=1e-4
+    )
+    shared = len(set(crossed.circuits[0]) & set(crossed.circuits[1]))
+    assert (
+        f"over all 12 pairs, each judged by the circuit found without it (40 and 40 edges, {shared} in both)"
+        in crossed.describe()
+    )

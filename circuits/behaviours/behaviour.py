@@ -10,7 +10,7 @@ from typing import Self
 from circuits.behaviours.lint import inspect_pairs
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.reading.unusable import Unusable, in_order, refusal
-from circuits.behaviours.split import MINIMUM, draw, misplaced, split_pairs
+from circuits.behaviours.split import DISCOVERY, HELDOUT, MINIMUM, draw, misplaced, split_pairs
 from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.behaviours.variants import varied
 from circuits.errors import PromptError, UsageError
@@ -112,6 +112,19 @@ class Behaviour:
             wrong_answers=tuple(wrong_answers) or own.wrong_answers,
         )
         return replace(self, variant=variant)
+
+    def swapped(self, tokenizer: Tokenizer | None) -> Self:
+        """Return the behaviour with its split exchanged: discovery pairs are held out, and held-out ones searched on.
+
+        Errors as :meth:`usable`.
+        """
+        found = self.usable(tokenizer)
+        discovery = {id(pair) for pair in split_pairs(found.token_pairs)[0]}
+        sides = [HELDOUT if id(made) in discovery else DISCOVERY for _, made in found.pairs]
+        pairs = [
+            replace(pair, tags={**pair.tags, "split": side}) for (pair, _), side in zip(found.pairs, sides, strict=True)
+        ]
+        return replace(self, pairs=lambda _: pairs, variant=UNCHANGED, remarks=None, unread=None)
 
     def prompts(
         self, tokenizer: Tokenizer | None, *, discovery: int = 32, heldout: int = 64, seed: int = 0

@@ -17,18 +17,20 @@ DISCOVERY, HELDOUT = "discovery", "heldout"
 DISCOVERY_SHARE = 1 / 3
 MINIMUM = 4
 """The fewest pairs that discovery, or evaluation, is done with."""
+HALVED = 8
+"""Where a third would be fewer prompts than this, half are for discovery, up to so many: of 12 it is 6 and 6."""
 
 
 def split_pairs(pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[TokenPair]]:
     """Divide pairs into discovery and held-out ones that share no clean prompt.
 
     A tag ``split`` decides where there is one (then every pair needs it). Otherwise clean prompts are ordered by a hash
-    of their text and the first third is for discovery.
+    of their text and the first third is for discovery, or of few prompts the first half.
     """
     if _tagged(pairs):
         return _split_by_tag(pairs)
     ordered = sorted({pair.clean_text for pair in pairs}, key=lambda text: hashlib.sha256(text.encode()).digest())
-    n_discovery = max(round(len(ordered) * DISCOVERY_SHARE), min(MINIMUM, len(ordered) // 2))
+    n_discovery = max(round(len(ordered) * DISCOVERY_SHARE), min(HALVED, len(ordered) // 2))
     chosen = frozenset(ordered[:n_discovery])
     discovery = [pair for pair in pairs if pair.clean_text in chosen]
     return discovery, [pair for pair in pairs if pair.clean_text not in chosen]

@@ -67,6 +67,16 @@ class Search:
         ),
     ] = False
 
+    cross_fit: Annotated[
+        bool,
+        typer.Option(
+            "--cross-fit",
+            help="For few pairs: search a second time with discovery and held-out pairs exchanged, so that every pair "
+            "judges the circuit that was found without it.",
+            rich_help_panel="Search",
+        ),
+    ] = False
+
     def check(self) -> None:
         """Raise ``UnknownNameError`` for a scorer or pruner that there is not."""
         ScorerName.parse(self.scorer)

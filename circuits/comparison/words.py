@@ -55,10 +55,9 @@ def in_short(diff: CircuitDiff, matrix: TransferMatrix | None, found: Dissociati
             done = work(matrix.cell(row, column), matrix.cells.get((column, column)))
             parts.append(_IN_SHORT[done].format(row, column))
     if found is not None:
-        text = f"knocked out whole, {_found(found.whole)}"
-        if found.only is not None and found.only.double and not found.whole.double:
-            text += ", but what only one of them has is, doubly"
-        parts.append(text)
+        parts.append(f"knocked out whole, {_found(found.whole)}")
+        if found.only is not None and _found(found.only) != _found(found.whole):
+            parts.append(f"by what only one of them has, {_found(found.only)}")
     return f"In short: {'; '.join(parts)}."
 
 

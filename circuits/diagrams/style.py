@@ -5,11 +5,25 @@ from dataclasses import dataclass, field
 
 from circuits.errors import UsageError
 from circuits.graph import Node
+from circuits.settings import Choice, settle
 
 NARROWEST, WIDEST = 20.0, 1000.0
 """Millimetres."""
 _TALLEST = 230.0
 """Millimetres of a page that a figure may take."""
+
+
+class Level(Choice):
+    """What one arrow of a diagram stands for: an edge, or all edges between two nodes or two layers' parts."""
+
+    EDGE = "edge"
+    NODE = "node"
+    LAYER = "layer"
+
+    @classmethod
+    def kind(cls) -> str:
+        """Return what the members are called in messages."""
+        return "level of a diagram"
 
 
 @dataclass(frozen=True)
@@ -21,13 +35,16 @@ class DiagramStyle:
             high. None: as large as it comes.
         legend: Whether there is a legend below it.
         roles: What stands below the names of nodes.
+        level: What one arrow stands for.
     """
 
     width: float | None = None
     legend: bool = True
     roles: Mapping[Node, str] = field(default_factory=dict[Node, str])
+    level: Level = Level.EDGE
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.width is not None and not NARROWEST <= self.width <= WIDEST:
             raise UsageError(
                 f"a figure is {NARROWEST:g} to {WIDEST:g} mm wide, got {self.width:g}; a column has about 84."

@@ -61,7 +61,7 @@ def circuit_dot(
     ]
     heading = title if title is not None else f"{circuit.behaviour.name} in {circuit.model.id}"
     doubts = circuit.search.doubts if circuit.search else ()
-    facts = [*_facts(circuit), *omitted(len(drawn), len(circuit)), *doubts]
+    facts = [*circuit_facts(circuit), *omitted(len(drawn), len(circuit)), *doubts]
     keys, more = circuit_keys(drawn), circuit_notes(drawn)
     below = "" if page or not style.legend else legend(heading, facts, keys, more, letters=style.letters)
     return layered_dot(drawn, lines, below, notes=notes, style=style)
@@ -96,7 +96,8 @@ def _tooltip(circuit: Circuit, i: int) -> str:
     return text
 
 
-def _facts(circuit: Circuit) -> list[str]:
+def circuit_facts(circuit: Circuit) -> list[str]:
+    """Return in lines how large a circuit is, and what it was judged to be."""
     size = f"{len(circuit):,} of {circuit.graph.n_edges:,} edges, {count_nodes(circuit)}"
     evaluation = circuit.evaluation
     if evaluation is None:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 from circuits.circuit import Circuit
 from circuits.comparison import CircuitDiff
-from circuits.diagrams.style import PLAIN, DiagramStyle
+from circuits.diagrams.style import PLAIN, DiagramStyle, Level
 from circuits.drawing.difference import difference_dot
 from circuits.drawing.dot import circuit_dot
 from circuits.drawing.mermaid import circuit_mermaid
 from circuits.drawing.render import ImageFormat, image
-from circuits.errors import UnknownNameError
+from circuits.drawing.summary import summary_dot
+from circuits.errors import UnknownNameError, UsageError
 from circuits.files.atomic import write
 from circuits.graph import Node
 from circuits.interchange.formats import circuit_csv, circuit_graphml, circuit_mib_json, circuit_pt, mib_folder
+from circuits.interchange.neuronpedia import neuronpedia_graph
 from circuits.records import Example
 from circuits.scores import EdgeScores, Floats
 from circuits.showing import circuit_table
@@ -50,9 +52,14 @@ def draw(
 
     ``evidence`` on heads goes into tooltips and the report; ``prompts`` and the ``intervals`` of the edges' scores into
     the report. ``style`` is of diagrams alone. Raises :class:`UnknownNameError` for another suffix,
-    :class:`RenderError` when Graphviz is missing, and :class:`OutputError` when the place cannot be written to.
+    :class:`UsageError` for a summary as text or report, :class:`RenderError` when Graphviz is missing, and
+    :class:`OutputError` when the place cannot be written to.
     """
-    write(path, DRAWINGS[_suffix(path, DRAWINGS)](Drawing(circuit, title, evidence or {}, prompts, intervals, style)))
+    suffix = _suffix(path, DRAWINGS)
+    if style.level is not Level.EDGE and suffix not in DIFFERENCE_SUFFIXES:
+        known = " ".join(DIFFERENCE_SUFFIXES)
+        raise UsageError(f"{suffix} files show every edge; summaries by {style.level} are drawn as {known}.")
+    write(path, DRAWINGS[suffix](Drawing(circuit, title, evidence or {}, prompts, intervals, style)))
 
 
 def svg(circuit: Circuit) -> str:
@@ -67,18 +74,21 @@ def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = 
     write(path, dot if suffix == ".dot" else image(dot, ImageFormat(suffix[1:])))
 
 
-def export(circuit: Circuit, path: str | Path, *, scores: EdgeScores | None = None) -> Path:
+def export(
+    circuit: Circuit, path: str | Path, *, scores: EdgeScores | None = None, prompts: Sequence[Example] = ()
+) -> Path:
     """Write a circuit for other tools or a paper; return the file.
 
     The suffix says as what: ``.graphml``, ``.csv``, a table as ``.tex`` (LaTeX, booktabs) or ``.md`` (Markdown) with
     standard deviations and intervals from the ``scores``, ``.mib.json`` or ``.mib.pt``. The last two, which EAP-IG and
-    MIB read, hold all ``scores`` where they are given. A path that ends in ``.mib`` is
-    made the folder that MIB evaluates. Errors as :func:`draw`, and :class:`UsageError` for scores that are missing.
+    MIB read, hold all ``scores`` where they are given. ``.neuronpedia.json`` is an attribution graph, which shows the
+    first of the ``prompts``. A path that ends in ``.mib`` is made the folder that MIB evaluates. Errors as
+    :func:`draw`, and :class:`UsageError` for scores that are missing.
     """
     suffix = _suffix(path, EXPORT_SUFFIXES)
     if suffix == FOLDER:
         return mib_folder(circuit, scores, Path(path))
-    write(path, EXPORTS[suffix](circuit, scores))
+    write(path, neuronpedia_graph(circuit, prompts) if suffix == GRAPH else EXPORTS[suffix](circuit, scores))
     return Path(path)
 
 
@@ -87,16 +97,29 @@ def _picture(kind: ImageFormat) -> Writer:
 
 
 def _dot(drawing: Drawing) -> str:
+    if drawing.style.level is not Level.EDGE:
+        return summary_dot(drawing.circuit, title=drawing.title, style=drawing.style)
     return circuit_dot(drawing.circuit, title=drawing.title, notes=drawing.evidence, style=drawing.style)
 
 
-def _report(drawing: Drawing) -> str:
+def report_of(
+    circuit: Circuit,
+    *,
+    title: str | None = None,
+    evidence: Mapping[Node, str] | None = None,
+    prompts: Sequence[Example] = (),
+    intervals: Floats | None = None,
+) -> str:
+    """Return the report of a circuit as the text of a page; what it shows, and errors, as :func:`draw`."""
     from circuits.report.report import report_html
 
-    svg = image(circuit_dot(drawing.circuit, page=True), ImageFormat.SVG).decode("utf-8")
-    return report_html(
+    svg = image(circuit_dot(circuit, page=True), ImageFormat.SVG).decode("utf-8")
+    return report_html(circuit, svg, title=title, evidence=evidence or {}, prompts=prompts, intervals=intervals)
+
+
+def _report(drawing: Drawing) -> str:
+    return report_of(
         drawing.circuit,
-        svg,
         title=drawing.title,
         evidence=drawing.evidence,
         prompts=drawing.prompts,
@@ -129,5 +152,5 @@ EXPORTS: dict[str, Callable[[Circuit, EdgeScores | None], bytes | str]] = {
     ".mib.json": circuit_mib_json,
     ".mib.pt": circuit_pt,
 }
-FOLDER = ".mib"
-EXPORT_SUFFIXES = (*EXPORTS, FOLDER)
+GRAPH, FOLDER = ".neuronpedia.json", ".mib"
+EXPORT_SUFFIXES = (*EXPORTS, GRAPH, FOLDER)

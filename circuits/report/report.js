@@ -225,17 +225,18 @@ function focusRow(row) {
 
 function filterRows() {
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  let count = 0;
+  const listed = [];
   for (const edge of edges) {
     const text = `${edge.name} ${edge.row.cells[1].textContent}`.toLowerCase();
     const wanted = edge.shown && (!state.chosen || edge.on) && words.every((word) => text.includes(word));
     edge.row.hidden = !wanted;
-    count += wanted;
+    if (wanted) listed.push(edge.name);
   }
   if (!document.querySelector('#edges tr[tabindex="0"]:not([hidden])')) {
     makeCurrentRow(document.querySelector("#edges tbody tr:not([hidden])"));
   }
-  byId("rows").textContent = `${count.toLocaleString("en")} of ${edges.length.toLocaleString("en")}`;
+  byId("rows").textContent = `${listed.length.toLocaleString("en")} of ${edges.length.toLocaleString("en")}`;
+  if (parent !== window) parent.postMessage({ node: state.chosen, edges: listed }, "*"); // a notebook's widget
 }
 
 function sortBy(column) {

@@ -188,11 +188,11 @@ def test_an_unknown_format_names_the_known_ones(write):
         load_behaviour(write("pairs.jsonx", "{}"))
 
 
-def test_a_prompt_file_is_named_after_the_file_and_split_in_a_third_and_the_rest(write, tokenizer):
+def test_a_prompt_file_is_named_after_the_file_and_a_short_one_is_halved(write, tokenizer):
     behaviour = load_behaviour(write("names.jsonl", lines(records(10))))
     prompts = behaviour.prompts(tokenizer)
     assert (behaviour.name, prompts.behaviour) == ("names", "names")
-    assert (prompts.n_discovery, prompts.n_heldout) == (4, 6)
+    assert (prompts.n_discovery, prompts.n_heldout) == (5, 5)
     assert {pair.clean_text for pair in prompts.discovery + prompts.heldout} == {row["clean"] for row in records(10)}
 
 

@@ -10,7 +10,7 @@ from circuits.cli.verifying import Verifying
 from circuits.discovery import DiscoverySettings
 from circuits.patching.measurement import Options, Resources
 from circuits.vocabulary import PrunerName
-from tests.cli.conftest import as_json
+from tests.cli.conftest import as_json, done
 
 
 def settings(search: dict[str, Any], pairs: int | None = None) -> DiscoverySettings:
@@ -39,3 +39,16 @@ def test_a_quick_discovery_warns_that_it_is_rough(tiny_folder: Path, prompts: Pa
     assert RunRecord.load(tmp_path).settings["quick"] is True
     for file in ("report.html", "circuit.dot"):
         assert "rough first answer" in (tmp_path / file).read_text()
+
+
+def test_few_pairs_are_cross_fitted_on_demand_and_that_is_offered(
+    prompts: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(prompts.read_text().splitlines(keepends=True)[:12]))
+    common = ("discover", few, "--model", tiny_folder, "--quick", "--pruner", "top", "--size", 40, "--pairs", 6)
+    assert "--cross-fit judges the search by all of them" in done(*common, "--out", tmp_path / "once").stderr
+    document = as_json(*common, "--out", tmp_path / "twice", "--cross-fit")
+    assert document["circuit"]["behaviour"]["n_heldout"] == 6
+    assert document["cross_fit"]["likeness"]["n"] == 12
+    assert all(30 < len(edges) <= 40 for edges in document["cross_fit"]["edges"])

@@ -8,7 +8,7 @@ import pytest
 
 from circuits.comparison import Column, Dissociation, compare
 from circuits.comparison.crossing import dissociation, shared_by, transfer_matrix, without
-from circuits.comparison.words import dissociation_sentences, transfer_sentences
+from circuits.comparison.words import dissociation_sentences, in_short, transfer_sentences
 from tests.example_circuits import circuit_of
 
 N = 40
@@ -145,6 +145,17 @@ def test_a_dissociation_in_one_direction_is_called_so_in_short_and_in_full() -> 
     first, rest = words_of([column(name, shares) for name, shares in zip("ab", lost, strict=True)])
     assert "they are dissociated in one direction only" in first
     assert "this is a dissociation in one direction, and no double dissociation" in rest
+
+
+def test_in_short_tells_the_whole_circuits_and_what_only_one_has_apart_where_these_differ() -> None:
+    """As "not dissociated" above, and "a dissociation in one direction" of something else below, they contradicted."""
+    neither = dissociated({"a": 0.9, "b": 0.9}, {"a": 0.9, "b": 0.9})
+    one = dissociated({"a": 0.9, "b": 0.8}, {"a": 0.1, "b": 0.8})
+    diff = compare(*(circuit_of({f"input->m{i}": 1.0}, name=name) for i, name in enumerate("ab"))).pairs[0]
+    first = in_short(diff, None, replace(neither, only=one.whole))
+    assert "knocked out whole, they are not dissociated; " in first
+    assert "by what only one of them has, they are dissociated in one direction only" in first
+    assert "by what only" not in in_short(diff, None, replace(neither, only=neither.whole))
 
 
 @pytest.mark.parametrize(("n", "draws"), [(4, 1), (4, 10), (40, 1), (40, 4)])

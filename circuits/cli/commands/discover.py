@@ -28,10 +28,12 @@ from circuits.cli.tables import (
 from circuits.cli.verifying import Verifying
 from circuits.errors import RenderError
 from circuits.progress import discovery_plan
+from circuits.statistics import FEW
 from circuits.vocabulary import Direction, ScorerName
 
 if TYPE_CHECKING:
     from circuits.behaviours.behaviour import Behaviour
+    from circuits.cross_fitting import CrossFit
     from circuits.discovery import Discovery, DiscoverySettings
     from circuits.results import DiscoveryFiles
 
@@ -68,14 +70,23 @@ def discover(
     settings = search.settings(measurement, verifying, options, resources)
     folder = prepared_folder(out or default_folder(model_name(model_options), chosen.name))
     session = Session(model_options, settings.resources, measurement, output, folder)
-    found, drawn = _found(folder, session, chosen, settings, resume=resume, heads=heads)
-    _report(found, drawn, output)
+    exchanged = search.cross_fit
+    found, drawn, crossed = _found(folder, session, chosen, settings, resume=resume, heads=heads, exchanged=exchanged)
+    _report(found, drawn, crossed, output)
 
 
 def _found(
-    folder: Path, session: Session, behaviour: "Behaviour", settings: "DiscoverySettings", *, resume: bool, heads: bool
-) -> "tuple[Discovery, DiscoveryFiles]":
+    folder: Path,
+    session: Session,
+    behaviour: "Behaviour",
+    settings: "DiscoverySettings",
+    *,
+    resume: bool,
+    heads: bool,
+    exchanged: bool,
+) -> "tuple[Discovery, DiscoveryFiles, CrossFit | None]":
     """Run the discovery, with journal and log in its folder, and write and draw the circuit."""
+    from circuits.cross_fitting import cross_fit
     from circuits.directions.stream_direction import StreamDirection
     from circuits.discovery import discover as find
     from circuits.discovery import prompts_for
@@ -86,6 +97,12 @@ def _found(
     heads = heads and not settings.rough and session.measurement.to is None
     agreed = bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED)
     plan = discovery_plan(settings.pruner, agreement=agreed, heads=heads, rough=settings.rough)
+    if exchanged:
+        plan = (
+            *plan[:-1],
+            *discovery_plan(settings.pruner, agreement=agreed, heads=False, saved=False, rough=settings.rough),
+            plan[-1],
+        )
     before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
@@ -109,11 +126,14 @@ def _found(
         if session.measurement.to is not None:
             StreamDirection.load(session.measurement.to).save(folder / DIRECTION)
         found = leave_evidence(found, folder, model, heads=heads, settings=settings, progress=progress, journal=journal)
+        crossed = None
+        if exchanged:
+            crossed = cross_fit(model, behaviour, settings, first=found, progress=progress, journal=journal)
         if log.problem:
             found = replace(found, warnings=(*found.warnings, log.problem))
         for warning in found.warnings:
             log.warning(warning)
-        return found, draw_discovery(found, folder, progress=progress)
+        return found, draw_discovery(found, folder, progress=progress), crossed
 
 
 def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resumed: bool, problem: str) -> list[str]:
@@ -130,14 +150,21 @@ def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resume
     return []
 
 
-def _report(found: "Discovery", drawn: "DiscoveryFiles", output: Output) -> None:
+def _report(found: "Discovery", drawn: "DiscoveryFiles", crossed: "CrossFit | None", output: Output) -> None:
     """Print what was found; raises :class:`RenderError` at the end if something could not be drawn."""
     folder = drawn.folder
     files = [*drawn.files, JOURNAL, "run.log"]
     for warning in (*found.warnings, *found.doubts):
         output.warn(warning)
-    output.show(*_tables(found), "", f"The diagram, a report, scores, a log and a record of this run are in {folder}/")
+    if crossed is None and found.circuit.behaviour.n_heldout < FEW:
+        output.say("pairs are few: --cross-fit judges the search by all of them, not by the held-out ones alone.")
+    tables = _tables(found)
+    if crossed is not None:
+        tables.append(f"Cross-fitted: {crossed.describe()}.")
+    output.show(*tables, "", f"The diagram, a report, scores, a log and a record of this run are in {folder}/")
     document = _document(found, {name: str(folder / name) for name in sorted(files)})
+    if crossed is not None:
+        document["cross_fit"] = crossed.document()
     output.leave(document, folder, [folder / name for name in drawn.files])
     if drawn.undrawn:
         raise RenderError(f"{drawn.undrawn} The circuit itself is in {folder / CIRCUIT}.")

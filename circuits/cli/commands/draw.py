@@ -13,11 +13,12 @@ from circuits.cli.command import OutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file, prepared_folder
 from circuits.cli.session import circuit_behaviour_name, imported
+from circuits.diagrams.style import Level
 from circuits.drawing.pictures import DRAWINGS, EXPORT_SUFFIXES, FOLDER
 from circuits.drawing.pictures import export as export_circuit
 from circuits.drawing.saved import draw_saved
 from circuits.errors import UsageError
-from circuits.interchange.sidecars import PROMPTS, scores_beside
+from circuits.interchange.sidecars import PROMPTS, beside, scores_beside
 from circuits.patching.protocol import StageProgress
 from circuits.settings import Choice
 
@@ -59,6 +60,12 @@ def draw(
     labels: Annotated[
         str, typer.Option(metavar="|".join(Labels), help="What stands in nodes; roles are those of heads.json.")
     ] = Labels.NAMES,
+    level: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(Level), help="What an arrow is: an edge, or all edges between two nodes or two layers."
+        ),
+    ] = Level.EDGE,
     legend: Annotated[bool, typer.Option("--legend/--no-legend", help="What colours and lines mean.")] = True,
     width: Annotated[
         float | None,
@@ -72,11 +79,20 @@ def draw(
     """
     output = output_options.output()
     file = prepared_file(out, DRAWINGS, "circuit.svg")
-    roles = Labels.parse(labels) is Labels.ROLES
+    roles, chosen = Labels.parse(labels) is Labels.ROLES, Level.parse(level)
     with output.progress() as progress:
         judge = partial(_judged, file=circuit, output=output, progress=progress) if measure else None
         found, remarks = draw_saved(
-            circuit, file, title=title, top=top, core=core, roles=roles, legend=legend, width=width, judge=judge
+            circuit,
+            file,
+            title=title,
+            top=top,
+            core=core,
+            roles=roles,
+            legend=legend,
+            width=width,
+            level=chosen,
+            judge=judge,
         )
     for remark in remarks:
         output.warn(remark)
@@ -107,17 +123,18 @@ def export(
     *,
     output_options: OutputOptions,
 ) -> None:
-    """Write a circuit for other tools or a paper: GraphML, CSV, LaTeX, Markdown, and the formats of EAP-IG and MIB.
+    """Write a circuit for other tools or a paper: GraphML, CSV, LaTeX, Markdown, EAP-IG and MIB, Neuronpedia.
 
     Tables (.tex, .md) have all that is known of each edge, with the scores that discover left beside the circuit.
     .mib.json and .mib.pt hold the scores of all edges where discover left them beside the circuit; .mib is a folder
-    that MIB evaluates.
+    that MIB evaluates. .neuronpedia.json is an attribution graph with the first prompt of the prompts.json beside the
+    circuit.
     """
     output = output_options.output()
     read = imported(circuit, output)
     found, scores = read.circuit, read.scores or scores_beside(read.circuit, circuit)
     place = prepared_folder(out) if out.name.lower().endswith(FOLDER) else prepared_file(out, EXPORT_SUFFIXES)
-    file = export_circuit(found, place, scores=scores)
+    file = export_circuit(found, place, scores=scores, prompts=beside(circuit, found).prompts)
     scored = 0 if scores is None or ".mib" not in out.name.lower() else len(scores.scored)
     output.show(f"{len(found)} edges{f', and the scores of {scored:,},' * bool(scored)} written to {file}")
     output.finish({"edges": len(found), "scored": scored, "file": str(file)})
