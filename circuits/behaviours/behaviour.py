@@ -124,7 +124,11 @@ class Behaviour:
         pairs = [
             replace(pair, tags={**pair.tags, "split": side}) for (pair, _), side in zip(found.pairs, sides, strict=True)
         ]
-        return replace(self, pairs=lambda _: pairs, variant=UNCHANGED, remarks=None, unread=None)
+
+        def exchanged(_: Tokenizer) -> Sequence[Pair]:
+            return pairs
+
+        return replace(self, pairs=exchanged, variant=UNCHANGED, remarks=None, unread=None)
 
     def prompts(
         self, tokenizer: Tokenizer | None, *, discovery: int = 32, heldout: int = 64, seed: int = 0
