@@ -100,6 +100,8 @@ FENCED = {
     "nnsight": "circuits.tracing.tracer",
     "graphviz": "circuits.drawing.render",
     "pygraphviz": "circuits.drawing.render",
+    "ray": "circuits.campaigns.ray_workers",
+    "submitit": "circuits.campaigns.slurm_workers",
 }
 TENSORS = "circuits.interchange.tensors"
 """The one module that reads and makes files of tensors as torch saves them, with ``weights_only=True``."""
@@ -307,6 +309,8 @@ def loaded_by(statement: str, watched: tuple[str, ...]) -> list[str]:
         ),
         (fenced_packages_stay_in_their_module, "circuits.cli", "def f():\n    from graphviz import Source", "render"),
         (fenced_packages_stay_in_their_module, "circuits.drawing.dot", "import pygraphviz.agraph", "render"),
+        (fenced_packages_stay_in_their_module, "circuits.cli.working", "import ray", "ray_workers"),
+        (fenced_packages_stay_in_their_module, "circuits.campaigns.jobs", "import submitit", "slurm_workers"),
         (
             light_units_do_without_torch,
             "circuits.behaviours.built_in.ioi",

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from circuits.errors import UsageError
 from circuits.settings import settle
 
 DIED = "Died"
@@ -219,9 +218,3 @@ def _work(worker: Worker, waiting: "queue.SimpleQueue[Job]", ended: "queue.Simpl
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def require_one_kind(ray: str | None, slurm: str | None) -> None:
-    """Raise :class:`UsageError` where two clusters are asked for at once."""
-    if ray is not None and slurm is not None:
-        raise UsageError("jobs run either on Ray or under Slurm; give one of --ray and --slurm.")

@@ -47,8 +47,9 @@ def sweep(
     from circuits.campaigns.outcome import FILES
     from circuits.campaigns.running import run_campaign
 
-    chosen, workers = Campaign.load(campaign), working.asked()
+    chosen = Campaign.load(campaign)
     folder = prepared_folder(out or Path("outputs", campaign.stem))
+    workers = working.on(folder)
     try:
         with output.progress() as progress:
             found = run_campaign(chosen, folder, workers=workers, retries=retries, progress=progress)
