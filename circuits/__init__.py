@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from circuits.results import save_discovery
     from circuits.scores import EdgeScores
     from circuits.scoring import score
+    from circuits.scoring.scorers import score_shared
     from circuits.steering.ablated_weights import write_ablated_weights
     from circuits.steering.effects import measure_direction
     from circuits.steering.mediation import mediate
@@ -160,6 +161,7 @@ _HOMES = {
     "save_comparison": "circuits.report.comparison_files",
     "save_discovery": "circuits.results",
     "score": "circuits.scoring",
+    "score_shared": "circuits.scoring.scorers",
     "show_progress": "circuits.progress_line",
     "write_ablated_weights": "circuits.steering.ablated_weights",
 }
@@ -254,6 +256,7 @@ __all__ = [
     "save_comparison",
     "save_discovery",
     "score",
+    "score_shared",
     "show_progress",
     "write_ablated_weights",
 ]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import circuits
-from circuits.passes.exact import _groups
+from circuits.passes.exact import receiver_groups
 from tests.tiny import tiny_llama
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
@@ -115,7 +115,7 @@ def test_the_stages_of_a_discovery_make_up_its_time(run_quickly: Run, smol: Path
 
 def test_the_order_of_the_sampled_sweep_is_the_order_of_the_sweep(load: Any) -> None:
     graph = circuits.load_model(tiny_llama().eval()).graph
-    swept = np.concatenate([group.edges for group in _groups(graph, np.arange(graph.n_edges))])
+    swept = np.concatenate([group.edges for group in receiver_groups(graph, np.arange(graph.n_edges))])
     np.testing.assert_array_equal(load("core_operations").sweep_order(graph), swept)
 
 

@@ -99,6 +99,7 @@ PROMISED = [
     "save_comparison",
     "save_discovery",
     "score",
+    "score_shared",
     "show_progress",
     "write_ablated_weights",
 ]

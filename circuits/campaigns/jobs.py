@@ -30,12 +30,16 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 @dataclass(frozen=True)
 class Job:
-    """A command: what is typed after ``circuits``, its name, where its messages go, and the file that it locks."""
+    """A command: what is typed after ``circuits``, its name, where its messages go, and the file that it locks.
+
+    ``directory`` is where it is typed.
+    """
 
     name: str
     arguments: tuple[str, ...]
     log: Path
     lock: Path
+    directory: Path = field(default_factory=Path.cwd)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class WorkerProcess:
         if process is None or process.stdin is None or process.stdout is None:
             return None
         told = {"arguments": job.arguments, "log": str(job.log.absolute()), "lock": str(job.lock.absolute())}
+        told["directory"] = str(job.directory)
         line = ""
         with suppress(BrokenPipeError, ValueError):  # the process has died, or the pipe was closed by :meth:`stop`
             process.stdin.write(json.dumps(told) + "\n")

@@ -35,6 +35,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         while (job := jobs.get()) is not None:
+            with suppress(OSError):  # a node that does not have it; paths are absolute then, or the command says so
+                os.chdir(job["directory"])
             code, kind, message = run(job["arguments"], Path(job["log"]), Path(job["lock"]))
             answers.write(json.dumps({"code": code, "kind": kind, "message": message}) + "\n")
             answers.flush()

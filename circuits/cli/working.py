@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from circuits.cli.output import Output
 from circuits.errors import UsageError
+from circuits.patching.protocol import StageProgress
 
 if TYPE_CHECKING:
     from circuits.campaigns.jobs import Workers
@@ -62,3 +65,40 @@ class Working:
             place = folder / "slurm"
             return SlurmWorkers(place, self.workers, self.slurm, self.threads or 1, self.gpus, self.hours)
         return Processes(self.workers, self.threads)
+
+
+@dataclass(frozen=True)
+class Sharing(Working):
+    """Which processes share the edges of a sweep, and where they meet."""
+
+    share: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which processes meet that share the edges of --scorer exact: any number of them, on any "
+            "machines that see it. With --workers they are started here.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = None
+
+    def meeting(self, file: Path) -> Path | None:
+        """Return where processes meet that make a file of scores; None where there is but one."""
+        return self.share or (file.with_name(f"{file.name}.shards") if self.several else None)
+
+    def share_out(self, file: Path, output: Output, progress: StageProgress, *, resume: bool) -> None:
+        """Let the workers that are asked for, if any, do their parts; what they leave is left to this process."""
+        folder = self.meeting(file)
+        if not self.several or folder is None:
+            return
+        from circuits.campaigns.sharing import share_out
+
+        if self.share is None and not resume:
+            rmtree(folder, ignore_errors=True)
+        for failed in share_out(output.recorder.arguments, folder, self.on(folder), progress=progress):
+            output.warn(f"{failed.job.name} failed, and others do its part: {failed.message}")
+
+    def end(self, file: Path) -> None:
+        """Remove where processes met, once the scores are written; a folder that was given stays."""
+        folder = self.meeting(file)
+        if folder is not None and self.share is None:
+            rmtree(folder, ignore_errors=True)

@@ -295,14 +295,12 @@ class Shelf:
         if self.journal is None:
             return dict(make())
         item = _digest_of("", what)
-        found = _arrays(self.get(kind, item))
+        found = arrays_in(self.get(kind, item))
         if found is not None:
             return found
         found = dict(make())
         if self.due or not interim:
-            buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **found)
-            self.put(kind, item, buffer.getvalue())
+            self.put(kind, item, bytes_of(found))
         return found
 
     def document(self, kind: str, what: Any, make: Callable[[], Any]) -> Any:
@@ -321,7 +319,15 @@ NOWHERE = Shelf(None, b"")
 """Keeps nothing."""
 
 
-def _arrays(kept: bytes | None) -> Arrays | None:
+def bytes_of(arrays: Arrays) -> bytes:
+    """Return arrays as the bytes of an ``.npz`` file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def arrays_in(kept: bytes | None) -> Arrays | None:
+    """Return the arrays that :func:`bytes_of` made bytes of; None where there are none, or they are damaged."""
     if kept is None:
         return None
     try:

@@ -28,7 +28,7 @@ Batch = tuple[EdgeIndices, Logits | None]
 
 
 @dataclass(frozen=True)
-class _Group:
+class ReceiverGroup:
     """Edges into one layer through one kind of receiver."""
 
     layer: int
@@ -73,11 +73,11 @@ def logits_by_change(
     silent = np.isin(graph.edge_senders[edges], np.flatnonzero(~patcher.differs))
     if silent.any():
         yield edges[silent], None
-    for group in _groups(graph, edges[~silent]):
+    for group in receiver_groups(graph, edges[~silent]):
         yield from in_batches(group.edges, partial(patcher.logits, group), budget, rows_per_item=len(current.ids))
 
 
-def _groups(graph: ComputationalGraph, edges: EdgeIndices) -> Iterator[_Group]:
+def receiver_groups(graph: ComputationalGraph, edges: EdgeIndices) -> Iterator[ReceiverGroup]:
     """Sort edges by the layer and slot of their receiver, and within these by sender, so that batches share senders."""
     keyed: dict[tuple[int, int], list[int]] = {}
     slots: list[Slot | None] = [*Slot, None]
@@ -87,7 +87,7 @@ def _groups(graph: ComputationalGraph, edges: EdgeIndices) -> Iterator[_Group]:
         keyed.setdefault((layer, slots.index(receiver.slot)), []).append(int(edge))
     for (layer, slot), members in sorted(keyed.items()):
         array = np.array(members, dtype=np.int64)
-        yield _Group(layer, slots[slot], array[np.argsort(graph.edge_senders[array], kind="stable")])
+        yield ReceiverGroup(layer, slots[slot], array[np.argsort(graph.edge_senders[array], kind="stable")])
 
 
 class _Patcher:
@@ -100,7 +100,7 @@ class _Patcher:
         self.last = graph.shape.n_layers - 1
         self.differs = _differing_senders(graph, change)
 
-    def logits(self, group: _Group, edges: EdgeIndices) -> Logits:
+    def logits(self, group: ReceiverGroup, edges: EdgeIndices) -> Logits:
         """Return the logits of a batch of edges of one group."""
         if group.layer == self.graph.shape.n_layers:
             return self._into_logits(edges)

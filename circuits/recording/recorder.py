@@ -50,7 +50,7 @@ class RunRecorder:
         settings: Mapping[str, Any] | None = None,
         inputs: Iterable[Path] = (),
     ) -> None:
-        self._command, self._arguments, self._settings = command, tuple(arguments), dict(settings or {})
+        self._command, self.arguments, self._settings = command, tuple(arguments), dict(settings or {})
         self._date, self._begun = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         self._inputs = tuple(dated(path) for path in inputs if exists(path, file=True))
         self._models: dict[str, UsedModel] = {}
@@ -88,7 +88,7 @@ class RunRecorder:
         self._end_stage()
         return RunRecord(
             command=self._command,
-            arguments=self._arguments,
+            arguments=self.arguments,
             directory=str(Path.cwd()),
             date=self._date,
             settings=self._settings,

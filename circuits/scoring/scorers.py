@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from circuits.errors import UsageError
 from circuits.graph import Edges
 from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.scores import EdgeScores
+from circuits.scoring.shards import shared_effects
 from circuits.scoring.verified import TopK, verify
 from circuits.settings import settle
 from circuits.vocabulary import ScorerName
@@ -31,6 +33,7 @@ class Settings:
     progress: Progress = no_progress
     freeze_norms: bool = False
     freeze_patterns: bool = False
+    share: Path | None = None
 
     def __post_init__(self) -> None:
         settle(self, least={"seed": 0})
@@ -59,13 +62,33 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
             f"the scorer {name} takes no gradients, so norms and patterns cannot be frozen in them. Use --scorer "
             "eap-ig, or leave --freeze-norms and --freeze-patterns out."
         )
+    if settings.share is not None and name is not ScorerName.EXACT:
+        raise UsageError(
+            f"processes share the edges of the scorer exact, and {name} is not shared. Leave out --workers and --share."
+        )
     return _SCORERS[name](experiment, settings)
+
+
+def score_shared(experiment: Experiment, folder: str | Path, *, edges: Edges | None = None) -> EdgeScores:
+    """Score edges exactly, together with other processes that do the same in the same folder; each gets all scores.
+
+    Args:
+        experiment: What is measured, made with a journal: by that it is known what belongs together.
+        folder: Where processes meet and leave what they measured; all must see it, under a path of their own.
+        edges: Which edges; default: all.
+
+    The scores are those of ``score(experiment, "exact")`` (:mod:`circuits.scoring.shards`, also for errors).
+    """
+    return score(experiment, ScorerName.EXACT, Settings(edges=edges, share=Path(folder)))
 
 
 def _exact(experiment: Experiment, settings: Settings) -> EdgeScores:
     graph = experiment.graph
     edges = np.arange(graph.n_edges) if settings.edges is None else np.unique(graph.indices(settings.edges))
-    effects = experiment.edge_effects(edges, progress=settings.progress)
+    if settings.share is not None:
+        effects = shared_effects(experiment, edges, settings.share, progress=settings.progress)
+    else:
+        effects = experiment.edge_effects(edges, progress=settings.progress)
     values, sd = np.full(graph.n_edges, np.nan), np.full(graph.n_edges, np.nan)
     values[edges] = effects.mean(axis=1)
     if experiment.n_pairs > 1:

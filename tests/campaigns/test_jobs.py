@@ -43,7 +43,8 @@ def test_a_killed_worker_costs_its_job_only_and_is_started_again(tmp_path: Path)
 
 
 def test_a_worker_stops_when_what_started_it_is_killed(tmp_path: Path) -> None:
-    told = json.dumps({"arguments": ["guide", "--json"], "log": f"{tmp_path}/log", "lock": f"{tmp_path}/lock"})
+    places = {"log": f"{tmp_path}/log", "lock": f"{tmp_path}/lock", "directory": f"{tmp_path}"}
+    told = json.dumps({"arguments": ["guide", "--json"]} | places)
     worker = subprocess.Popen(
         [sys.executable, "-m", "circuits.campaigns.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

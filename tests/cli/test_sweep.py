@@ -1,10 +1,13 @@
-"""``circuits sweep`` runs a campaign in processes of its own; the exit code says whether all came through."""
+"""Many processes: a campaign runs in processes of its own, a sweep is shared; exit codes say what came through."""
 
 import json
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from circuits.campaigns.jobs import Ended, Job
+from circuits.campaigns.sharing import share_out
 from circuits.circuit import Circuit
-from tests.cli.conftest import invoke
+from tests.cli.conftest import done, invoke
 
 
 def test_a_campaign_runs_in_processes_and_failures_are_in_the_exit_code(
@@ -34,3 +37,41 @@ def test_a_wrong_campaign_is_wrong_usage(tmp_path: Path) -> None:
     ended = invoke("sweep", tmp_path / "grid.toml", "--out", tmp_path / "out")
     assert ended.exit_code == 2
     assert "a campaign needs at least one of its behaviours" in ended.stderr
+
+
+def test_processes_share_an_exact_sweep_and_the_scores_are_those_of_one(
+    tiny_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    common = ["score", prompts, "--model", tiny_folder, "--scorer", "exact", "--pairs", 4, "--quiet"]
+    done(*common, "--out", tmp_path / "one.csv")
+    meeting = tmp_path / "meeting"
+    done(*common, "--out", tmp_path / "two.csv", "--workers", 2, "--threads", 1, "--share", meeting)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    for number in (0, 1):  # each worker did its part and ended with all scores
+        assert (meeting / f"worker-{number}" / "scores.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert list(meeting.glob("*.npz"))
+
+
+def test_only_an_exact_sweep_is_shared(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    ended = invoke("score", prompts, "--model", tiny_folder, "--workers", 2, "--out", tmp_path / "scores.csv")
+    assert ended.exit_code == 2
+    assert "processes share the edges of the scorer exact, and eap-ig is not shared" in ended.stderr
+
+
+def test_what_says_where_workers_are_is_not_typed_for_the_workers(tmp_path: Path) -> None:
+    seen: list[Job] = []
+
+    class Nobody:
+        count = 2
+
+        def run(self, jobs: Sequence[Job]) -> Generator[Ended]:
+            seen.extend(jobs)
+            yield from (Ended(job, 1, "Died", "it died.") for job in jobs)
+
+    typed = ["score", "--ray", "auto", "--slurm=gpu", "--pairs", "4", "--workers", "8", "--", "ioi"]
+    assert [each.job.name for each in share_out(typed, tmp_path, Nobody())] == ["worker-0", "worker-1"]
+    assert seen[0].arguments == (
+        *("score", "--pairs", "4", "--workers", "8", "--share", f"{tmp_path}", "--workers", "1"),
+        *("--out", f"{tmp_path}/worker-0/scores.csv", "--record", f"{tmp_path}/worker-0/run.json"),
+        *("--resume", "--json", "--quiet", "--", "ioi"),
+    )

@@ -15,6 +15,7 @@ from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import Recorded, Session, model_name, recorded
 from circuits.cli.tables import STRONGEST, facts, table
 from circuits.cli.verifying import Verifying
+from circuits.cli.working import Sharing
 from circuits.errors import MissingFileError, UsageError
 from circuits.files.documents import exists
 from circuits.graph import EdgeIndices
@@ -51,6 +52,7 @@ def score(
         Path | None, typer.Option("--out", "-o", help="A .csv or .parquet file.", rich_help_panel="Output")
     ] = None,
     resume: ResumeOption = False,
+    sharing: Sharing,
     verifying: Verifying,
     measurement: Measurement,
     model_options: ModelOptions,
@@ -71,6 +73,8 @@ def score(
 
     seed = measurement.seed or 0
     with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["score"]) as progress:
+        if name is ScorerName.EXACT:
+            sharing.share_out(file, output, progress, resume=resume)
         session = Session(model_options, resources, measurement, output, file.parent)
         begun = recorded(session, chosen, options, progress, journal=journal)
         if model_options.memory != "auto":
@@ -84,9 +88,11 @@ def score(
             progress=of_stage(progress, f"scoring ({name})"),
             freeze_norms=freeze_norms,
             freeze_patterns=freeze_patterns,
+            share=sharing.meeting(file),
         )
         scores = score_edges(begun.experiment, name, told)
         write_scores(scores, file, make_folder=True)
+        sharing.end(file)
     _report(begun, scores, file, output)
 
 
