@@ -197,3 +197,15 @@ def test_multiples_are_of_the_passes_among_which_something_ran(load: Any, monkey
 )
 def test_operators_are_counted_in_their_group(load: Any, operator: str, group: str) -> None:
     assert load("where_time_goes").group_of(operator) == group
+
+
+def test_gpu_holds_families_against_the_cpu_and_says_what_was_not_run(run_quickly: Run) -> None:
+    """Its CPU part: without a GPU, float32 against itself is equal to the last bit, bfloat16 is not."""
+    printed, found = run_quickly("gpu")
+    assert "EAP in 8 billion weights: needs a GPU" in found["skipped"] or found["device"] == "cuda"
+    assert "against float32 on the CPU" in printed
+    for name, scores in found["equality"].items():
+        for each in scores.values():
+            assert each["largest_change"] < (0.2 if "bfloat16" in name else 1e-3)
+    assert found["equality"]["gpt2, bfloat16"]["exact"]["largest_change"] > 0
+    assert found["times"]["full sweep"]["edges"] > 50

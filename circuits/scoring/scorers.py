@@ -23,7 +23,8 @@ class Settings:
     """What scorers can be told: edges to score (None: all), steps of eap-ig, a seed, what to verify, progress.
 
     ``freeze_norms`` takes the scales of norms as constants where gradients are taken, ``freeze_patterns`` the attention
-    patterns (then edges into queries and keys have a score of 0).
+    patterns (then edges into queries and keys have a score of 0). ``share`` is the folder in which processes meet that
+    share the edges of the scorer exact.
     """
 
     edges: Edges | None = None

@@ -80,16 +80,8 @@ def score(
         if model_options.memory != "auto":
             output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)
-        told = Settings(
-            edges=indices,
-            steps=steps,
-            seed=seed,
-            top=searched,
-            progress=of_stage(progress, f"scoring ({name})"),
-            freeze_norms=freeze_norms,
-            freeze_patterns=freeze_patterns,
-            share=sharing.meeting(file),
-        )
+        step, meeting = of_stage(progress, f"scoring ({name})"), sharing.meeting(file)
+        told = Settings(indices, steps, seed, searched, step, freeze_norms, freeze_patterns, meeting)
         scores = score_edges(begun.experiment, name, told)
         write_scores(scores, file, make_folder=True)
         sharing.end(file)
