@@ -1,4 +1,4 @@
-"""The script that kills workers and drivers of campaigns: here a few kills only; 100 are ``python -m tests.killing_many``."""
+"""The script that kills campaigns: here a few kills only; 100 are ``python -m tests.killing_many``."""
 
 import json
 import subprocess
