@@ -128,11 +128,14 @@ class CircuitDiff:
         """Return in sentences what the numbers do and do not support."""
         return "\n".join(self.sentences())
 
-    def draw(self, path: str | Path, *, title: str | None = None) -> None:
-        """Draw both circuits into one diagram; the suffix (.svg .pdf .png .dot) says as what."""
-        from circuits.drawing.pictures import draw_difference
+    def draw(self, path: str | Path, *, title: str | None = None, **style: Any) -> None:
+        """Draw both circuits into one diagram; the suffix (.svg .pdf .png .dot) says as what.
 
-        draw_difference(self, path, title=title)
+        ``style`` are fields of :class:`circuits.DiagramStyle`, such as the ``width`` in millimetres.
+        """
+        from circuits.drawing.pictures import DiagramStyle, draw_difference
+
+        draw_difference(self, path, title=title, style=DiagramStyle(**style))
 
     def _scores_in_words(self) -> list[str]:
         scores, flips = self.scores, len(self.sign_flips)

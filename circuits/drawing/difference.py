@@ -9,6 +9,7 @@ from circuits.diagrams.layout import Line, layered_dot
 from circuits.diagrams.legend import Key, legend
 from circuits.diagrams.markup import number, short_number
 from circuits.diagrams.palette import GREY, INK, MEMBER_COLOURS
+from circuits.diagrams.style import PLAIN, DiagramStyle
 from circuits.drawing.dot import ON_PAGE, SIGN, line_style, node_keys
 from circuits.graph import Edge, EdgeIndices, Node, NodeKind
 from circuits.scores import Floats
@@ -23,14 +24,16 @@ _GROUPS = {
 }
 
 
-def difference_dot(diff: CircuitDiff, *, title: str | None = None, page: bool = False) -> str:
+def difference_dot(
+    diff: CircuitDiff, *, title: str | None = None, page: bool = False, style: DiagramStyle = PLAIN
+) -> str:
     """Return the DOT text of two circuits drawn into one diagram, in the layout of :func:`circuit_dot`.
 
     Hue says which circuit an edge belongs to, the arrow its slot; tooltips hold the score in each circuit. Of each
     group (only A, only B, both) the 40 strongest edges are drawn, so that a large circuit does not hide the other; the
     legend says what is left out. Widths are relative to each circuit's own largest |score|, because scores of different
     behaviours have no common scale; measured effects of one behaviour have. For a ``page`` the 2,000 strongest edges of
-    all are drawn, without legend, as :func:`circuit_dot` does.
+    all are drawn, without legend, as :func:`circuit_dot` does. ``style`` says how large it is; it has no summaries.
     """
     scores, sizes = _scores(diff), _sizes(diff)
     keep = _strongest(sizes, ON_PAGE) if page else _strongest_of_each(diff, sizes)
@@ -41,8 +44,9 @@ def difference_dot(diff: CircuitDiff, *, title: str | None = None, page: bool = 
     ]
     heading = title if title is not None else f"A: {diff.names[0]} and B: {diff.names[1]}"
     facts = [*_difference_facts(diff), *_left_out(diff, keep)]
-    table = "" if page else legend(heading, facts, difference_keys(diff), difference_notes(diff))
-    return layered_dot(drawn, lines, table, borders=_borders(diff))
+    keys, more = difference_keys(diff), difference_notes(diff)
+    table = "" if page or not style.legend else legend(heading, facts, keys, more, letters=style.letters)
+    return layered_dot(drawn, lines, table, borders=_borders(diff), style=style)
 
 
 def common_scale(diff: CircuitDiff) -> bool:

@@ -67,10 +67,17 @@ def svg(circuit: Circuit) -> str:
     return image(circuit_dot(circuit), ImageFormat.SVG).decode("utf-8")
 
 
-def draw_difference(diff: CircuitDiff, path: str | Path, *, title: str | None = None) -> None:
-    """Draw two circuits into one diagram, as ``.svg``, ``.pdf``, ``.png`` or ``.dot``; errors as :func:`draw`."""
+def draw_difference(
+    diff: CircuitDiff, path: str | Path, *, title: str | None = None, style: DiagramStyle = PLAIN
+) -> None:
+    """Draw two circuits into one diagram, as ``.svg``, ``.pdf``, ``.png`` or ``.dot``; errors as :func:`draw`.
+
+    Raises :class:`UsageError` for a style with summaries, of which there are none of two circuits.
+    """
     suffix = _suffix(path, DIFFERENCE_SUFFIXES)
-    dot = difference_dot(diff, title=title)
+    if style.level is not Level.EDGE:
+        raise UsageError(f"two circuits are compared edge by edge; leave out the level '{style.level}'.")
+    dot = difference_dot(diff, title=title, style=style)
     write(path, dot if suffix == ".dot" else image(dot, ImageFormat(suffix[1:])))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from circuits.comparison import difference
 from circuits.drawing.pictures import DIFFERENCE_SUFFIXES, DRAWINGS, EXPORTS, draw, draw_difference, export
-from circuits.errors import OutputError, UnknownNameError
+from circuits.errors import OutputError, UnknownNameError, UsageError
 from circuits.files.atomic import write
 from tests.example_circuits import random_circuit
 
@@ -137,3 +137,15 @@ def test_drawing_needs_neither_torch_nor_matplotlib() -> None:
     loaded = set(run(code).split())
     assert "circuits.drawing.dot" in loaded
     assert not loaded & {"torch", "nnsight", "transformers", "matplotlib", "pandas", "scipy", "pygraphviz", "jinja2"}
+
+
+def test_two_circuits_are_drawn_at_a_width_but_not_summed_up(tmp_path: Path) -> None:
+    diff = difference(random_circuit(30, seed=1, name="a"), random_circuit(30, seed=2, name="b"))
+    diff.draw(tmp_path / "x.dot", width=84)
+    text = (tmp_path / "x.dot").read_text()
+    assert 'size="3.307,' in text
+    assert 'POINT-SIZE="17.6"' in text
+    diff.draw(tmp_path / "x.dot", width=84, legend=False)
+    assert "labelloc" not in (tmp_path / "x.dot").read_text()
+    with pytest.raises(UsageError, match="compared edge by edge; leave out the level 'node'"):
+        diff.draw(tmp_path / "x.dot", level="node")
