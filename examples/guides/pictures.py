@@ -1,4 +1,4 @@
-"""Draw the pictures of the README and the guides: the diagram of `ioi`, and two reports in a real browser.
+"""Draw the pictures of the README and the guides: diagrams of `ioi`, its layers, and two reports in a real browser.
 
     python -m examples.guides.pictures
 
@@ -43,6 +43,11 @@ if __name__ == "__main__":
     ioi, compared = FOUND / "ioi" / "circuit.json", FOUND / "comparing"
     circuits("draw", ioi, "-o", PICTURES / "ioi.svg")
     circuits("heads", ioi, "--pairs", 16)
+    column = ("--top", 80, "--labels", "roles", "--width", 84)
+    circuits("draw", ioi, *column, "-o", PICTURES / "exercise_circuit.svg")
+    layers = PICTURES / "exercise_layers.svg"
+    circuits("patch", "ioi", "--site", "attn", "--by", "layer", "-o", layers, "--record", FOUND / "layers.json")
+    layers.with_suffix(".csv").unlink()
     circuits("draw", ioi, "-o", ioi.with_name("report.html"))
     circuits("compare", compared / "ioi.json", compared / "pronoun.json", "--no-transfer", "--out", compared / "two")
     with browser() as window:
