@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from circuits.campaigns.running import run_campaign
     from circuits.certainty.node_tests import NodeTests, interchange_nodes
     from circuits.certainty.pair_groups import PairGroups, group_pairs
+    from circuits.certainty.scorer_comparison import ScorerComparison, compare_scorers
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
     from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
@@ -113,6 +114,7 @@ _HOMES = {
     "Resources": "circuits.patching.measurement",
     "RunRecord": "circuits.recording.run_record",
     "RunRecorder": "circuits.recording.recorder",
+    "ScorerComparison": "circuits.certainty.scorer_comparison",
     "ScorerName": "circuits.vocabulary",
     "SearchSettings": "circuits.steering.search",
     "Site": "circuits.vocabulary",
@@ -129,6 +131,7 @@ _HOMES = {
     "closest_nodes": "circuits.pruning.closest_nodes",
     "compare": "circuits.comparison",
     "compare_models": "circuits.comparison.comparing",
+    "compare_scorers": "circuits.certainty.scorer_comparison",
     "cross_fit": "circuits.cross_fitting",
     "discover": "circuits.discovery",
     "draw_saved": "circuits.drawing.saved",
@@ -208,6 +211,7 @@ __all__ = [
     "Resources",
     "RunRecord",
     "RunRecorder",
+    "ScorerComparison",
     "ScorerName",
     "SearchSettings",
     "Site",
@@ -224,6 +228,7 @@ __all__ = [
     "closest_nodes",
     "compare",
     "compare_models",
+    "compare_scorers",
     "cross_fit",
     "discover",
     "draw_saved",

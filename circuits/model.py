@@ -25,12 +25,13 @@ from circuits.models.weights import LoadedWeights, attention_of
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.keeping import shelf_of_pairs
 from circuits.patching.measurement import Options, Resources
+from circuits.patching.recorded_pairs import resampled
 from circuits.patching.sequences import AnyExperiment, SequenceExperiment, rows_of
 from circuits.records import ModelInfo
 from circuits.settings import require_kind
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer
-from circuits.vocabulary import Metric
+from circuits.vocabulary import Ablation, Metric
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,15 @@ class Model:
             resources: What measuring may use: memory, rows per pass, the prefix cache, checkpointing.
             reference: Of the metric ``projection``, the pairs that its direction is taken from
                 (``behaviour.prompts(...).reference``); never those it is judged on. Not needed where the model's
-                circuits lead to a direction (:func:`circuits.leading_to`).
+                circuits lead to a direction (:func:`circuits.leading_to`). Of mean ablations, those whose corrupted
+                prompts the means are taken over.
             journal: Keeps what is measured, and gives back what an earlier run has measured of the same.
 
         Cost: two forward passes of the pairs; of answers of several tokens, of all their rows; of ``projection``, one
-        of both sides of the reference pairs too. Raises :class:`UsageError` for a projection without reference
-        pairs, and for another metric where circuits lead to a direction; ``PromptError`` for pairs that cannot be
-        measured.
+        of both sides of the reference pairs too, and of mean ablations, one of their corrupted side. Raises
+        :class:`UsageError` for a projection or a mean without reference pairs, for a pair to resample that is the only
+        one of its length, and for another metric where circuits lead to a direction; ``PromptError`` for pairs that
+        cannot be measured.
         """
         options = options or Options()
         if self.info.target is not None and options.metric is not Metric.PROJECTION:
@@ -100,8 +103,13 @@ class Model:
         if self._finds_direction(options):
             tracer = tracer.reading(direction_of(tracer, reference)[None])
 
+        if options.ablation is Ablation.RESAMPLE:
+            pairs = resampled(pairs)
+
         def measured(rows: Sequence[TokenPair]) -> PatchingExperiment:
-            return PatchingExperiment(tracer, self.graph, rows, options, resources=resources, shelf=shelf)
+            return PatchingExperiment(
+                tracer, self.graph, rows, options, resources=resources, reference=reference, shelf=shelf
+            )
 
         return SequenceExperiment(pairs, measured) if options.metric.whole_answers else measured(pairs)
 
@@ -109,13 +117,15 @@ class Model:
         self, pairs: Sequence[TokenPair], options: Options, *, reference: Sequence[TokenPair], journal: Journal
     ) -> Shelf:
         """Return where the journal keeps what :meth:`experiment` with the same arguments measures."""
+        pairs = resampled(pairs) if options.ablation is Ablation.RESAMPLE else pairs
         if options.metric.whole_answers:
             pairs = [row for pair in pairs for row in rows_of(pair)]
         return shelf_of_pairs(self._shelf(options, reference, journal), pairs, options.metric, options.ablation)
 
     def _shelf(self, options: Options, reference: Sequence[TokenPair], journal: Journal | None) -> Shelf:
         shelf = self.shelf(journal)
-        return shelf.under(reference=digest_of(reference)) if self._finds_direction(options) else shelf
+        known = self._finds_direction(options) or options.ablation.by_means
+        return shelf.under(reference=digest_of(reference)) if known else shelf
 
     def _finds_direction(self, options: Options) -> bool:
         """Whether the direction that is read is found in reference pairs, not given by where circuits lead."""

@@ -86,6 +86,10 @@ PLANS: dict[str, Plan] = {
     "direction": (_LOADING, _RECORDING, PlannedStage("ablating and adding", 60)),
     "groups": (_LOADING, _RECORDING, PlannedStage("slopes", 60)),
     "mediate": (_LOADING, _RECORDING, PlannedStage("exchanging parts", 5), PlannedStage("measuring readers", 60)),
+    "scorers": (
+        *(_LOADING, _RECORDING, PlannedStage("scoring", 60), PlannedStage("measuring edges", 30)),
+        PlannedStage("measuring circuits", 60),
+    ),
     "interchange": (_LOADING, _RECORDING, PlannedStage("exchanging nodes", 60)),
 }
 """The plans of other commands; a command without one, whose stages depend on what it is given, shows stages alone."""

@@ -79,7 +79,24 @@ class Ablation(Choice):
     """What replaces the value of a sender on a corrupted edge."""
 
     CORRUPTED = "corrupted"
+    """Its value in the pair's corrupted prompt."""
+    RESAMPLE = "resample"
+    """Its value in the corrupted prompt of another pair of the same length, drawn once for each pair."""
+    MEAN = "mean"
+    """Its mean over all tokens of the corrupted prompts of reference pairs."""
+    MEAN_BY_POSITION = "mean-by-position"
+    """The same for each position, counted from the beginning of the prompt."""
     ZERO = "zero"
+
+    @property
+    def by_runs(self) -> bool:
+        """Whether the values of all senders are from one run of the model."""
+        return self in (Ablation.CORRUPTED, Ablation.RESAMPLE)
+
+    @property
+    def by_means(self) -> bool:
+        """Whether reference pairs are needed."""
+        return self in (Ablation.MEAN, Ablation.MEAN_BY_POSITION)
 
 
 class Universe(Choice):

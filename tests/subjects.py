@@ -19,13 +19,15 @@ from circuits.metrics import AnswerTokens, measure
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options, Resources
 from circuits.tracing.tracer import Tracer
-from circuits.vocabulary import Metric
+from circuits.vocabulary import Ablation, Metric
 from tests.reference.gradients import in_float64
 from tests.tiny import FAMILIES, VOCABULARY, tiny_tokenizer
 
 Floats = NDArray[np.float64]
 Masks = list[NDArray[np.bool_]]
 TOKENIZER = tiny_tokenizer()
+ABLATIONS = [ablation for ablation in Ablation if ablation is not Ablation.RESAMPLE]
+"""Those of an experiment; to resample is to measure other pairs."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class Subject:
         return build_graph(self.tracer.anatomy.shape)
 
     def experiment(self, pairs: Sequence[TokenPair] | None = None, **settings: object) -> PatchingExperiment:
+        """Set up an experiment; means are taken over the pairs themselves."""
         options, resources = sorted_settings(settings)
         pairs = PAIRS if pairs is None else pairs
-        return PatchingExperiment(self.tracer, self.graph, pairs, options, resources=resources)
+        reference = pairs if options.ablation.by_means else ()
+        return PatchingExperiment(self.tracer, self.graph, pairs, options, resources=resources, reference=reference)
 
     def logits(self, ids: Tensor) -> Tensor:
         """The model's own next-token logits, not through the tracer."""

@@ -10,7 +10,7 @@ from typing import Self
 from circuits.behaviours.lint import inspect_pairs
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.reading.unusable import Unusable, in_order, refusal
-from circuits.behaviours.split import DISCOVERY, HELDOUT, MINIMUM, draw, misplaced, split_pairs
+from circuits.behaviours.split import DISCOVERY, HELDOUT, MINIMUM, draw, misplaced, split_pairs, undrawn
 from circuits.behaviours.tokens import Message, Tokenizer
 from circuits.behaviours.variants import varied
 from circuits.errors import PromptError, UsageError
@@ -19,7 +19,7 @@ from circuits.settings import settle
 from circuits.vocabulary import Metric
 
 REFERENCE = 64
-"""How many pairs a direction is taken from."""
+"""How many pairs a direction, or a mean, is taken from at most."""
 
 __all__ = ["Behaviour", "Message", "Pair", "PromptSet", "TokenPair", "Tokenizer"]
 
@@ -29,8 +29,9 @@ class PromptSet:
     """The pairs of a behaviour that one model is measured on; no clean prompt is in both parts.
 
     ``digest`` is a SHA-256 over all tokens and answers of both parts, in order; ``variant`` says what is not as the
-    behaviour has it by itself. ``reference`` pairs, of the metric ``projection`` only, are what its direction is taken
-    from: discovery pairs, and the same ones however many are drawn. ``remarks`` say what of a file was read in another
+    behaviour has it by itself. ``reference`` pairs are discovery pairs by which nothing is judged: by the metric
+    ``projection`` those that its direction is taken from, the same ones however many are drawn; by others those that
+    means are taken over, none of which was drawn. ``remarks`` say what of a file was read in another
     way than it is written, ``unusable`` which rows or pairs were left out, and why.
     """
 
@@ -148,7 +149,7 @@ class Behaviour:
                 f"{self.name} has {len(drawn[0])} discovery and {len(drawn[1])} held-out pairs with this tokenizer; "
                 f"at least {MINIMUM} of each, with different clean prompts, are needed: add pairs, or another model."
             )
-        return self._prompt_set(tokenizer, found, (drawn[0], drawn[1]), parts[0])
+        return self._prompt_set(tokenizer, found, (drawn[0], drawn[1]), parts[0], seed)
 
     def sample(self, tokenizer: Tokenizer | None, count: int, *, seed: int = 0) -> PromptSet:
         """Draw pairs for a measurement that holds nothing out: one pair is enough, and no pair is kept back.
@@ -162,7 +163,7 @@ class Behaviour:
         parts = split_pairs(found.token_pairs)
         drawn = draw(parts[0], count, seed)
         drawn = (*drawn, *draw(parts[1], count - len(drawn), seed))
-        return self._prompt_set(tokenizer, found, (drawn, ()), parts[0] or drawn)
+        return self._prompt_set(tokenizer, found, (drawn, ()), parts[0] or drawn, seed)
 
     def _prompt_set(
         self,
@@ -170,8 +171,9 @@ class Behaviour:
         found: "Inspection",
         parts: tuple[tuple[TokenPair, ...], tuple[TokenPair, ...]],
         known: Sequence[TokenPair],
+        seed: int,
     ) -> PromptSet:
-        reference = draw(known, REFERENCE, 0) if self.metric.along_direction else ()
+        reference = draw(known, REFERENCE, 0) if self.metric.along_direction else undrawn(known, parts, REFERENCE, seed)
         remarks = self.remarks(tokenizer, len(found.pairs)) if self.remarks and tokenizer is not None else ()
         digest = digest_of(*parts)
         return PromptSet(

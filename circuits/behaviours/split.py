@@ -107,6 +107,18 @@ def draw(pairs: Sequence[TokenPair], count: int, seed: int) -> tuple[TokenPair, 
     return tuple(pair for pair, _ in zip(_in_turn(shuffled), range(count), strict=False))
 
 
+def undrawn(
+    pairs: Sequence[TokenPair], drawn: Sequence[Sequence[TokenPair]], count: int, seed: int
+) -> tuple[TokenPair, ...]:
+    """Return up to ``count`` pairs that a seed would draw last, with a clean prompt that none of those drawn has.
+
+    So they are the same however many are drawn, until too few are left.
+    """
+    used = {pair.clean_text for part in drawn for pair in part}
+    left = [pair for pair in draw(pairs, len(pairs), seed) if pair.clean_text not in used]
+    return tuple(left[-count:])
+
+
 def _in_turn(groups: Sequence[Sequence[TokenPair]]) -> Iterator[TokenPair]:
     for turn in range(max((len(group) for group in groups), default=0)):
         for group in groups:

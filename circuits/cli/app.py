@@ -14,6 +14,7 @@ from circuits.cli.command import ARGUMENTS, DEBUG
 from circuits.cli.commands.ablate import ablate
 from circuits.cli.commands.check import check
 from circuits.cli.commands.compare import compare
+from circuits.cli.commands.compare_scorers import scorers
 from circuits.cli.commands.direction import direction
 from circuits.cli.commands.discover import discover
 from circuits.cli.commands.draw import draw, export
@@ -130,6 +131,7 @@ for _command in (
     interchange,
     mediate,
     groups,
+    scorers,
     ablate,
     heads,
     draw,

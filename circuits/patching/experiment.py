@@ -31,14 +31,14 @@ from circuits.passes.masked import needed_senders, run_masked
 from circuits.patching.keeping import Measured, mask_item, mean_and_spread, shelf_of_pairs, sums_over_pairs
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import INTERIM, Masks, Progress, no_progress, one_per_edge, stacked_masks
-from circuits.patching.recorded_pairs import PairBatch, first_difference, wanted_prefix_cache
+from circuits.patching.recorded_pairs import PairBatch, first_difference, means_of, replacements, wanted_prefix_cache
 from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.requirements import require_pairs
-from circuits.tracing.runs import difference, record, zero_run
+from circuits.tracing.runs import difference, record
 from circuits.tracing.state import in_own_state
 from circuits.tracing.taps import Taps
 from circuits.tracing.tracer import Tracer
-from circuits.vocabulary import Ablation, Direction, Metric
+from circuits.vocabulary import Direction, Metric
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class PatchingExperiment:
         options: Options,
         *,
         resources: Resources | None = None,
+        reference: Sequence[TokenPair] = (),
         shelf: Shelf = NOWHERE,
     ) -> None:
         require_pairs(tracer.anatomy, pairs, options.metric)
@@ -66,6 +67,7 @@ class PatchingExperiment:
         self.n_pairs, self.pairs, self._shelf = len(pairs), tuple(pairs), shelf
         self._kept = shelf_of_pairs(shelf, pairs, options.metric, options.ablation)
         self.prefix_cache = wanted_prefix_cache(tracer, options, self.resources)
+        self._means = means_of(tracer, reference, options)
         try:
             self._begin(pairs)
         except PrefixDiffersError as differs:
@@ -92,7 +94,7 @@ class PatchingExperiment:
         return self.options.metric
 
     def _planned(self, pairs: Sequence[TokenPair]) -> MemoryPlan:
-        anatomy, runs = self.tracer.anatomy, 3 if self.options.ablation is Ablation.ZERO else 2
+        anatomy, runs = self.tracer.anatomy, 2 if self.options.ablation.by_runs else 3
         prompts = [PromptSize(len(pair.clean) - shared, shared) for pair in pairs for shared in (self._shared([pair]),)]
         budget = budget_of(anatomy.device, self.resources.memory)
         return plan_memory(
@@ -127,13 +129,13 @@ class PatchingExperiment:
         clean_ids, corrupted_ids = (
             torch.tensor([getattr(pair, side) for pair in pairs], device=device) for side in ("clean", "corrupted")
         )
-        zero, shared = self.options.ablation is Ablation.ZERO, self._shared(pairs)
+        shared = self._shared(pairs)
         prefix = self.tracer.prefix_of(clean_ids[:, :shared]) if shared else None
         at_clean, at_corrupted = self._new_taps(len(pairs))
         clean = record(self.tracer, clean_ids[:, shared:], prefix, taps=at_clean)
         corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix, taps=at_corrupted)
         self._recorded_runs.require_plain((clean_ids, corrupted_ids), (clean, corrupted))
-        base = zero_run(self.tracer, clean) if zero else corrupted
+        base = replacements(self.tracer, clean, corrupted, self._means, self.options)
         answers = AnswerTokens.of(pairs, device)
         columns = answers.tokens if self.metric.of_answers_only and self.tracer.selects_columns else None
         return PairBatch(index, answers, clean, corrupted, base, columns)

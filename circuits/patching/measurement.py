@@ -18,9 +18,9 @@ class Options:
 
     def __post_init__(self) -> None:
         settle(self)
-        if self.ablation is Ablation.ZERO and self.direction is Direction.DENOISING:
+        if not self.ablation.by_runs and self.direction is Direction.DENOISING:
             raise UsageError(
-                "denoising restores an edge of the corrupted run, and zero ablation has no corrupted run. "
+                f"denoising restores an edge of the corrupted run, and {self.ablation} ablation has no corrupted run. "
                 "Use --direction noising, or --ablation corrupted."
             )
 

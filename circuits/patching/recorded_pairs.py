@@ -1,14 +1,18 @@
 """Prompt pairs of one token length, recorded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuits.behaviours.pairs import TokenPair
+from circuits.errors import UsageError
 from circuits.metrics import AnswerTokens
 from circuits.patching.measurement import Options, Resources
 from circuits.tracing.prefix import PrefixCache
+from circuits.tracing.replacements import SenderMeans, mean_run, sender_means, zero_run
+from circuits.tracing.requirements import require_pairs
 from circuits.tracing.runs import Columns, Run
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation
@@ -44,9 +48,56 @@ def wanted_prefix_cache(tracer: Tracer, options: Options, resources: Resources) 
     """Return the prefix cache that is wanted and that the ablation and the model allow."""
     if not resources.prefix_cache:
         return PrefixCache("not wanted")
-    if options.ablation is Ablation.ZERO:
-        return PrefixCache("zero ablation also replaces values at the positions that prompts share")
+    if not options.ablation.by_runs:
+        return PrefixCache(f"{options.ablation} ablation also replaces values at the positions that prompts share")
     return tracer.prefix_cache
+
+
+def replacements(tracer: Tracer, clean: Run, corrupted: Run, means: SenderMeans | None, options: Options) -> Run:
+    """Return what corrupted edges carry, for the prompts of two runs."""
+    if options.ablation.by_runs:
+        return corrupted
+    return zero_run(tracer, clean) if means is None else mean_run(tracer, clean, means)
+
+
+def means_of(tracer: Tracer, reference: Sequence[TokenPair], options: Options) -> SenderMeans | None:
+    """Return the means that an ablation takes over the corrupted prompts of reference pairs; None where it takes none.
+
+    Cost: one forward pass of these prompts. Raises :class:`UsageError` where there are none.
+    """
+    if not options.ablation.by_means:
+        return None
+    if not reference:
+        raise UsageError(
+            f"{options.ablation} ablation takes means over reference pairs, which are neither searched nor judged on, "
+            "and there are none. Draw fewer pairs (--pairs), add some to the file, give some with `reference=`, or use "
+            "--ablation corrupted."
+        )
+    require_pairs(tracer.anatomy, reference)
+    by_position = options.ablation is Ablation.MEAN_BY_POSITION
+    return sender_means(tracer, [pair.corrupted for pair in reference], by_position=by_position)
+
+
+def resampled(pairs: Sequence[TokenPair], seed: int = 0) -> tuple[TokenPair, ...]:
+    """Return the pairs, each with the corrupted prompt of another pair of the same length, drawn without repetition.
+
+    Raises :class:`UsageError` for a pair that is the only one of its length.
+    """
+    by_length: dict[int, list[int]] = {}
+    for place in map(int, np.random.default_rng(seed).permutation(len(pairs))):
+        by_length.setdefault(len(pairs[place].clean), []).append(place)
+    made = list(pairs)
+    for length, places in by_length.items():
+        if len(places) < 2:
+            raise UsageError(
+                f"resample ablation takes the corrupted prompt of another pair of the same length, and only one pair "
+                f"has {length} tokens ({pairs[places[0]].clean_text!r}). Draw more pairs (--pairs), use prompts of "
+                "fewer lengths, or --ablation corrupted."
+            )
+        for here, there in zip(places, (*places[1:], places[0]), strict=True):
+            other = pairs[there]
+            made[here] = replace(pairs[here], corrupted=other.corrupted, corrupted_text=other.corrupted_text)
+    return tuple(made)
 
 
 def first_difference(pair: TokenPair) -> int:

@@ -1,7 +1,8 @@
 """The curve of faithfulness and fidelity over the number of edges, as a small inline SVG in the page's colours."""
 
+import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from circuits.records import CurvePoint
 
@@ -52,6 +53,48 @@ def curve_svg(points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None 
     return (
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Faithfulness over number of edges" '
         f'font-size="11" fill="currentColor">{"".join(parts)}</svg>'
+    )
+
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_DASHES = ("", "6 3", "2 2", "8 2 2 2")
+_NAMES = 140
+"""Room for the names of several lines, on their right."""
+
+
+def curves_svg(lines: Mapping[str, Sequence[CurvePoint]]) -> str:
+    """Draw the fidelity of several rankings' circuits against their number of edges, as a picture of its own.
+
+    Below 0, where circuits are further from the model than the empty one, lines are cut off. Empty text for no points.
+    """
+    shown = {
+        name: [(p.edges, max(0.0, p.fidelity)) for p in points if p.edges > 0 and p.fidelity is not None]
+        for name, points in lines.items()
+    }
+    sizes = [math.log10(edges) for points in shown.values() for edges, _ in points]
+    if not sizes:
+        return ""
+    low, wide = min(sizes), (max(sizes) - min(sizes)) or 1
+
+    def place(edges: float, fidelity: float) -> tuple[float, float]:
+        x = _LEFT + (math.log10(edges) - low) / wide * (WIDTH - _LEFT - _RIGHT)
+        return x, HEIGHT - _BOTTOM - fidelity * (HEIGHT - _TOP - _BOTTOM)
+
+    parts = [_level(place(10**low, value)[1], value) for value in (0.0, 0.5, 0.9, 1.0)]
+    parts += [_tick(place(10**power, 0)[0], 10**power) for power in range(math.ceil(low), math.floor(max(sizes)) + 1)]
+    for number, (name, points) in enumerate(shown.items()):
+        look = f'stroke="{_COLOURS[number % len(_COLOURS)]}" stroke-width="2"'
+        dash = _DASHES[number % len(_DASHES)]
+        look += f' stroke-dasharray="{dash}"' if dash else ""
+        y = _TOP + 10 + 18 * number
+        parts.append(f'<polyline fill="none" {look} points="{_path([place(*point) for point in points])}"/>')
+        parts.append(f'<line x1="{WIDTH}" x2="{WIDTH + 24}" y1="{y - 4}" y2="{y - 4}" {look}/>')
+        parts.append(f'<text x="{WIDTH + 30}" y="{y}">{html.escape(name)}</text>')
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">edges kept</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + _NAMES} {HEIGHT}" role="img" '
+        'aria-label="Fidelity over number of edges" font-family="sans-serif" font-size="11" fill="#222222">'
+        f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(parts)}</svg>\n'
     )
 
 

@@ -143,38 +143,6 @@ def record(
     )
 
 
-def zero_run(tracer: Tracer, like: Run) -> Run:
-    """Return the replacement values of zero ablation in the form of a run: every sender writes zero.
-
-    What receivers read is then the sum of the constants that belong to no sender: the attention's output biases.
-    """
-    anatomy = tracer.anatomy
-    nothing = torch.zeros_like(like.stream[0])
-    stream, middle, attention = [nothing], list[Tensor](), list[Tensor]()
-    for layer in range(anatomy.shape.n_layers):
-        bias = anatomy.output_bias(layer)
-        attention.append(nothing if bias is None else nothing + bias)
-        after = stream[-1] + anatomy.written(layer, attention[-1])
-        middle.append(stream[-1] if anatomy.shape.parallel else after)
-        stream.append(after)
-    slots = {path: slot for slot, path in anatomy.architecture.slot_modules.items()}
-    projections = tuple(
-        {path: anatomy.project(layer, slots[path], anatomy.attention_norm(layer, stream[layer])) for path in paths}
-        for layer, paths in enumerate(like.projections)
-    )
-    zero = replace(
-        like,
-        stream=tuple(stream),
-        middle=tuple(middle),
-        z=tuple(torch.zeros_like(z) for z in like.z),
-        attention=tuple(attention),
-        mlp=tuple(nothing for _ in like.mlp),
-        projections=projections,
-        recorded=False,
-    )
-    return replace(zero, logits=unembed(tracer, like.ids, zero.stream[-1][:, -1:]))
-
-
 Columns = Int[Tensor, " token"]
 """The tokens whose logits are wanted; None where all are."""
 

@@ -89,7 +89,7 @@ def test_circuits_are_what_the_reference_measures(family: str) -> None:
 
 
 @families
-@pytest.mark.parametrize("ablation", list(Ablation))
+@pytest.mark.parametrize("ablation", [Ablation.CORRUPTED, Ablation.ZERO])
 def test_the_fast_path_equals_the_plain_masked_run(family: str, ablation: Ablation) -> None:
     subject = double(family)
     experiment = subject.experiment(ablation=ablation)

@@ -8,14 +8,14 @@ from circuits.scoring.scorers import Settings
 from circuits.vocabulary import Ablation, Direction, Metric
 from tests.every_family import double, subject
 from tests.reference.gradients import gradient_edge_scores
-from tests.subjects import PAIRS, Subject, clean_ids, corrupted_ids, metric_of, random_pairs, relative
+from tests.subjects import ABLATIONS, PAIRS, Subject, clean_ids, corrupted_ids, metric_of, random_pairs, relative
 
 __all__ = ["double", "subject"]
 
 POINTS = (1 / 6, 1 / 2, 5 / 6)
 
 
-@pytest.mark.parametrize("ablation", list(Ablation))
+@pytest.mark.parametrize("ablation", ABLATIONS)
 def test_it_equals_plain_autograd_on_every_family(double: Subject, ablation: Ablation) -> None:
     metric = metric_of(Metric.LOGIT_DIFFERENCE)
     expected = gradient_edge_scores(

@@ -9,7 +9,8 @@ from circuits.graph import ComputationalGraph, Edge, ModelShape
 from circuits.passes import masked
 from circuits.passes.masked import first_difference, needed_senders, run_masked
 from circuits.tracing.plan import Plan
-from circuits.tracing.runs import record, zero_run
+from circuits.tracing.replacements import zero_run
+from circuits.tracing.runs import record
 from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Metric
 from tests.subjects import Subject, clean_ids, corrupted_ids, random_masks

@@ -17,6 +17,7 @@ from circuits.metrics import AnswerTokens, measure
 from circuits.vocabulary import Ablation, Direction, Metric
 from tests.reference.hooks import clean_run, exact_edge_effects, masked_run
 from tests.subjects import (
+    ABLATIONS,
     Floats,
     Subject,
     clean_ids,
@@ -104,7 +105,7 @@ def several_circuits(graph: ComputationalGraph) -> list[NDArray[np.bool_]]:
     return masks
 
 
-@pytest.mark.parametrize("ablation", list(Ablation))
+@pytest.mark.parametrize("ablation", ABLATIONS)
 def test_circuits_equal_a_run_that_adds_up_every_receivers_input(subject: Subject, ablation: Ablation) -> None:
     masks = several_circuits(subject.graph)
     of = metric_of(Metric.LOGIT_DIFFERENCE)

@@ -23,6 +23,7 @@ from circuits.vocabulary import Ablation, Direction, Metric, ScorerName
 from tests.reference.anatomy import anatomy_of
 from tests.reference.hooks import hooked, last_logits, sender_values
 from tests.subjects import (
+    ABLATIONS,
     PAIRS,
     Subject,
     all_but_one,
@@ -347,7 +348,7 @@ def test_9_patching_one_unit_leaves_every_other_query_key_and_value_of_its_layer
 # ----------------------------------------------------------------------------------- 10: the fast path for single edges
 
 
-@pytest.mark.parametrize("ablation", list(Ablation))
+@pytest.mark.parametrize("ablation", ABLATIONS)
 def test_10_the_fast_path_equals_the_masked_run_with_all_edges_but_one(double: Subject, ablation: Ablation) -> None:
     experiment = double.experiment(ablation=ablation)
     edges = double.some_edges(4)

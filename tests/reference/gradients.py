@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from circuits.graph import Node, NodeKind, Receiver
 from tests.reference.anatomy import INPUT, Anatomy, anatomy_of
-from tests.reference.hooks import Ablation, MetricFn, last_logits, rewired, sender_values, zeros
+from tests.reference.hooks import Ablation, MetricFn, last_logits, replacements, rewired, sender_values
 from tests.reference.precision import in_float64
 
 __all__ = ["gradient_edge_scores", "in_float64"]
@@ -33,8 +33,7 @@ def gradient_edge_scores(
     anatomy = anatomy_of(model)
     graph = anatomy.graph
     clean, replaced = sender_values(model, clean_ids), sender_values(model, corrupted_ids)
-    if ablation == "zero":
-        replaced = zeros(replaced)
+    replaced = replacements(replaced, ablation)
     difference = {node: clean[node] - replaced[node] for node in clean}
     scores = torch.zeros(len(clean_ids), graph.n_edges).to(clean[INPUT])
     starts = [torch.lerp(replaced[INPUT], clean[INPUT], point) for point in points]

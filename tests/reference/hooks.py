@@ -30,7 +30,7 @@ from tests.reference.seams import replaced
 LOGITS = Receiver(Node(NodeKind.LOGITS))
 MetricFn = Callable[[Tensor], Tensor]
 Direction = Literal["noising", "denoising"]
-Ablation = Literal["corrupted", "zero"]
+Ablation = Literal["corrupted", "zero", "mean", "mean-by-position"]
 
 
 @contextmanager
@@ -120,6 +120,16 @@ def zeros(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
     return {node: torch.zeros_like(value) for node, value in values.items()}
 
 
+def replacements(corrupted: Mapping[Node, Tensor], ablation: Ablation) -> dict[Node, Tensor]:
+    """Give what dead edges carry; means are taken over the corrupted prompts themselves."""
+    if ablation == "zero":
+        return zeros(corrupted)
+    over = {"corrupted": (), "mean": (0, 1), "mean-by-position": (0,)}[ablation]
+    return {
+        node: value.mean(over, keepdim=True).expand_as(value) if over else value for node, value in corrupted.items()
+    }
+
+
 @torch.no_grad()
 def exact_edge_effects(
     model: nn.Module,
@@ -140,7 +150,7 @@ def exact_edge_effects(
     """
     anatomy = anatomy_of(model)
     clean, corrupted = sender_values(model, clean_ids), sender_values(model, corrupted_ids)
-    replaced_by = corrupted if ablation == "corrupted" else zeros(corrupted)
+    replaced_by = replacements(corrupted, ablation)
     if direction == "noising":
         ids, start, sign = clean_ids, clean[INPUT], 1.0
         here, there = clean, replaced_by
@@ -220,8 +230,6 @@ def masked_run(
     *,
     ablation: Ablation = "corrupted",
 ) -> Tensor:
-    """Run a circuit: the clean prompts over its edges, the corrupted run (or zeros) over all others."""
-    base = sender_values(model, corrupted_ids)
-    if ablation == "zero":
-        base = zeros(base)
+    """Run a circuit: the clean prompts over its edges, what replaces the others' over all others."""
+    base = replacements(sender_values(model, corrupted_ids), ablation)
     return live_run(model, clean_ids, base=base, live=live_edges)
