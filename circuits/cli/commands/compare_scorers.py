@@ -1,5 +1,6 @@
 """``circuits scorers``: which scorer to believe on this behaviour of this model."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,20 +22,27 @@ if TYPE_CHECKING:
 FILE = "scorers.json"
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Which scorers are compared, and on how much."""
+
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="|".join(ScorerName), help="A scorer to compare, several times; default: all estimates."),
+    ] = None
+    sample: Annotated[int, typer.Option(min=2, help="How many edges are measured exactly.")] = 128
+    top: Annotated[int, typer.Option(min=1, help="Of how many best edges halves of the pairs are compared.")] = 200
+    steps: Annotated[int, typer.Option(help="Steps of eap-ig and conductance.", min=1)] = 5
+    heldout: Annotated[
+        int, typer.Option(help="Pairs to measure circuits on.", min=4, rich_help_panel="Measurement")
+    ] = 32
+
+
 @command
 def scorers(
     behaviour: BehaviourArgument,
     *,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(metavar="|".join(ScorerName), help="A scorer to compare, several times; default: all estimates."),
-    ] = None,
-    sample: Annotated[int, typer.Option(min=2, help="How many edges are measured exactly.")] = 128,
-    top: Annotated[int, typer.Option(min=1, help="Of how many best edges halves of the pairs are compared.")] = 200,
-    steps: Annotated[int, typer.Option(help="Steps of eap-ig and conductance.", min=1)] = 5,
-    heldout: Annotated[
-        int, typer.Option(help="Pairs to measure circuits on.", min=4, rich_help_panel="Measurement")
-    ] = 32,
+    compared: Compared,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -51,7 +59,7 @@ def scorers(
 ) -> None:
     """Compare scorers: how far each agrees with exact effects, and what the circuits it selects are worth."""
     output = output_options.output()
-    names = [ScorerName.parse(name) for name in scorer or ()]
+    names = [ScorerName.parse(name) for name in compared.scorer or ()]
     chosen = measurement.behaviour(behaviour)
     options = measurement.options(chosen)
     file = prepared_file(out or default_folder(model_name(model_options), chosen.name) / FILE, (".json",), FILE)
@@ -68,11 +76,11 @@ def scorers(
             scorers=names or COMPARED,
             options=options,
             resources=model_options.resources(),
-            sample=sample,
-            top=top,
-            steps=steps,
+            sample=compared.sample,
+            top=compared.top,
+            steps=compared.steps,
             pairs=measurement.pairs or PAIRS,
-            heldout=heldout,
+            heldout=compared.heldout,
             seed=measurement.seed or 0,
             progress=progress,
             journal=journal,
