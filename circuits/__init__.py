@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from circuits.diagrams.style import DiagramStyle
     from circuits.directions.stream_direction import StreamDirection
     from circuits.directions.target import leading_to
-    from circuits.discovery import Discovery, DiscoverySettings, discover
+    from circuits.discovery import Discovery, discover
+    from circuits.discovery_settings import DiscoverySettings
     from circuits.drawing.pictures import export
     from circuits.drawing.saved import draw_saved
     from circuits.errors import CircuitsError
@@ -90,7 +91,7 @@ _HOMES = {
     "DiagramStyle": "circuits.diagrams.style",
     "Direction": "circuits.vocabulary",
     "Discovery": "circuits.discovery",
-    "DiscoverySettings": "circuits.discovery",
+    "DiscoverySettings": "circuits.discovery_settings",
     "Edge": "circuits.graph",
     "EdgeScores": "circuits.scores",
     "HeadRoles": "circuits.heads",

@@ -1,10 +1,11 @@
 """Discovery: from a model and a behaviour to a circuit that was judged on prompts it was not searched on."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +14,14 @@ from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.lint import check_gap
 from circuits.behaviours.pairs import TokenPair
-from circuits.behaviours.split import parted
 from circuits.certainty.stability import ranked_candidates, resampled
 from circuits.circuit import Circuit
-from circuits.errors import PromptError, UsageError
+from circuits.discovery_settings import DiscoverySettings, parts_of, prompts_for
 from circuits.evaluation import evaluate
 from circuits.files.atomic import write
 from circuits.files.journal import Journal
 from circuits.interchange.score_files import scores_of, write_scores
 from circuits.model import Model
-from circuits.openings import finds_openings, with_openings
-from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.patching.sequences import AnyExperiment
 from circuits.pruning.pruners import PRUNERS, prune
@@ -32,76 +30,15 @@ from circuits.recording.environment import versions
 from circuits.records import BehaviourInfo, Method, Provenance, SearchOutcome
 from circuits.scores import EdgeScores
 from circuits.scoring import Agreement, agreement, score
-from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings as ScorerSettings
-from circuits.scoring.verified import TopK
-from circuits.settings import settle
 from circuits.showing import circuit_html, doubts_html
-from circuits.vocabulary import PrunerName, ScorerName
+from circuits.vocabulary import PrunerName
 
 CIRCUIT, SCORES, JOURNAL = "circuit.json", "scores.parquet", "journal"
 """The files that :func:`discover` writes."""
 _Pairs = tuple[TokenPair, ...]
 CONFIRMED = 0.05
 """Held-out faithfulness or fidelity may be this much further from 1 than the target without a doubt."""
-
-
-@dataclass(frozen=True)
-class DiscoverySettings:
-    """How a circuit is searched.
-
-    The pruner ``closest`` looks for the fewest edges with a fidelity of ``target`` on ``choose`` pairs, none of the
-    ``pairs`` it fits circuits to; it ends with the best so far after ``seconds``. ``minimal`` looks for the fewest with
-    that faithfulness, which is quicker and agrees less pair by pair, and does not prune circuits of more than
-    ``prune_limit`` edges edge by edge. ``size`` is the number of edges of ``top``. ``sample`` edges are measured
-    exactly to check the scorer; ``verify`` is what the scorer ``verified`` looks for (by default within a budget of
-    twice as many edges as it finds); ``rough`` marks what is found as a first answer. Without ``options``: the
-    behaviour's own metric, corrupted ablation, noising.
-    ``resources`` is what measuring may use.
-    """
-
-    scorer: ScorerName = ScorerName.EAP_IG
-    pruner: PrunerName = PrunerName.CLOSEST
-    target: float = 0.9
-    size: int = 200
-    prune_limit: int = 400
-    steps: int = 5
-    verify: TopK = field(default_factory=lambda: TopK(budget=Budget(edges=400)))
-    pairs: int = 64
-    choose: int = 64
-    heldout: int = 64
-    seconds: float | None = None
-    seed: int = 0
-    sample: int = 64
-    rough: bool = False
-    options: Options | None = None
-    resources: Resources = field(default_factory=Resources)
-
-    @classmethod
-    def quick(cls, **changed: Any) -> Self:
-        """Return settings for a first, rough answer with much less work; ``changed`` are other settings.
-
-        The pruner ``minimal`` without pruning edge by edge, on 8 pairs, judged on 16 others; neither are scores checked
-        nor pairs resampled. The circuit says so.
-        """
-        given: dict[str, Any] = {"pruner": PrunerName.MINIMAL, "prune_limit": 0, "pairs": 8, "heldout": 16}
-        given |= {"sample": 0, "rough": True}
-        return cls(**(given | changed))
-
-    def options_for(self, prompts: PromptSet) -> Options:
-        """Return what is measured: unless said otherwise, the behaviour's own metric."""
-        return self.options or Options(prompts.metric)
-
-    def __post_init__(self) -> None:
-        settle(self, least={"size": 1, "prune_limit": 0, "steps": 1, "sample": 0, "seed": 0})
-        if not 0 < self.target < 1:
-            raise UsageError(f"the target must be between 0 and 1, got {self.target}.")
-        if self.seconds is not None and not self.seconds > 0:
-            raise UsageError(f"the time for pruning must be more than 0 seconds, got {self.seconds}.")
-        if min(self.pairs, self.heldout) < 4:
-            raise UsageError(
-                f"at least 4 discovery and 4 held-out pairs are needed, got {self.pairs} and {self.heldout}."
-            )
 
 
 @dataclass(frozen=True)
@@ -217,9 +154,9 @@ def discover(
     begun = time.monotonic()
     settings = settings or DiscoverySettings()
     prompts = prompts_for(model, behaviour, settings)
-    fitted, choosing, remarks = _parts(prompts, settings)
+    (first, *others), choosing, remarks = parts_of(prompts, settings)
     experiment, warnings = checked_experiment(
-        model, replace(prompts, discovery=fitted), settings, progress, journal=journal
+        model, replace(prompts, discovery=first), settings, progress, journal=journal
     )
     scores = _scored(experiment, settings, progress)
     if folder is not None:
@@ -228,12 +165,13 @@ def discover(
     choose = experiment
     if choosing:
         choose = _experiment(model, choosing, prompts, settings, journal)
-    selection = prune(experiment, choose, scores, settings.pruner, _pruning(settings, progress))
+    fresh = [partial(_experiment, model, group, prompts, settings, journal) for group in others]
+    selection = prune(experiment, choose, scores, settings.pruner, _pruning(settings, progress, fresh))
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
     if not settings.rough:
         progress("resampling the pairs", 0, 0)
-        circuit = _with_stability(circuit, experiment, clusters_of(fitted), scores, selection)
+        circuit = _with_stability(circuit, experiment, clusters_of(first), scores, selection)
     heldout = _experiment(model, prompts.heldout, prompts, settings, journal)
     evaluation = evaluate(
         heldout,
@@ -252,30 +190,6 @@ def discover(
     if folder is not None:
         write(Path(folder) / CIRCUIT, found.circuit.to_json(), make_folder=True)
     return found
-
-
-def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings) -> PromptSet:
-    """Draw the discovery and held-out pairs for a model's tokenizer, with openings of the model where it needs its own.
-
-    See :mod:`circuits.openings`.
-    """
-    if finds_openings(model, behaviour):
-        behaviour = with_openings(model, behaviour)[0]
-    discovery = settings.pairs + (settings.choose if PRUNERS[settings.pruner].chooses else 0)
-    return behaviour.prompts(model.tokenizer, discovery=discovery, heldout=settings.heldout, seed=settings.seed)
-
-
-def _parts(prompts: PromptSet, settings: DiscoverySettings) -> tuple[_Pairs, _Pairs, tuple[str, ...]]:
-    """Part discovery pairs into those that circuits are fitted to and those they are chosen by, with a remark.
-
-    Where there are too few to part, the same pairs serve for both.
-    """
-    if not PRUNERS[settings.pruner].chooses:
-        return prompts.discovery, (), ()
-    try:
-        return *parted(prompts.discovery, settings.pairs / (settings.pairs + settings.choose)), ()
-    except PromptError as few:
-        return prompts.discovery, prompts.discovery, (f"{few} Until then circuits are chosen by the pairs they fit.",)
 
 
 def checked_experiment(
@@ -313,8 +227,10 @@ def _scored(experiment: AnyExperiment, settings: DiscoverySettings, progress: St
     return score(experiment, settings.scorer, told)
 
 
-def _pruning(settings: DiscoverySettings, progress: StageProgress) -> PrunerSettings:
-    return PrunerSettings(settings.target, settings.size, settings.prune_limit, settings.seconds, progress)
+def _pruning(
+    settings: DiscoverySettings, progress: StageProgress, fresh: Sequence[Callable[[], AnyExperiment]]
+) -> PrunerSettings:
+    return PrunerSettings(settings.target, settings.size, settings.prune_limit, settings.seconds, progress, fresh)
 
 
 def _on_size(settings: DiscoverySettings, selection: Selection) -> list[str]:

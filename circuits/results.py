@@ -6,7 +6,8 @@ from pathlib import Path
 
 from circuits.behaviours.behaviour import PromptSet, Tokenizer, TokenPair
 from circuits.behaviours.tokens import token_texts
-from circuits.discovery import CIRCUIT, SCORES, Discovery, DiscoverySettings
+from circuits.discovery import CIRCUIT, SCORES, Discovery
+from circuits.discovery_settings import DiscoverySettings
 from circuits.drawing.pictures import draw
 from circuits.errors import CircuitsError, RenderError
 from circuits.files.atomic import make_folder, write

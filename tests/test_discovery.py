@@ -16,7 +16,8 @@ import circuits
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.circuit import Circuit
-from circuits.discovery import Discovery, DiscoverySettings, checked_experiment, discover, prompts_for
+from circuits.discovery import Discovery, checked_experiment, discover
+from circuits.discovery_settings import DiscoverySettings, parts_of, prompts_for
 from circuits.drawing.dot import circuit_dot
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.evaluation import evaluate
@@ -369,6 +370,28 @@ def test_the_closest_circuit_is_fitted_to_some_pairs_chosen_by_others_and_judged
     stopped(model, behaviour, tmp_path, "comparing", CLOSEST)
     forbid(monkeypatch, ATTRIBUTION, "patching.experiment.PatchingExperiment._mask_gradient")
     same(found, discover(model, behaviour, CLOSEST, folder=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize(("fresh", "groups"), [(0, [64]), (1, [64, 64]), (7, [64] * 8), (99, [64] * 9)])
+def test_more_pairs_to_fit_to_are_taken_in_groups_as_far_as_there_are_any(
+    model: Model, fresh: int, groups: list[int]
+) -> None:
+    pairs = [
+        Pair(f"{a}{b}{c}B", f"{a}{b}{c}C", answer_ids=(1,), wrong_ids=(2,))
+        for a in LETTERS
+        for b in LETTERS
+        for c in "BCDFG"
+    ]
+    many = Behaviour("many", "what the model says", lambda _: pairs)
+    settings = DiscoverySettings(fresh=fresh)
+    prompts = prompts_for(model, many, settings)
+    parts, choosing, remarks = parts_of(prompts, settings)
+    assert [len(part) for part in parts] == groups
+    assert len(choosing) == 64
+    assert not remarks
+    fitted = {pair.clean_text for part in parts for pair in part}
+    assert len(fitted) > 64 * len(groups) - 64
+    assert not fitted & {pair.clean_text for pair in choosing}
 
 
 def test_the_closest_circuit_is_what_is_looked_for_unless_said_otherwise() -> None:

@@ -53,6 +53,7 @@ ROWS = (
     ("comparison.crossed_runs", "comparison.comparing"),
     ("ablation",),
     ("steering", "certainty"),
+    ("discovery_settings",),
     ("discovery",),
     ("cross_fitting",),
     ("results",),

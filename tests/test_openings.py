@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from circuits.behaviours import Behaviour, Message, Pair, TokenPair
 from circuits.behaviours.lint import inspect_pairs
-from circuits.discovery import DiscoverySettings, prompts_for
+from circuits.discovery_settings import DiscoverySettings, prompts_for
 from circuits.errors import BehaviourNotShownError, PromptError
 from circuits.model import Model, load_model
 from circuits.openings import MOST, SHARE, SPREAD, choose_openings, finds_openings, with_openings

@@ -94,6 +94,12 @@ def parted(pairs: Sequence[TokenPair], share: float) -> tuple[tuple[TokenPair, .
     return tuple(sides[0]), tuple(sides[1])
 
 
+def in_groups(pairs: Sequence[TokenPair], size: int) -> list[tuple[TokenPair, ...]]:
+    """Return pairs in groups of ``size``, in order; the last one begins earlier where it would be smaller."""
+    last = max(0, len(pairs) - size)
+    return [tuple(pairs[min(begin, last) :][:size]) for begin in range(0, max(1, len(pairs)), size)]
+
+
 def draw(pairs: Sequence[TokenPair], count: int, seed: int) -> tuple[TokenPair, ...]:
     """Draw up to ``count`` pairs with as many clean prompts as possible; a larger count only adds to a smaller one."""
     generator = random.Random(seed)

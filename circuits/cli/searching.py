@@ -10,7 +10,7 @@ from circuits.cli.verifying import Verifying
 from circuits.vocabulary import PrunerName, ScorerName
 
 if TYPE_CHECKING:
-    from circuits.discovery import DiscoverySettings
+    from circuits.discovery_settings import DiscoverySettings
     from circuits.patching.measurement import Options, Resources
 
 
@@ -44,6 +44,15 @@ class Search:
             rich_help_panel="Search",
         ),
     ] = 64
+    fresh: Annotated[
+        int,
+        typer.Option(
+            help="Further groups of as many --pairs that --pruner closest fits circuits to in turn, as far as there "
+            "are so many: larger is surer and costs little.",
+            min=0,
+            rich_help_panel="Search",
+        ),
+    ] = 7
     seconds: Annotated[
         float | None,
         typer.Option(
@@ -86,7 +95,7 @@ class Search:
         self, measurement: Measurement, verifying: Verifying, options: "Options", resources: "Resources"
     ) -> "DiscoverySettings":
         """Return the settings of a discovery."""
-        from circuits.discovery import DiscoverySettings
+        from circuits.discovery_settings import DiscoverySettings
 
         scorer = ScorerName.parse(self.scorer)
         given: dict[str, Any] = {
@@ -106,6 +115,7 @@ class Search:
             size=self.size,
             steps=self.steps,
             choose=self.choose,
+            fresh=self.fresh,
             seconds=self.seconds,
             verify=verifying.top_k(scorer, limited=True),
             seed=measurement.seed or 0,

@@ -4,7 +4,8 @@
 2. *Round*: take the slope of every fit pair's metric along every edge inside the circuit (one gradient), and drop the
    share of edges by which the loss is predicted to be smallest (:mod:`circuits.pruning.steps`); in small circuits, some
    edges are exchanged first for others that were dropped not long ago. What is left is measured on *choose* pairs. The
-   smaller the circuit, the smaller the share: a round mends what the one before it did to the pairs.
+   smaller the circuit, the smaller the share: a round mends what the one before it did to the pairs. Where there are
+   more pairs, every round takes others: what it mends is then not peculiar to a few.
 3. *Stop* where circuits miss the target for good, and take one by the rule of :mod:`circuits.pruning.stopping`.
 4. *Prune back*: drop the longest run of edges that cost least by their slopes with which the target still holds on
    choose pairs, and again, until none can go.
@@ -13,7 +14,7 @@ Nothing is judged on the pairs it was fitted to, and there is no size at which t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -65,6 +66,7 @@ def closest(
     target: float = 0.9,
     seconds: float | None = None,
     begin: Selection | None = None,
+    fresh: Sequence[Callable[[], Experiment]] = (),
     report: Report = _no_report,
     progress: Progress = no_progress,
 ) -> Selection:
@@ -77,6 +79,7 @@ def closest(
         target: The fidelity looked for.
         seconds: After how long the search ends with the best circuit so far; None: when it is done.
         begin: Where an earlier search was, to go on from there.
+        fresh: Record further fit pairs, one group each; rounds take ``fit`` and these in turn.
         report: Told of every round.
         progress: Called with (edges dropped, edges at the start).
 
@@ -86,7 +89,7 @@ def closest(
     """
     if not 0 < target < 1:
         raise UsageError(f"the target fidelity must be between 0 and 1, got {target}.")
-    search = _Search(fit, choose, scores)
+    search = _Search(fit, choose, scores, fresh)
     edges = begin.edges if begin is not None and len(begin.edges) else search.start()
     first, deadline = len(edges), time.monotonic() + (np.inf if seconds is None else seconds)
     search.path += search.judged([edges])
@@ -108,6 +111,8 @@ class _Search:
     fit: Experiment
     choose: Experiment
     scores: EdgeScores
+    fresh: Sequence[Callable[[], Experiment]] = ()
+    turn: int = 0
     path: list[Candidate] = field(default_factory=list[Candidate])
     tried: list[Candidate] = field(default_factory=list[Candidate])
     pool: EdgeIndices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -138,17 +143,22 @@ class _Search:
 
     def round(self) -> None:
         """Go on to a smaller circuit, and measure it on choose pairs."""
-        edges, turn = self.edges, len(self.path) % 2
+        edges, fit = self.edges, self._fit_pairs()
         if not len(self.pool) and len(edges) <= _POOL:
             self.pool = edges
-        fit = self.fit
         if len(edges) > _HALVES_ABOVE and fit.n_pairs >= 2 * _FEWEST:
-            half = fit.n_pairs // 2
-            fit = fit.part(half * turn, half * (turn + 1))
+            half, odd = fit.n_pairs // 2, self.turn // (1 + len(self.fresh)) % 2
+            fit = fit.part(half * odd, half * (odd + 1))
         what = [edges.tolist(), self.pool.tolist()]
         found = fit.kept.arrays("smaller circuit", what, lambda: {"edges": self._next(fit, edges)})
         fit.kept.forget(INTERIM)
         self.path += self.judged([found["edges"].astype(np.int64)])
+
+    def _fit_pairs(self) -> Experiment:
+        """Return the fit pairs whose turn it is."""
+        group = self.turn % (1 + len(self.fresh))
+        self.turn += 1
+        return self.fresh[group - 1]() if group else self.fit
 
     def _next(self, fit: Experiment, edges: EdgeIndices) -> EdgeIndices:
         if len(edges) <= _OFFERED_BELOW:
@@ -172,7 +182,7 @@ class _Search:
         error = allowed(self.tried, target)
         if not best.within(error):
             return None
-        order = edges[np.argsort(losses_without_each(self.fit, edges), kind="stable")]
+        order = edges[np.argsort(losses_without_each(self._fit_pairs(), edges), kind="stable")]
         lengths = np.unique(np.geomspace(1, max(1, len(edges) // 8), 6).round().astype(int))
         found = self.judged([connected(self.scores.graph, np.sort(order[length:])) for length in lengths])
         return min((each for each in found if each.within(error)), key=_size, default=None)

@@ -53,6 +53,7 @@ def _closest(fit: Experiment, choose: Experiment, scores: EdgeScores, settings: 
         scores,
         target=settings.target,
         seconds=settings.seconds,
+        fresh=settings.fresh,
         report=told.report,
         progress=told.progress,
     )

@@ -1,10 +1,11 @@
 """What a pruner is told, and what it gives back."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from circuits.equality import by_content
 from circuits.graph import EdgeIndices
-from circuits.patching.protocol import StageProgress, no_stages
+from circuits.patching.protocol import Experiment, StageProgress, no_stages
 from circuits.scores import Floats
 
 
@@ -37,10 +38,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class PrunerSettings:
-    """What pruners can be told: a target, a number of edges, up to how many to prune one by one, a time in seconds."""
+    """What pruners can be told: a target, a number of edges, up to how many to prune one by one, a time in seconds.
+
+    ``fresh`` record further groups of pairs, to which circuits are fitted in turn.
+    """
 
     target: float = 0.9
     size: int = 200
     limit: int = 400
     seconds: float | None = None
     progress: StageProgress = no_stages
+    fresh: Sequence[Callable[[], Experiment]] = ()

@@ -140,7 +140,7 @@ def test_the_version_is_shown() -> None:
 def test_the_defaults_are_those_of_the_library() -> None:
     from circuits.cli.arguments import DISCOVERY_PAIRS
     from circuits.cli.commands.discover import discover
-    from circuits.discovery import DiscoverySettings
+    from circuits.discovery_settings import DiscoverySettings
     from circuits.patching.measurement import Options
 
     library, parameters = DiscoverySettings(), inspect.signature(discover).parameters

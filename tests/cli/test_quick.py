@@ -7,7 +7,7 @@ from circuits import RunRecord
 from circuits.cli.arguments import Measurement
 from circuits.cli.searching import Search
 from circuits.cli.verifying import Verifying
-from circuits.discovery import DiscoverySettings
+from circuits.discovery_settings import DiscoverySettings
 from circuits.patching.measurement import Options, Resources
 from circuits.vocabulary import PrunerName
 from tests.cli.conftest import as_json, done

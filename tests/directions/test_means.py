@@ -10,7 +10,8 @@ from torch import Tensor
 
 from circuits.behaviours import Behaviour, Pair, TokenPair
 from circuits.directions import direction_of
-from circuits.discovery import DiscoverySettings, discover
+from circuits.discovery import discover
+from circuits.discovery_settings import DiscoverySettings
 from circuits.errors import UsageError
 from circuits.model import Model, load_model
 from circuits.patching.experiment import PatchingExperiment

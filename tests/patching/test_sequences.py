@@ -13,7 +13,8 @@ from circuits.ablation.edges import measure_edge_ablation
 from circuits.behaviours import Behaviour, TokenPair
 from circuits.behaviours.lint import check_pair
 from circuits.behaviours.pairs import Pair
-from circuits.discovery import DiscoverySettings, discover
+from circuits.discovery import discover
+from circuits.discovery_settings import DiscoverySettings
 from circuits.errors import PromptError, UsageError
 from circuits.heads import head_roles
 from circuits.metrics import AnswerTokens

@@ -289,6 +289,23 @@ def test_large_circuits_see_half_of_the_pairs_in_every_round_and_small_ones_all(
     assert {pairs for size, pairs in seen if size <= 1000} == {fit.clean_inputs}
 
 
+def test_rounds_take_fresh_pairs_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = planted_toy(SHAPE, 15, seed=1, n_pairs=56, noise=0.05)
+    groups, choose = [toy.part(start, start + 12) for start in (0, 12, 24)], toy.part(36, 56)
+    scores, seen = score(groups[0], ScorerName.EAP), list[tuple[float, ...]]()
+    plain = LinearToy.circuit_gradient
+
+    def noted(self: LinearToy, weights: np.ndarray, *, among: EdgeIndices | None = None) -> tuple:
+        seen.append(self.clean_inputs)
+        return plain(self, weights, among=among)
+
+    monkeypatch.setattr(LinearToy, "circuit_gradient", noted)
+    assert closest(groups[0], choose, scores, fresh=[lambda: groups[1], lambda: groups[2]]).reached
+    turns = [pairs for pairs, before in zip(seen, [None, *seen], strict=False) if pairs != before]
+    assert len(turns) > 6
+    assert turns == [groups[turn % 3].clean_inputs for turn in range(1, len(turns) + 1)]
+
+
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0])
 def test_a_target_that_is_no_share_is_refused(target: float) -> None:
     toy = planted_toy(SHAPE, 15, seed=1, n_pairs=8)

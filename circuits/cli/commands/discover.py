@@ -34,7 +34,8 @@ from circuits.vocabulary import Direction, ScorerName
 if TYPE_CHECKING:
     from circuits.behaviours.behaviour import Behaviour
     from circuits.cross_fitting import CrossFit
-    from circuits.discovery import Discovery, DiscoverySettings
+    from circuits.discovery import Discovery
+    from circuits.discovery_settings import DiscoverySettings
     from circuits.results import DiscoveryFiles
 
 CIRCUIT, JOURNAL = "circuit.json", "journal"
@@ -89,7 +90,7 @@ def _found(
     from circuits.cross_fitting import cross_fit
     from circuits.directions.stream_direction import StreamDirection
     from circuits.discovery import discover as find
-    from circuits.discovery import prompts_for
+    from circuits.discovery_settings import prompts_for
     from circuits.results import draw_discovery, leave_evidence
 
     output = session.output
