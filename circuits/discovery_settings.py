@@ -43,7 +43,7 @@ class DiscoverySettings:
     verify: TopK = field(default_factory=lambda: TopK(budget=Budget(edges=400)))
     pairs: int = 64
     choose: int = 64
-    fresh: int = 7
+    fresh: int = 3
     heldout: int = 64
     seconds: float | None = None
     seed: int = 0

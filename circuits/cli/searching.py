@@ -52,7 +52,7 @@ class Search:
             min=0,
             rich_help_panel="Search",
         ),
-    ] = 7
+    ] = 3
     seconds: Annotated[
         float | None,
         typer.Option(

@@ -8,7 +8,8 @@
    more pairs, every round takes others: what it mends is then not peculiar to a few.
 3. *Stop* where circuits miss the target for good, and take one by the rule of :mod:`circuits.pruning.stopping`.
 4. *Prune back*: drop the longest run of edges that cost least by their slopes with which the target still holds on
-   choose pairs, and again, until none can go.
+   choose pairs, and again; where none can go, exchange some for edges of the start, and prune again, until neither
+   gets any further.
 
 Nothing is judged on the pairs it was fitted to, and there is no size at which the search changes what it aims at.
 """
@@ -48,6 +49,8 @@ _OFFERED_BELOW = 130
 """Only small circuits are: above, edges that are dropped are hardly missed."""
 _MISSES = 4
 """After so many rounds beyond what is allowed the search ends."""
+_IDLE = 3
+"""After so many exchanges in a row with which no edge can go pruning back ends."""
 _LEAST = 4
 _CANDIDATES = 1.5
 _COUNTED = 160
@@ -98,9 +101,16 @@ def closest(
         report("closer", search.selection(search.path[-1], target))
         progress(first - len(search.edges), first)
     best = chosen(search.tried, target)
-    while time.monotonic() < deadline and (shorter := search.pruned(best, target)) is not None:
-        best = shorter
-        report("pruned", search.selection(best, target))
+    idle = 0
+    while idle < _IDLE and time.monotonic() < deadline:
+        better, idle = search.pruned(best, target), idle + 1
+        if better is None:
+            better = search.mended(best, target)
+        else:
+            idle = 0
+        if better is not None:
+            best = better
+            report("pruned", search.selection(best, target))
     return search.finished(best, target)
 
 
@@ -186,6 +196,18 @@ class _Search:
         lengths = np.unique(np.geomspace(1, max(1, len(edges) // 8), 6).round().astype(int))
         found = self.judged([connected(self.scores.graph, np.sort(order[length:])) for length in lengths])
         return min((each for each in found if each.within(error)), key=_size, default=None)
+
+    def mended(self, best: Candidate, target: float) -> Candidate | None:
+        """Exchange a few edges for others of the start; None where that makes no circuit that is closer or allowed."""
+        fit, pool = self._fit_pairs(), self.path[0].edges
+        what = [best.edges.tolist(), pool.tolist()]
+        found = fit.kept.arrays("exchanged circuit", what, lambda: {"edges": exchanged(fit, best.edges, pool)})
+        fit.kept.forget(INTERIM)
+        edges = found["edges"].astype(np.int64)
+        if np.array_equal(edges, best.edges):
+            return None
+        (other,) = self.judged([edges])
+        return other if other.error < best.error or other.within(allowed(self.tried, target)) else None
 
     def finished(self, best: Candidate, target: float) -> Selection:
         """Return a candidate with what removing each of its edges costs on choose pairs, where it is small enough."""

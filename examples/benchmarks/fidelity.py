@@ -1,7 +1,7 @@
 """How few edges follow the model pair by pair, on pairs that nothing was chosen on: searches side by side.
 
-    python examples/benchmarks/fidelity.py ioi agreement [--fit 64] [--choose 64] [--heldout 128]
-        [--pruners closest minimal ranking] [--scorer eap-ig] [--target 0.9] [--seed 0] [--out DIR]
+    python examples/benchmarks/fidelity.py ioi agreement [--fit 64] [--fresh 3] [--choose 64]
+        [--heldout 128] [--pruners closest minimal ranking] [--scorer eap-ig] [--target 0.9] [--seed 0] [--out DIR]
 
 Prints a row per search with the size, fidelity, faithfulness, error and correlation on held-out pairs, with 95 %
 intervals, and seconds; of the search for the closest circuit also every circuit on its way. ``ranking`` is the best
@@ -12,12 +12,14 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import circuits
 from circuits.behaviours import clusters_of, load_behaviour
+from circuits.discovery_settings import parts_of, prompts_for
 from circuits.errors import BehaviourNotShownError
 from circuits.graph import EdgeIndices
 from circuits.model import Model
@@ -57,8 +59,16 @@ def reached(experiment: PatchingExperiment, edges: EdgeIndices, target: float) -
     return candidate(experiment, edges, experiment.circuits([mask])[0]).reaches(target)
 
 
+def _itself(experiment: PatchingExperiment) -> PatchingExperiment:
+    return experiment
+
+
 def searches(
-    wanted: list[str], fit: PatchingExperiment, choose: PatchingExperiment, scores: EdgeScores, target: float
+    wanted: list[str],
+    fit: list[PatchingExperiment],
+    choose: PatchingExperiment,
+    scores: EdgeScores,
+    target: float,
 ) -> Iterator[tuple[str, EdgeIndices, float]]:
     """Run each search; give its name, what it found and the seconds it took."""
     found_sizes: list[int] = []
@@ -76,24 +86,26 @@ def searches(
                 numbers = f"{len(found.edges)} edges, error {found.error:.3f}, f {found.faithfulness:.3f}"
                 print(f"  {step}: {numbers} on choose pairs, {seconds:.0f} s", flush=True)
 
-            found = closest(fit, choose, scores, target=target, report=told)
+            fresh = [partial(_itself, group) for group in fit[1:]]
+            found = closest(fit[0], choose, scores, target=target, fresh=fresh, report=told)
         else:
-            found = minimal(fit, scores, target=target)
+            found = minimal(fit[0], scores, target=target)
         found_sizes.append(len(found.edges))
         yield name, found.edges, time.monotonic() - begun
 
 
 def run(model: Model, name: str, options: argparse.Namespace) -> list[dict[str, object]]:
     """Compare the searches on one behaviour."""
-    drawn = load_behaviour(name).prompts(
-        model.tokenizer, discovery=options.fit + options.choose, heldout=options.heldout, seed=options.seed
-    )
-    n = round(len(drawn.discovery) * options.fit / (options.fit + options.choose))
-    fit, choose = (model.experiment(pairs) for pairs in (drawn.discovery[:n], drawn.discovery[n:]))
+    counts = {"pairs": options.fit, "choose": options.choose, "fresh": options.fresh, "heldout": options.heldout}
+    settings = circuits.DiscoverySettings(seed=options.seed, **counts)
+    drawn = prompts_for(model, load_behaviour(name), settings)
+    groups_to_fit, to_choose_by, _ = parts_of(drawn, settings)
+    fit, choose = [model.experiment(pairs) for pairs in groups_to_fit], model.experiment(to_choose_by)
     heldout, groups = model.experiment(drawn.heldout), clusters_of(drawn.heldout)
     begun = time.monotonic()
-    scores = score(fit, options.scorer)
-    pairs = f"{fit.n_pairs} fit, {choose.n_pairs} choose, {heldout.n_pairs} held-out pairs"
+    scores = score(fit[0], options.scorer)
+    fitted = " + ".join(str(group.n_pairs) for group in fit)
+    pairs = f"{fitted} fit, {choose.n_pairs} choose, {heldout.n_pairs} held-out pairs"
     print(f"{name}: {pairs}; scored in {time.monotonic() - begun:.0f} s", flush=True)
     rows: list[dict[str, object]] = []
     try:
@@ -112,7 +124,7 @@ def main() -> None:
     """Run every behaviour asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("behaviours", nargs="+")
-    for option, value in (("--fit", 64), ("--choose", 64), ("--heldout", 128), ("--seed", 0)):
+    for option, value in (("--fit", 64), ("--fresh", 3), ("--choose", 64), ("--heldout", 128), ("--seed", 0)):
         parser.add_argument(option, type=int, default=value)
     parser.add_argument("--scorer", default="eap-ig")
     parser.add_argument("--target", type=float, default=0.9)

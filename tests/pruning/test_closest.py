@@ -1,5 +1,6 @@
 """The closest circuit: predicted sums by hand, the rule of stopping, and every claim measured again on other pairs."""
 
+import importlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -303,7 +304,26 @@ def test_rounds_take_fresh_pairs_in_turn(monkeypatch: pytest.MonkeyPatch) -> Non
     assert closest(groups[0], choose, scores, fresh=[lambda: groups[1], lambda: groups[2]]).reached
     turns = [pairs for pairs, before in zip(seen, [None, *seen], strict=False) if pairs != before]
     assert len(turns) > 6
-    assert turns == [groups[turn % 3].clean_inputs for turn in range(1, len(turns) + 1)]
+    assert turns == [groups[turn % 3].clean_inputs for turn in range(len(turns))]
+
+
+def test_where_no_edge_can_go_some_are_exchanged_for_others_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = planted_toy(SHAPE, 15, seed=1, n_pairs=40, noise=0.05)
+    fit, choose = toy.part(0, 20), toy.part(20, 40)
+    scores, offered = score(fit, ScorerName.EAP), list[int]()
+    module = importlib.import_module("circuits.pruning.closest")
+
+    def noted(pairs: LinearToy, edges: EdgeIndices, pool: EdgeIndices) -> EdgeIndices:
+        offered.append(len(pool))
+        return exchanged(pairs, edges, pool)
+
+    monkeypatch.setattr(module, "exchanged", noted)
+    reports: list[tuple[str, Selection]] = []
+    found = closest(fit, choose, scores, report=lambda step, each: reports.append((step, each)))
+    assert offered[-3:] == [found.proposed] * 3  # tried in vain, three times on end
+    sizes = [len(each.edges) for step, each in reports if step == "pruned"]
+    assert sizes == sorted(sizes, reverse=True)
+    assert found.reached
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0])
