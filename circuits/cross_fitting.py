@@ -13,7 +13,8 @@ import numpy as np
 from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour
 from circuits.circuit import Circuit
-from circuits.discovery import Discovery, DiscoverySettings, discover
+from circuits.discovery import Discovery, discover
+from circuits.discovery_settings import DiscoverySettings
 from circuits.files.journal import Journal
 from circuits.model import Model
 from circuits.patching.protocol import StageProgress, no_stages

@@ -42,7 +42,7 @@ class DiscoverySettings:
     steps: int = 5
     verify: TopK = field(default_factory=lambda: TopK(budget=Budget(edges=400)))
     pairs: int = 64
-    choose: int = 64
+    choose: int = 128
     fresh: int = 3
     heldout: int = 64
     seconds: float | None = None

@@ -55,7 +55,8 @@ _JUDGED = (
 _HEADS = PlannedStage("measuring what the heads do", 10)
 _PRUNING = {
     "minimal": (PlannedStage("proposing edges", 40, counts=False), PlannedStage("pruning", 100, counts=False)),
-    "closest": (PlannedStage("pruning", 100, counts=False),),
+    "closest": (PlannedStage("pruning", 180, counts=False),),
+    "nodes": (PlannedStage("pruning", 60, counts=False),),
     "top": (),
 }
 """Seconds of one search for the circuit of ``ioi`` in the built-in model on a busy machine: their ratios matter."""

@@ -144,6 +144,8 @@ class PrunerName(Choice):
 
     CLOSEST = "closest"
     """As few edges as follow the model pair by pair."""
+    NODES = "nodes"
+    """As few heads and MLPs as follow the model pair by pair, with all edges among them."""
     MINIMAL = "minimal"
     """As few edges as have the model's mean effect."""
     TOP = "top"

@@ -372,7 +372,7 @@ def test_the_closest_circuit_is_fitted_to_some_pairs_chosen_by_others_and_judged
     same(found, discover(model, behaviour, CLOSEST, folder=tmp_path, resume=True))
 
 
-@pytest.mark.parametrize(("fresh", "groups"), [(0, [64]), (1, [64, 64]), (7, [64] * 8), (99, [64] * 9)])
+@pytest.mark.parametrize(("fresh", "groups"), [(0, [64]), (1, [64, 64]), (7, [64] * 8), (99, [64] * 8)])
 def test_more_pairs_to_fit_to_are_taken_in_groups_as_far_as_there_are_any(
     model: Model, fresh: int, groups: list[int]
 ) -> None:
@@ -387,7 +387,7 @@ def test_more_pairs_to_fit_to_are_taken_in_groups_as_far_as_there_are_any(
     prompts = prompts_for(model, many, settings)
     parts, choosing, remarks = parts_of(prompts, settings)
     assert [len(part) for part in parts] == groups
-    assert len(choosing) == 64
+    assert len(choosing) == 128
     assert not remarks
     fitted = {pair.clean_text for part in parts for pair in part}
     assert len(fitted) > 64 * len(groups) - 64

@@ -26,7 +26,8 @@ class Search:
         typer.Option(
             metavar="|".join(PrunerName),
             help="How edges are chosen: closest, as few as follow the model pair by pair; minimal, as few as have its "
-            "mean effect (quicker, fewer, further off on each pair); top, the best of the ranking.",
+            "mean effect (quicker, fewer, further off on each pair); nodes, as few heads and MLPs, with all edges "
+            "among them; top, the best of the ranking.",
             rich_help_panel="Search",
         ),
     ] = PrunerName.CLOSEST
@@ -39,16 +40,16 @@ class Search:
     choose: Annotated[
         int,
         typer.Option(
-            help="Pairs by which --pruner closest chooses a circuit, in addition to the --pairs it fits circuits to.",
+            help="Pairs by which the pruners closest and nodes choose a circuit, beside those they fit circuits to.",
             min=4,
             rich_help_panel="Search",
         ),
-    ] = 64
+    ] = 128
     fresh: Annotated[
         int,
         typer.Option(
-            help="Further groups of as many --pairs that --pruner closest fits circuits to in turn, as far as there "
-            "are so many: larger is surer and costs little.",
+            help="Further groups of as many --pairs that the pruners closest and nodes fit circuits to in turn, as far "
+            "as there are so many: more are surer and cost little.",
             min=0,
             rich_help_panel="Search",
         ),
@@ -56,7 +57,8 @@ class Search:
     seconds: Annotated[
         float | None,
         typer.Option(
-            help="End the search of --pruner closest after so long, with the best so far.", rich_help_panel="Search"
+            help="End the search of the pruners closest and nodes after so long, with the best so far.",
+            rich_help_panel="Search",
         ),
     ] = None
     size: Annotated[int, typer.Option(help="Edges of --pruner top.", min=1, rich_help_panel="Search")] = 200

@@ -57,7 +57,7 @@ _COUNTED = 160
 """Of circuits with no more edges the removal of each is measured in the end."""
 
 
-def _no_report(step: str, selection: Selection) -> None:
+def no_report(step: str, selection: Selection) -> None:
     """Report nothing."""
 
 
@@ -70,7 +70,7 @@ def closest(
     seconds: float | None = None,
     begin: Selection | None = None,
     fresh: Sequence[Callable[[], Experiment]] = (),
-    report: Report = _no_report,
+    report: Report = no_report,
     progress: Progress = no_progress,
 ) -> Selection:
     """Return the smallest circuit found whose fidelity on *choose* pairs reaches the target, with f within 0.1 of 1.
@@ -90,33 +90,13 @@ def closest(
     gradients, the first ones each ten forward passes of half the fit pairs, those of a hundred edges one of all; a
     circuit on the choose pairs for each; in the end as many circuits on the choose pairs as there are edges.
     """
-    if not 0 < target < 1:
-        raise UsageError(f"the target fidelity must be between 0 and 1, got {target}.")
-    search = _Search(fit, choose, scores, fresh)
-    edges = begin.edges if begin is not None and len(begin.edges) else search.start()
-    first, deadline = len(edges), time.monotonic() + (np.inf if seconds is None else seconds)
-    search.path += search.judged([edges])
-    while not search.done(target) and time.monotonic() < deadline:
-        search.round()
-        report("closer", search.selection(search.path[-1], target))
-        progress(first - len(search.edges), first)
-    best = chosen(search.tried, target)
-    idle = 0
-    while idle < _IDLE and time.monotonic() < deadline:
-        better, idle = search.pruned(best, target), idle + 1
-        if better is None:
-            better = search.mended(best, target)
-        else:
-            idle = 0
-        if better is not None:
-            best = better
-            report("pruned", search.selection(best, target))
-    return search.finished(best, target)
+    search = Search(fit, choose, scores, fresh)
+    return search.run(target, begin=begin, seconds=seconds, report=report, progress=progress)
 
 
 @dataclass
-class _Search:
-    """The circuits that the search went through, and all that it tried."""
+class Search:
+    """The circuits that a search went through, and all that it tried."""
 
     fit: Experiment
     choose: Experiment
@@ -126,6 +106,35 @@ class _Search:
     path: list[Candidate] = field(default_factory=list[Candidate])
     tried: list[Candidate] = field(default_factory=list[Candidate])
     pool: EdgeIndices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def run(
+        self,
+        target: float,
+        *,
+        begin: Selection | None = None,
+        seconds: float | None = None,
+        report: Report = no_report,
+        progress: Progress = no_progress,
+    ) -> Selection:
+        """Search as :func:`closest` does, and return what was found."""
+        if not 0 < target < 1:
+            raise UsageError(f"the target fidelity must be between 0 and 1, got {target}.")
+        edges = begin.edges if begin is not None and len(begin.edges) else self.start()
+        first, deadline = len(edges), time.monotonic() + (np.inf if seconds is None else seconds)
+        self.path += self.judged([edges])
+        while not self.done(target) and time.monotonic() < deadline:
+            self.round()
+            report("closer", self.selection(self.path[-1], target))
+            progress(first - len(self.edges), first)
+        best, idle = chosen(self.tried, target), 0
+        while idle < _IDLE and time.monotonic() < deadline:
+            shorter = self.pruned(best, target)
+            idle = idle + 1 if shorter is None else 0
+            better = shorter or self.mended(best, target)
+            if better is not None:
+                best = better
+                report("pruned", self.selection(best, target))
+        return self.finished(best, target)
 
     @property
     def edges(self) -> EdgeIndices:
@@ -188,10 +197,10 @@ class _Search:
 
         None where no edge can go, or where the circuit does not reach the target.
         """
-        edges = best.edges
         error = allowed(self.tried, target)
         if not best.within(error):
             return None
+        edges = best.edges
         order = edges[np.argsort(losses_without_each(self._fit_pairs(), edges), kind="stable")]
         lengths = np.unique(np.geomspace(1, max(1, len(edges) // 8), 6).round().astype(int))
         found = self.judged([connected(self.scores.graph, np.sort(order[length:])) for length in lengths])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from circuits.patching.protocol import Experiment, StageProgress
 from circuits.pruning.closest import closest
+from circuits.pruning.closest_nodes import nodes
 from circuits.pruning.minimal import minimal
 from circuits.pruning.selection import PrunerSettings, Selection
 from circuits.pruning.top import top
@@ -33,7 +34,8 @@ def prune(
 ) -> Selection:
     """Choose a circuit from scores; ``choose`` may be ``fit`` for pruners that choose by no pairs of their own.
 
-    See :mod:`circuits.pruning.minimal`, :mod:`circuits.pruning.closest` and :mod:`circuits.pruning.top`.
+    See :mod:`circuits.pruning.minimal`, :mod:`circuits.pruning.closest`, :mod:`circuits.pruning.closest_nodes` and
+    :mod:`circuits.pruning.top`.
     """
     return PRUNERS[PrunerName.parse(pruner)].prune(fit, choose, scores, settings or PrunerSettings())
 
@@ -59,6 +61,10 @@ def _closest(fit: Experiment, choose: Experiment, scores: EdgeScores, settings: 
     )
 
 
+def _nodes(fit: Experiment, choose: Experiment, _: EdgeScores, settings: PrunerSettings) -> Selection:
+    return nodes(fit, choose, target=settings.target, fresh=settings.fresh, progress=settings.progress)
+
+
 def _top(fit: Experiment, _: Experiment, scores: EdgeScores, settings: PrunerSettings) -> Selection:
     return top(fit, scores, min(settings.size, len(scores.scored)))
 
@@ -80,5 +86,6 @@ class _Told:
 PRUNERS: dict[PrunerName, Pruner] = {
     PrunerName.MINIMAL: Pruner(_minimal),
     PrunerName.CLOSEST: Pruner(_closest, chooses=True),
+    PrunerName.NODES: Pruner(_nodes, chooses=True),
     PrunerName.TOP: Pruner(_top, targets=False),
 }

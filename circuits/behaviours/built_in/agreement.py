@@ -6,7 +6,16 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Tokenizer, single_token_pairs
 
-OPENINGS = ("I think that the", "Everyone said that the", "We can see that the")
+OPENINGS = (
+    "I think that the",
+    "Everyone said that the",
+    "She said that the",
+    "He wrote that the",
+    "They know that the",
+    "People believe that the",
+    "You see that the",
+    "We hope that the",
+)
 REGULAR = (
     "dog cat boy girl car book house tree king doctor teacher student picture table friend window door bird "
     "horse river lawyer player driver farmer soldier singer worker parent brother sister cousin neighbor "

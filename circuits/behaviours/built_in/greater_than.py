@@ -11,7 +11,7 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Tokenizer, single_tokens, token_texts
 
-N_PAIRS = 1200
+N_PAIRS = 1500
 NOUNS = (
     "war battle siege project campaign journey empire trade conflict voyage reign alliance expedition dispute "
     "struggle program construction debate investigation operation partnership rebellion revolution strike tour "

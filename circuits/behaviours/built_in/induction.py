@@ -11,7 +11,7 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Tokenizer, single_tokens
 
-N_PAIRS = 1000
+N_PAIRS = 1200
 LENGTH, REPEATED = 14, 10
 WORDS = (
     "absorb accent adapt admire adverse agenda alter ancient angle appetite arrow assist attic author average avoid "

@@ -10,7 +10,7 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Tokenizer, single_tokens
 
-N_PAIRS = 1000
+N_PAIRS = 1200
 NAMES = (
     "Mary John James Robert Michael William David Richard Joseph Thomas Charles Daniel Matthew Anthony Mark Paul "
     "Steven Andrew Kevin Brian George Edward Ronald Jason Jeffrey Ryan Jacob Gary Nicholas Eric Jonathan Stephen "

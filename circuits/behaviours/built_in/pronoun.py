@@ -7,7 +7,7 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Tokenizer, single_tokens
 
-N_PAIRS = 1100
+N_PAIRS = 1200
 MEN = (
     "John James Robert Michael William David Richard Joseph Thomas Charles Daniel Matthew Mark Paul Steven Andrew "
     "Kevin Brian George Edward Jason Ryan Jacob Eric Stephen Frank Peter Adam Henry Simon Jack Samuel Benjamin "
