@@ -21,13 +21,19 @@ from circuits.discovery_settings import DiscoverySettings, parts_of, prompts_for
 from circuits.drawing.dot import circuit_dot
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
 from circuits.evaluation import evaluate
+from circuits.graph import ModelShape
 from circuits.model import Model, verified
 from circuits.models.loading import LoadedWeights
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options, Resources
+from circuits.patching.node_circuits import edges_among
+from circuits.pruning.connected import connected
+from circuits.pruning.pruners import prune
 from circuits.report.sentences import facts
+from circuits.scoring import score
 from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
 from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.toy import planted_toy
 
 LETTERS = "BCDFGHKLMNPQRSVWXYZ"
 SETTINGS = DiscoverySettings(pruner=PrunerName.MINIMAL, pairs=4, heldout=6, sample=12, target=0.7, options=Options())
@@ -392,6 +398,27 @@ def test_more_pairs_to_fit_to_are_taken_in_groups_as_far_as_there_are_any(
     fitted = {pair.clean_text for part in parts for pair in part}
     assert len(fitted) > 64 * len(groups) - 64
     assert not fitted & {pair.clean_text for pair in choosing}
+
+
+def test_few_nodes_are_found_with_all_edges_among_them(model: Model, behaviour: Behaviour) -> None:
+    settings = replace(CLOSEST, pruner=PrunerName.NODES, pairs=4, choose=4, fresh=1)
+    stages: list[str] = []
+    found = discover(model, behaviour, settings, progress=lambda stage, _done, _total: stages.append(stage))
+    circuit, graph = found.circuit, found.circuit.graph
+    assert circuit.method.pruner == "nodes"
+    assert circuit.evaluation is not None
+    assert found.selection.reached
+    edges = list(graph.edges(circuit.edges))
+    nodes = {edge.sender for edge in edges}
+    places = np.sort([graph.sender_index[node] for node in nodes])
+    assert circuit.edges.tolist() == connected(graph, edges_among(graph, places)).tolist()
+    assert any(re.match(r"pruning \d+ nodes \(error", stage) for stage in stages)
+
+
+def test_nodes_are_not_searched_by_metrics_of_whole_answers() -> None:
+    toy = planted_toy(ModelShape(n_layers=2, n_heads=2, n_kv_heads=2, d_model=4, d_head=2), 5, seed=0, n_pairs=8)
+    with pytest.raises(UsageError, match=r"--metric sequence.* use --pruner closest"):
+        prune(toy, toy, score(toy, ScorerName.EAP), PrunerName.NODES)
 
 
 def test_the_closest_circuit_is_what_is_looked_for_unless_said_otherwise() -> None:

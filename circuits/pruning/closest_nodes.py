@@ -8,15 +8,18 @@ rule of :mod:`circuits.pruning.stopping`. A node is a coarser choice than an edg
 many: it takes fewer pairs to make it well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from circuits.errors import UsageError
 from circuits.patching.experiment import PatchingExperiment
-from circuits.patching.node_circuits import Places, node_slopes, node_values
+from circuits.patching.node_circuits import Places, edges_among, node_slopes, node_values
+from circuits.patching.protocol import Experiment, StageProgress, no_stages
+from circuits.pruning.connected import connected
 from circuits.pruning.residuals import Residuals, greedily
+from circuits.pruning.selection import Selection
 from circuits.pruning.steps import RIDGE
 from circuits.pruning.stopping import Candidate, candidate, chosen
 
@@ -53,6 +56,7 @@ def closest_nodes(
     *,
     target: float = 0.9,
     least: int = _LEAST,
+    fresh: Sequence[Callable[[], Experiment]] = (),
     report: Callable[[Candidate], None] = lambda _: None,
 ) -> NodeSearch:
     """Search the fewest nodes whose fidelity on *choose* pairs reaches the target, with f within 0.1 of 1.
@@ -62,6 +66,7 @@ def closest_nodes(
         choose: Other pairs, on which every circuit is judged.
         target: The fidelity looked for.
         least: Go on down to so many nodes.
+        fresh: Record further fit pairs, one group each; rounds take ``fit`` and these in turn.
         report: Told of every circuit.
 
     Where no circuit reaches the target, the one by the one-standard-error rule: ``reached`` says which. The input is
@@ -70,7 +75,7 @@ def closest_nodes(
     """
     if not 0 < target < 1 or least < _LEAST:
         raise UsageError(f"expected a target between 0 and 1 and at least {_LEAST} nodes, got {target} and {least}.")
-    search = _Search(fit, choose)
+    search = _Search(fit, choose, fresh)
     search.judge(np.arange(len(fit.graph.senders)))
     report(search.path[-1])
     while len(search.path[-1].edges) > least:
@@ -80,10 +85,48 @@ def closest_nodes(
     return NodeSearch(tuple(search.path), best, best.reaches(target))
 
 
+def nodes(
+    fit: Experiment,
+    choose: Experiment,
+    *,
+    target: float = 0.9,
+    fresh: Sequence[Callable[[], Experiment]] = (),
+    progress: StageProgress = no_stages,
+) -> Selection:
+    """Return what :func:`closest_nodes` finds as edges: all among the nodes that are on a path."""
+    graph, judged = fit.graph, one_forward_pass(choose)
+
+    def told(each: Candidate) -> None:
+        stage = f"pruning {len(each.edges)} nodes (error {each.error:.2f}, faithfulness {each.faithfulness:.2f})"
+        progress(stage, len(graph.senders) - len(each.edges), len(graph.senders))
+
+    found = closest_nodes(one_forward_pass(fit), judged, target=target, fresh=fresh, report=told)
+    return Selection(
+        connected(graph, edges_among(graph, found.best.edges)),
+        found.best.faithfulness,
+        proposed=graph.n_edges,
+        by_magnitude=True,
+        error=found.best.error,
+        pairs=choose.n_pairs,
+        reached=found.reached,
+    )
+
+
+def one_forward_pass(experiment: Experiment) -> PatchingExperiment:
+    """Return an experiment whose metric takes one forward pass; :class:`UsageError` for others."""
+    if not isinstance(experiment, PatchingExperiment):
+        raise UsageError(
+            "circuits of nodes are searched by metrics of one position, which take one forward pass; for whole answers "
+            "(--metric sequence) use --pruner closest."
+        )
+    return experiment
+
+
 @dataclass
 class _Search:
     fit: PatchingExperiment
     choose: PatchingExperiment
+    fresh: Sequence[Callable[[], Experiment]]
     path: list[Candidate] = field(default_factory=list[Candidate])
 
     def judge(self, nodes: Places) -> None:
@@ -92,9 +135,11 @@ class _Search:
 
     def smaller(self, nodes: Places, least: int) -> Places:
         """Return fewer nodes: without some, and with a few others that were dropped before."""
-        fit, turn, half = self.fit, len(self.path) % 2, self.fit.n_pairs // 2
+        turn, group = divmod(len(self.path), 1 + len(self.fresh))
+        fit = one_forward_pass(self.fresh[group - 1]()) if group else self.fit
+        half = fit.n_pairs // 2
         if len(nodes) > _HALVES_ABOVE and half >= _FEWEST:
-            fit = fit.part(half * turn, half * (turn + 1))
+            fit = fit.part(half * (turn % 2), half * (turn % 2 + 1))
         residuals, (values, slopes) = Residuals(fit), node_slopes(fit, nodes)
         free = nodes[nodes > 0]
         out = np.setdiff1d(np.arange(slopes.shape[1], dtype=np.int64), nodes)
