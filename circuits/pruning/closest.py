@@ -90,12 +90,12 @@ def closest(
     gradients, the first ones each ten forward passes of half the fit pairs, those of a hundred edges one of all; a
     circuit on the choose pairs for each; in the end as many circuits on the choose pairs as there are edges.
     """
-    search = Search(fit, choose, scores, fresh)
+    search = _Search(fit, choose, scores, fresh)
     return search.run(target, begin=begin, seconds=seconds, report=report, progress=progress)
 
 
 @dataclass
-class Search:
+class _Search:
     """The circuits that a search went through, and all that it tried."""
 
     fit: Experiment
