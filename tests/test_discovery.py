@@ -537,8 +537,6 @@ def test_every_pair_judges_the_circuit_that_was_found_without_it(model: Model, b
     assert crossed.faithfulness.value == pytest.approx(
         (values - corrupted).mean() / (clean - corrupted).mean(), abs=1e-4
     )
-    shared = len(set(crossed.circuits[0]) & set(crossed.circuits[1]))
-    assert (
-        f"over all 12 pairs, each judged by the circuit found without it (40 and 40 edges, {shared} in both)"
-        in crossed.describe()
-    )
+    one, other = crossed.circuits
+    sizes = f"{len(one)} and {len(other)} edges, {len(set(one) & set(other))} in both"
+    assert f"over all 12 pairs, each judged by the circuit found without it ({sizes})" in crossed.describe()
