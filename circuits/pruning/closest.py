@@ -10,13 +10,18 @@
 4. *Prune back*: drop the longest run of edges that cost least by their slopes with which the target still holds on
    choose pairs, and again; where none can go, exchange some for edges of the start, and prune again, until neither
    gets any further.
+5. *Confirm*: of the circuits that pruning went through take the smallest that reaches the target on the fresh pairs
+   too. The last one is the luckiest of many that choose pairs allowed: an ioi circuit of 58 edges with an error of 0.30
+   on 128 choose pairs had 0.34 on 192 fresh and 0.35 on 384 held-out ones.
 
 Nothing is judged on the pairs it was fitted to, and there is no size at which the search changes what it aims at.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +32,7 @@ from circuits.pruning.connected import connected
 from circuits.pruning.selection import Selection
 from circuits.pruning.steps import exchanged, losses_without_each, without
 from circuits.pruning.stopping import Candidate, allowed, candidate, chosen, ratio
-from circuits.scores import EdgeScores
+from circuits.scores import EdgeScores, Floats
 from circuits.statistics import error
 
 Report = Callable[[str, Selection], None]
@@ -94,6 +99,11 @@ def closest(
     return search.run(target, begin=begin, seconds=seconds, report=report, progress=progress)
 
 
+class _Ends(NamedTuple):
+    clean: Floats
+    corrupted: Floats
+
+
 @dataclass
 class _Search:
     """The circuits that a search went through, and all that it tried."""
@@ -127,14 +137,16 @@ class _Search:
             report("closer", self.selection(self.path[-1], target))
             progress(first - len(self.edges), first)
         best, idle = chosen(self.tried, target), 0
+        pruned = [best]
         while idle < _IDLE and time.monotonic() < deadline:
             shorter = self.pruned(best, target)
             idle = idle + 1 if shorter is None else 0
             better = shorter or self.mended(best, target)
             if better is not None:
                 best = better
+                pruned.append(best)
                 report("pruned", self.selection(best, target))
-        return self.finished(best, target)
+        return self.finished(self.confirmed(pruned, target), target)
 
     @property
     def edges(self) -> EdgeIndices:
@@ -217,6 +229,27 @@ class _Search:
             return None
         (other,) = self.judged([edges])
         return other if other.error < best.error or other.within(allowed(self.tried, target)) else None
+
+    def confirmed(self, pruned: Sequence[Candidate], target: float) -> Candidate:
+        """Return the smallest circuit whose fidelity on the fresh pairs is a standard error above the target.
+
+        Where none is, one by the rule of :mod:`circuits.pruning.stopping`; the last one where there are no fresh pairs,
+        or where it misses the target on choose pairs already. Cost: a pass of the fresh pairs for each, from the
+        smallest on.
+        """
+        if not self.fresh or not pruned[-1].reaches(target):
+            return pruned[-1]
+        groups = [record() for record in self.fresh]
+        ends = _Ends(*(np.concatenate([getattr(each, side) for each in groups]) for side in _Ends._fields))
+        before = [each for each in self.path if len(each.edges) > len(pruned[0].edges) and each.reaches(target)]
+        ways, seen = sorted([*before, *pruned], key=_size), list[Candidate]()
+        for way in ways:
+            values = np.concatenate([each.circuits([self._mask(way.edges)])[0] for each in groups])
+            seen.append(candidate(ends, way.edges, values))
+            if seen[-1].within(math.sqrt(1 - target) - seen[-1].error_se):
+                return way
+        best = chosen(seen, target)
+        return next(way for way, each in zip(ways, seen, strict=True) if each is best)
 
     def finished(self, best: Candidate, target: float) -> Selection:
         """Return a candidate with what removing each of its edges costs on choose pairs, where it is small enough."""

@@ -307,6 +307,21 @@ def test_rounds_take_fresh_pairs_in_turn(monkeypatch: pytest.MonkeyPatch) -> Non
     assert turns == [groups[turn % 3].clean_inputs for turn in range(len(turns))]
 
 
+def test_the_smallest_circuit_is_taken_that_fresh_pairs_confirm() -> None:
+    """On the pairs to choose by the second way does nothing, as it happens."""
+    fit, fresh, choose = (
+        Ways(ways(24, seed).effects * [0, 0, 1, 1] + [8 - second, second, 0, 0])
+        for seed, second in ((0, 3.0), (3, 3.0), (1, 0.0))
+    )
+    scores = score(fit, ScorerName.EAP)
+    lucky = closest(fit, choose, scores)
+    assert lucky.edges.tolist() == sorted(fit.ways[0].tolist())
+    found = closest(fit, choose, scores, fresh=[lambda: fresh])
+    assert found.edges.tolist() == sorted(fit.ways[:2].flatten().tolist())
+    assert found.reached
+    assert not found.locally_minimal  # by the pairs to choose by, edges can go
+
+
 def test_where_no_edge_can_go_some_are_exchanged_for_others_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     toy = planted_toy(SHAPE, 15, seed=1, n_pairs=40, noise=0.05)
     fit, choose = toy.part(0, 20), toy.part(20, 40)
