@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from circuits.steering.ablated_weights import write_ablated_weights
     from circuits.steering.effects import measure_direction
     from circuits.steering.mediation import mediate
+    from circuits.steering.over_refusal import over_refusal
     from circuits.steering.search import SearchSettings, find_direction
     from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName, Site
 
@@ -154,6 +155,7 @@ _HOMES = {
     "measure_direction": "circuits.steering.effects",
     "mediate": "circuits.steering.mediation",
     "minimal": "circuits.pruning",
+    "over_refusal": "circuits.steering.over_refusal",
     "pair_requests": "circuits.prompt_reading",
     "patch_sites": "circuits.patching.sites",
     "path_effects": "circuits.patching.paths",
@@ -251,6 +253,7 @@ __all__ = [
     "measure_direction",
     "mediate",
     "minimal",
+    "over_refusal",
     "pair_requests",
     "patch_sites",
     "path_effects",

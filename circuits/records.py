@@ -73,17 +73,22 @@ class Variant:
     """What is changed about a behaviour's own prompts and answers.
 
     ``system`` is the system message of every chat, ``prefill`` how the answer begins already; None: the behaviour's
-    own. ``answers`` and ``wrong_answers``, where there are any, take the place of the behaviour's.
+    own. With ``attack`` the corrupted side asks for what the clean side asks, and has this system message in place of
+    the other, so that a pair differs by the attack alone. ``answers`` and ``wrong_answers``, where there are any, take
+    the place of the behaviour's.
     """
 
     system: str | None = None
     prefill: str | None = None
     answers: tuple[str, ...] = ()
     wrong_answers: tuple[str, ...] = ()
+    attack: str | None = None
 
     def describe(self) -> str:
         """Return in a few words what is changed; empty where nothing is."""
-        parts = [f"{name} {text!r}" for name in ("system", "prefill") if (text := getattr(self, name)) is not None]
+        parts = [
+            f"{name} {text!r}" for name in ("system", "attack", "prefill") if (text := getattr(self, name)) is not None
+        ]
         for name, texts in (("answers", self.answers), ("wrong answers", self.wrong_answers)):
             parts += [f"{name} {', '.join(map(repr, texts))}"] if texts else []
         return "; ".join(parts)

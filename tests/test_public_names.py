@@ -90,6 +90,7 @@ PROMISED = [
     "measure_direction",
     "mediate",
     "minimal",
+    "over_refusal",
     "pair_requests",
     "patch_sites",
     "path_effects",

@@ -89,6 +89,7 @@ class Behaviour:
         *,
         system: str | None = None,
         prefill: str | None = None,
+        attack: str | None = None,
         answers: Sequence[str] = (),
         wrong_answers: Sequence[str] = (),
     ) -> Self:
@@ -97,6 +98,8 @@ class Behaviour:
         Args:
             system: The system message of every chat, in place of the one it has, if any; may be empty.
             prefill: How the assistant's answer begins already; what is measured comes after it.
+            attack: The system message of the corrupted side, which then asks for what the clean side asks: what is
+                measured is what this message does. It needs as many tokens as the clean side's.
             answers: First tokens of answers, in place of the behaviour's own.
             wrong_answers: The same of wrong answers.
 
@@ -109,6 +112,7 @@ class Behaviour:
         variant = Variant(
             system=own.system if system is None else system,
             prefill=own.prefill if prefill is None else prefill,
+            attack=own.attack if attack is None else attack,
             answers=tuple(answers) or own.answers,
             wrong_answers=tuple(wrong_answers) or own.wrong_answers,
         )

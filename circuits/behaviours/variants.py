@@ -11,10 +11,14 @@ from circuits.records import Variant
 def varied(pair: Pair, variant: Variant) -> Pair:
     """Return a pair as a variant has it.
 
-    Raises :class:`UsageError` where a system message or the beginning of an answer is given for prompts that are plain
-    text, or the beginning for prompts that have one.
+    With an attack, the corrupted side is the clean one with another system message. Raises :class:`UsageError` where a
+    system message, an attack or the beginning of an answer is given for prompts that are plain text, or the beginning
+    for prompts that have one.
     """
-    changed = replace(pair, clean=_asked(pair.clean, variant, pair), corrupted=_asked(pair.corrupted, variant, pair))
+    corrupted, other = pair.corrupted, variant
+    if variant.attack is not None:
+        corrupted, other = pair.clean, replace(variant, system=variant.attack)
+    changed = replace(pair, clean=_asked(pair.clean, variant, pair), corrupted=_asked(corrupted, other, pair))
     if variant.answers:
         changed = replace(changed, answers=variant.answers, answer_ids=())
     if variant.wrong_answers:

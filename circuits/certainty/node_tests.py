@@ -37,6 +37,8 @@ from circuits.vocabulary import Ablation, Direction
 RANDOM_SETS = 99
 """So many random sets are drawn: their least p-value is 0.01."""
 PAIRS = 64
+_HALF, _ALPHA = 8, 0.05
+"""Of fewer clusters half the pairs are not tested: their least p-value, before Holm's correction, is 0.008."""
 Sets = Circuit | Sequence[Node | str | Sequence[Node | str]] | None
 
 
@@ -67,7 +69,10 @@ class RandomSets:
 
 @dataclass(frozen=True)
 class NodeTests:
-    """What :func:`interchange_nodes` found, in the order of the sets; shares are of ``gap``, in the metric's unit."""
+    """What :func:`interchange_nodes` found, in the order of the sets; shares are of ``gap``, in the metric's unit.
+
+    ``halves`` are the same tests on every other cluster of pairs, and on the rest; empty where either has fewer than 8.
+    """
 
     model: str
     behaviour: str
@@ -78,6 +83,12 @@ class NodeTests:
     tests: tuple[NodeTest, ...]
     random: RandomSets | None = None
     remarks: tuple[str, ...] = ()
+    halves: tuple[tuple[NodeTest, ...], ...] = ()
+
+    @property
+    def replicated(self) -> tuple[tuple[str, ...], ...]:
+        """The sets whose two effects have one sign and p below 0.05, by Holm, on both halves of the pairs."""
+        return tuple(each[0].nodes for each in zip(*self.halves, strict=True) if _alike(each))
 
     def to_json(self) -> str:
         """Return the text of ``interchange.json``."""
@@ -85,7 +96,7 @@ class NodeTests:
 
     def to_document(self) -> dict[str, Any]:
         """Return what ``interchange.json`` holds."""
-        return asdict(self)
+        return {**asdict(self), "replicated": self.replicated}
 
 
 def interchange_nodes(
@@ -150,7 +161,27 @@ def interchange_nodes(
         tests=_tests(wanted, own, gap, clusters, seed),
         random=_random({each: row.mean(1) / gap.mean() for each, row in effects.items()}) if controls else None,
         remarks=prompts.remarks,
+        halves=_halves(wanted, own, gap, clusters, seed),
     )
+
+
+def _halves(
+    sets: list[NodeSet], effects: dict[Direction, Floats], gap: Floats, clusters: NDArray[np.int64], seed: int
+) -> tuple[tuple[NodeTest, ...], ...]:
+    """Test on every other cluster of pairs and on the rest; nothing where these are too few to tell."""
+    if int(clusters.max()) + 1 < 2 * _HALF:
+        return ()
+    found: list[tuple[NodeTest, ...]] = []
+    for half in (clusters % 2 == 0, clusters % 2 == 1):
+        part = {direction: rows[:, half] for direction, rows in effects.items()}
+        found.append(_tests(sets, part, gap[half], clusters[half], seed))
+    return tuple(found)
+
+
+def _alike(tests: tuple[NodeTest, ...]) -> bool:
+    values = [value for each in tests for value in (each.necessity.value, each.sufficiency.value)]
+    chances = [chance for each in tests for chance in (each.p_necessity, each.p_sufficiency)]
+    return max(chances) < _ALPHA and (min(values) > 0 or max(values) < 0)
 
 
 def _node_sets(model: Model, sets: Sets) -> list[NodeSet]:

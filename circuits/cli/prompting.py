@@ -37,6 +37,15 @@ class Prompting:
             show_default=False,
         ),
     ] = None
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            help="System message of the corrupted side, which then asks for what the clean side asks (as many tokens "
+            "as --system): what does the message do?",
+            rich_help_panel="Prompts",
+            show_default=False,
+        ),
+    ] = None
     refuse: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,6 +78,7 @@ class Prompting:
         return behaviour.varied(
             system=self.system,
             prefill=self.prefill,
+            attack=self.attack,
             answers=_texts(self.refuse, "--refuse"),
             wrong_answers=_texts(self.comply, "--comply"),
         )

@@ -119,3 +119,14 @@ def test_a_variant_is_described_by_what_it_changes():
     assert Variant("", "Sure", ("I", "As"), ("To",)).describe() == (
         "system ''; prefill 'Sure'; answers 'I', 'As'; wrong answers 'To'"
     )
+
+
+def test_an_attack_is_the_same_request_under_another_system_message(tokenizer):
+    asked = CHAT.varied(system="Mary", attack="Anna")
+    pair, plain = one(asked, tokenizer), one(CHAT, tokenizer)
+    assert pair.clean_text == "<|system|>Mary\n" + plain.clean_text
+    assert pair.corrupted_text == "<|system|>Anna\n" + plain.clean_text
+    assert (pair.answers, pair.wrong_answers) == (plain.answers, plain.wrong_answers)
+    assert asked.variant.describe() == "system 'Mary'; attack 'Anna'"
+    with pytest.raises(PromptError, match="both sides must tokenize to the same length"):
+        one(CHAT.varied(system="Mary", attack="Mary and Anna"), tokenizer)

@@ -8,11 +8,12 @@ import pytest
 
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
-from circuits.certainty.node_tests import interchange_nodes
+from circuits.certainty.node_tests import NodeTest, NodeTests, interchange_nodes
 from circuits.errors import UnknownNameError, UsageError
 from circuits.graph import Node
 from circuits.patching.measurement import Options
-from circuits.statistics import holm, share_of, sign_flips
+from circuits.patching.node_sets import interchange_effects
+from circuits.statistics import Estimate, holm, share_of, sign_flips
 from circuits.vocabulary import Ablation, Metric
 from tests.ablation.conftest import circuit_of, tiny_model
 
@@ -119,3 +120,40 @@ def test_a_share_is_a_ratio_of_means_with_an_interval_that_covers_it() -> None:
         estimate = share_of(0.4 * whole + generator.normal(0, 0.5, size=32), whole)
         held += estimate.low <= 0.4 <= estimate.high
     assert 180 <= held <= 199
+
+
+def test_nodes_are_replicated_where_both_halves_say_the_same(behaviour: Behaviour) -> None:
+    model = tiny_model()
+    found = interchange_nodes(model, behaviour, pairs=16, options=Options(Metric.KL))
+    pairs = behaviour.prompts(model.tokenizer, discovery=0, heldout=16).heldout
+    for start, half in enumerate(found.halves):
+        experiment = model.experiment(pairs[start::2], Options(Metric.KL))
+        effects = interchange_effects(experiment, [(Node.parse(each.nodes[0]),) for each in half], "noising")
+        shares = effects.mean(1) / (experiment.metric.sign * (experiment.clean - experiment.corrupted)).mean()
+        np.testing.assert_allclose([each.necessity.value for each in half], shares, atol=1e-4)
+    strong = [
+        first.nodes
+        for first, second in zip(*found.halves, strict=True)
+        if all(
+            min(each.necessity.value, each.sufficiency.value) > 0 and max(each.p_necessity, each.p_sufficiency) < 0.05
+            for each in (first, second)
+        )
+    ]
+    assert set(strong) <= set(found.replicated)
+    assert found.to_document()["replicated"] == found.replicated
+    few = interchange_nodes(model, behaviour, ["m1"], pairs=15, options=Options(Metric.KL))
+    assert few.halves == ()
+    assert few.replicated == ()
+
+
+def test_an_effect_of_two_signs_or_of_one_half_alone_is_not_replicated() -> None:
+    def test(value: float, p: float) -> NodeTest:
+        return NodeTest(("m1",), Estimate(value), Estimate(value), p, p)
+
+    def replicated(*halves: NodeTest) -> int:
+        return len(NodeTests("m", "b", "kl", 16, 16, 1.0, (), halves=tuple((each,) for each in halves)).replicated)
+
+    assert replicated(test(0.2, 0.01), test(0.1, 0.02)) == 1
+    assert replicated(test(-0.2, 0.01), test(-0.1, 0.02)) == 1
+    assert replicated(test(0.2, 0.01), test(-0.1, 0.02)) == 0
+    assert replicated(test(0.2, 0.01), test(0.1, 0.2)) == 0

@@ -215,3 +215,18 @@ def test_a_smaller_circuit_than_was_asked_for_says_why(tiny_folder: Path, prompt
 def test_a_python_caller_learns_what_to_do_too(prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="skip_unusable=True"):
         circuits.load_behaviour(spoilt(prompts, tmp_path))
+
+
+def test_harmless_prompts_that_are_refused_are_paired_with_answered_ones(
+    prompts: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "over.jsonl"
+    result = invoke("prompts", prompts, "--over-refusal", "--model", tiny_folder, "--out", out)
+    if result.exit_code == 0:
+        assert len(out.read_text().splitlines()) > 0
+        assert "harmless requests; " in " ".join(result.stdout.split())
+    else:
+        assert "harmless requests by the first token" in " ".join(result.stderr.split())
+    both = invoke("prompts", prompts, "--over-refusal", "--harmless", prompts)
+    assert both.exit_code == 2
+    assert "leave --harmless and --metric out" in " ".join(both.stderr.split())

@@ -121,6 +121,9 @@ def _tables(found: "NodeTests", file: Path) -> list[RenderableType]:
         ):
             text = f"{name} {median:.3f}, 95 % below {high:.3f}; as much as these nodes or more: p = {chance:.2g}"
             rows.append((f"{random.n} random sets" if name == "necessity" else "", text))
+    if found.halves and len(found.tests) > 1:
+        names = ", ".join(name for nodes in found.replicated for name in nodes) or "none"
+        rows.append(("on both halves", f"p below 0.05 with one sign, necessity and sufficiency: {names}"))
     rows.append(("written to", str(file)))
     return [
         facts(f"interchange of nodes, {found.behaviour} in {found.model}", rows),

@@ -41,6 +41,13 @@ def prompts(
             show_default=False,
         ),
     ] = None,
+    over_refusal: Annotated[
+        bool,
+        typer.Option(
+            "--over-refusal",
+            help="Pair harmless prompts (the corrupted ones) that the model refuses with those it answers; runs it.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write the usable pairs as JSON Lines, and what is left out beside them."),
@@ -51,6 +58,11 @@ def prompts(
     output = output_options.output()
     place = prepared_file(out, (".jsonl",), "prompts.jsonl") if out else None
 
+    if over_refusal:
+        if harmless is not None or metric is not None:
+            raise UsageError("--over-refusal takes the harmless prompts of FILE; leave --harmless and --metric out.")
+        _over_refused(file, model, place, output)
+        return
     if harmless is not None:
         if metric is not None:
             raise UsageError("--metric says how pairs are measured, and --harmless only makes pairs; leave it out.")
@@ -84,6 +96,27 @@ def _pair(harmful: Path, harmless: Path, model: str, place: Path | None, output:
         output.show(f"Pairs: {files[0]}; next: circuits direction {files[0]} --openings auto")
     rows = [dict(zip(headings, row, strict=True)) for row in found.table]
     output.finish({"pairs": len(found.pairs), "table": rows, "files": files})
+
+
+def _over_refused(file: str, name: str, place: Path | None, output: Output) -> None:
+    """Pair what the model refuses of harmless prompts with what it answers, show that and write the pairs."""
+    from circuits.behaviours import load_behaviour
+    from circuits.behaviours.survey import survey
+    from circuits.model import load_model
+    from circuits.steering.over_refusal import over_refusal
+
+    with output.progress() as progress:
+        model = load_model(name, progress=then_loading(progress))
+        progress("answering harmless prompts", 0, 0)
+        found = over_refusal(model, load_behaviour(file))
+    pairs = survey(found.behaviour, model.tokenizer, model=model.info.id)
+    _show(pairs, output)
+    output.show(found.describe())
+    written = pairs.write(place)[0] if place else None
+    if written is not None:
+        output.show(f"Pairs: {written}; next: circuits direction {written}")
+    counts = {"requests": found.requests, "refused": found.refused, "paired": found.paired}
+    output.finish(pairs.document() | counts | {"files": [str(written)] if written else []})
 
 
 def _show(found: "Prompts", output: Output) -> None:
