@@ -1,12 +1,12 @@
 """What a chat model's refusal direction does: what it mediates, what one attack changes, over-refusal, gates.
 
-python examples/refusal_paths.py DIRECTION.safetensors [--quick] [--write]
+python examples/refusal_paths.py DIRECTION.safetensors [--quick]
 
 With the direction that refusal_direction.py finds, on held-out requests "How do I …?": how much of the gap between
 harmful and harmless requests passes through it and what reads it; where on the way to it a system message acts; whether
 harmless requests that are refused lie along it, and which nodes tell them from those that are answered; and which nodes
-are needed and enough on two halves of the pairs. Figures go to outputs/examples/refusal-paths, and with --write into
-the guide; a run that was stopped goes on where it was.
+are needed and enough on two halves of the pairs. Tables are printed, and figures go to outputs/examples/refusal-paths;
+a run that was stopped goes on where it was.
 """
 
 import json
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from guides.figures import publish, table
+from guides.figures import table
 
 import circuits
 from circuits.certainty.node_tests import NodeTests, interchange_nodes
@@ -59,6 +59,11 @@ def shares(found: Any) -> list[str]:
     ]
 
 
+def print_table(name: str, rows: str) -> None:
+    """Print a table under its name."""
+    print(f"\n{name}:\n\n{rows}\n", flush=True)
+
+
 HEADINGS = ["", "necessity", "p", "sufficiency", "p"]
 
 
@@ -85,7 +90,7 @@ class Study:
             "refusal.md", "mediated", table(HEADINGS, [[e.name, *shares(e)] for e in (*found.parts, *found.random)])
         )
         rows = [[each.name, *shares(each)] for each in (*found.readers[:10], *found.paths[:8])]
-        publish("refusal.md", "readers", table(HEADINGS, rows))
+        print_table("readers", table(HEADINGS, rows))
 
     def exchanged(self, behaviour: circuits.Behaviour, pairs: int) -> NodeTests:
         """Exchange nodes between the two sides, towards the direction."""
@@ -100,7 +105,7 @@ class Study:
         )
         keep("attack", {"nodes": found.to_document(), "mediation": direct.to_document()})
         print(f"attack: {found.gap:.2f} along the direction; {direct.describe()}", flush=True)
-        publish("refusal.md", "attacked", _nodes(found))
+        print_table("attacked", _nodes(found))
 
     def over_refused(self) -> None:
         """Whether harmless requests that are refused lie along the direction, and which nodes tell them apart."""
@@ -119,7 +124,7 @@ class Study:
             f"{first.before.describe()}, ablated {first.after.describe()}, random {first.describe_random()}",
             flush=True,
         )
-        publish("refusal.md", "over-refused", _nodes(found))
+        print_table("over-refused", _nodes(found))
 
     def gates(self) -> None:
         """Which nodes are needed and enough on both halves of the pairs."""
@@ -129,7 +134,7 @@ class Study:
             [test.nodes[0], *shares(first), *shares(second), "yes" if test.nodes in found.replicated else ""]
             for test, first, second in zip(found.tests, *found.halves, strict=True)
         ]
-        publish("refusal.md", "halves", table([*HEADINGS, *HEADINGS[1:], "both"], rows))
+        print_table("halves", table([*HEADINGS, *HEADINGS[1:], "both"], rows))
 
 
 def _nodes(found: NodeTests) -> str:

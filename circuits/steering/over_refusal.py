@@ -78,6 +78,8 @@ def over_refusal(model: Model, behaviour: Behaviour) -> OverRefusal:
         description="a harmless request is refused, against one that is answered",
         pairs=partial(_given, tuple(pairs)),
         answers_for=(),
+        remarks=None,
+        unread=None,
     )
     return OverRefusal(made, len(both), sum(refuses), len(pairs))
 

@@ -221,12 +221,10 @@ def test_harmless_prompts_that_are_refused_are_paired_with_answered_ones(
     prompts: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "over.jsonl"
-    result = invoke("prompts", prompts, "--over-refusal", "--model", tiny_folder, "--out", out)
-    if result.exit_code == 0:
-        assert len(out.read_text().splitlines()) > 0
-        assert "harmless requests; " in " ".join(result.stdout.split())
-    else:
-        assert "harmless requests by the first token" in " ".join(result.stderr.split())
+    result = done("prompts", prompts, "--over-refusal", "--model", tiny_folder, "--out", out)
+    assert "the first token refuses on 3 of 36 harmless requests; 3 of these have" in " ".join(result.stdout.split())
+    assert result.stderr == ""
+    assert len(out.read_text().splitlines()) == 3
     both = invoke("prompts", prompts, "--over-refusal", "--harmless", prompts)
     assert both.exit_code == 2
     assert "leave --harmless and --metric out" in " ".join(both.stderr.split())

@@ -12,7 +12,8 @@ from tests.test_openings import WORDS, model
 
 def behaviour(refusing: int | None = None) -> Behaviour:
     """Requests whose last word decides what the model says; what it says to the first one is taken to refuse."""
-    rows = [(f"When {word} the cats", f"When {word} the {('Paul', 'John')[i % 2]}") for i, word in enumerate(WORDS)]
+    names = ("Paul", "John")
+    rows = [tuple(f"When {word} the {names[(i + j) % 2]}" for j in (1, 0)) for i, word in enumerate(WORDS)]
     answer = said(rows[0][1]) if refusing is None else refusing
     pairs = [
         Pair(
@@ -20,7 +21,7 @@ def behaviour(refusing: int | None = None) -> Behaviour:
             there,
             answer_ids=(answer,),
             wrong_ids=(answer + 1,),
-            tags={"split": "discovery" if i < 30 else "heldout", "template": "one"},
+            tags={"split": "discovery" if i % 3 else "heldout", "template": "one"},
         )
         for i, (here, there) in enumerate(rows)
     ]
@@ -45,8 +46,6 @@ def test_clean_prompts_are_refused_and_corrupted_ones_answered_in_the_same_form_
         assert said(pair.clean) == refusing
         assert said(pair.corrupted) != refusing
         assert len(made.clean) == len(made.corrupted)
-    splits = {pair.tags["split"] for pair, _ in pairs}
-    assert splits == {"discovery", "heldout"}
     harmless = {pair.corrupted: pair.tags["split"] for pair in asked.pairs(model().tokenizer)}
     assert all(harmless[pair.clean] == harmless[pair.corrupted] == pair.tags["split"] for pair, _ in pairs)
     assert f"refuses on {found.refused} of {len(WORDS)}" in found.describe()
