@@ -86,9 +86,7 @@ class Study:
         )
         keep("mediation", found.to_document())
         print(found.describe(), flush=True)
-        publish(
-            "refusal.md", "mediated", table(HEADINGS, [[e.name, *shares(e)] for e in (*found.parts, *found.random)])
-        )
+        print_table("mediated", table(HEADINGS, [[e.name, *shares(e)] for e in (*found.parts, *found.random)]))
         rows = [[each.name, *shares(each)] for each in (*found.readers[:10], *found.paths[:8])]
         print_table("readers", table(HEADINGS, rows))
 
