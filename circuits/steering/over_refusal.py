@@ -17,6 +17,7 @@ from circuits.behaviours.tokens import Tokenizer
 from circuits.errors import BehaviourNotShownError
 from circuits.model import Model
 from circuits.openings import finds_openings, with_openings
+from circuits.records import UNCHANGED
 from circuits.steering.steered_model import SteeredModel
 
 NAME = "over-refusal"
@@ -78,6 +79,7 @@ def over_refusal(model: Model, behaviour: Behaviour) -> OverRefusal:
         description="a harmless request is refused, against one that is answered",
         pairs=partial(_given, tuple(pairs)),
         answers_for=(),
+        variant=UNCHANGED,  # the pairs are as it has them
         remarks=None,
         unread=None,
     )

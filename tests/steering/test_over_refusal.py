@@ -36,11 +36,12 @@ def said(text: object) -> int:
 
 def test_clean_prompts_are_refused_and_corrupted_ones_answered_in_the_same_form_and_length() -> None:
     asked = behaviour()
-    found = over_refusal(model(), asked)
+    found = over_refusal(model(), asked.varied(wrong_answers=[" to"]))
     assert found.behaviour.name == "over-refusal"
     assert 0 < found.paired <= found.refused < found.requests == len(WORDS)
     pairs = found.behaviour.usable(model().tokenizer).pairs
     assert len(pairs) == found.paired
+    assert {pair.wrong_answers for pair, _ in pairs} == {(" to",)}
     (refusing,) = {made.answers[0] for _, made in pairs}
     for pair, made in pairs:
         assert said(pair.clean) == refusing
