@@ -89,7 +89,7 @@ def main() -> None:
             rows.append(
                 [what, str(len(each.edges)), f"{edges:,}", f"{1 - each.error**2:.2f}", found, f"{f:.2f}", correlation]
             )
-    name = "writing-nodes-opening" if OPENING else "writing-nodes"
+    name = "opening" if OPENING else "writing"
     publish(
         "refusal.md", name, table(["", "nodes", "edges", "on choose", "fidelity", "faithfulness", "correlation"], rows)
     )
