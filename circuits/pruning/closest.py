@@ -92,8 +92,9 @@ def closest(
         progress: Called with (edges dropped, edges at the start).
 
     Where no circuit reaches the target, the one by the one-standard-error rule: ``reached`` says which. Cost: about 30
-    gradients, the first ones each ten forward passes of half the fit pairs, those of a hundred edges one of all; a
-    circuit on the choose pairs for each; in the end as many circuits on the choose pairs as there are edges.
+    gradients, the first ones each ten forward passes of half the fit pairs, those of a hundred edges one of all, and as
+    many again where edges are pruned and exchanged; a circuit on the choose pairs for each and six to prune; in the end
+    as many circuits on the choose pairs as there are edges, and a few on the fresh ones, which every round records.
     """
     search = _Search(fit, choose, scores, fresh)
     return search.run(target, begin=begin, seconds=seconds, report=report, progress=progress)
