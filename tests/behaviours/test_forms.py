@@ -247,7 +247,7 @@ def test_one_bad_row_refuses_a_file_and_can_be_left_out(write, tokenizer):
     assert lines[0].startswith("x.jsonl, line 3: not valid JSON at column 2")
     assert lines[1].startswith("x.jsonl, line 4, field 'clean': expected a text")
     assert "--skip-unusable" in lines[2]
-    prompts = load_behaviour(path, skip_unusable=True).prompts(tokenizer, discovery=4, heldout=6)
+    prompts = load_behaviour(path, skip_unusable=True).prompts(tokenizer, discovery=10, heldout=10)
     assert prompts.n_discovery + prompts.n_heldout == 10
     assert [(row.source, re.sub(r"[^a-zA-Z ].*", "", row.reason)) for row in prompts.unusable] == [
         ("x.jsonl, line 3", "not valid JSON at column "),

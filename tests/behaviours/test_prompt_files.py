@@ -201,7 +201,7 @@ def test_pairs_that_share_a_clean_prompt_stay_on_one_side(write, tokenizer):
         row | {"corrupted": row["corrupted"].replace("book", thing)} for row in records() for thing in ("key", "drink")
     ]
     prompts = load_behaviour(write("twice.jsonl", lines(rows))).prompts(tokenizer)
-    assert (prompts.n_discovery, prompts.n_heldout) == (8, 12)
+    assert (prompts.n_discovery, prompts.n_heldout) == (10, 10)
     assert not {pair.clean for pair in prompts.discovery} & {pair.clean for pair in prompts.heldout}
 
 

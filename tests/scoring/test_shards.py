@@ -18,7 +18,6 @@ from circuits.scoring.shards import MOST, shards_of
 from circuits.vocabulary import Direction
 from tests.subjects import PAIRS, Floats, Subject, random_pairs, subject_of
 
-pytest_plugins = ("tests.every_family",)
 Made = Callable[..., PatchingExperiment]
 
 
