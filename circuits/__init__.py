@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from circuits.heads import HeadRoles, head_roles
     from circuits.interchange.foreign import read_circuit
     from circuits.model import Model, load_model
+    from circuits.neurons.finding import find_neurons
+    from circuits.neurons.split import NeuronSplit
     from circuits.openings import choose_openings
     from circuits.patching.measurement import Options, Resources
     from circuits.patching.paths import Path, path_effects
@@ -102,6 +104,7 @@ _HOMES = {
     "Metric": "circuits.vocabulary",
     "Model": "circuits.model",
     "ModelShape": "circuits.graph",
+    "NeuronSplit": "circuits.neurons.split",
     "Node": "circuits.graph",
     "NodeKind": "circuits.graph",
     "NodeTests": "circuits.certainty.node_tests",
@@ -143,6 +146,7 @@ _HOMES = {
     "explore": "circuits.report.widget",
     "export": "circuits.drawing.pictures",
     "find_direction": "circuits.steering.search",
+    "find_neurons": "circuits.neurons.finding",
     "group_pairs": "circuits.certainty.pair_groups",
     "guide": "circuits.guides",
     "head_roles": "circuits.heads",
@@ -200,6 +204,7 @@ __all__ = [
     "Metric",
     "Model",
     "ModelShape",
+    "NeuronSplit",
     "Node",
     "NodeKind",
     "NodeTests",
@@ -241,6 +246,7 @@ __all__ = [
     "explore",
     "export",
     "find_direction",
+    "find_neurons",
     "group_pairs",
     "guide",
     "head_roles",

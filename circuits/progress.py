@@ -91,6 +91,10 @@ PLANS: dict[str, Plan] = {
         *(_LOADING, _RECORDING, PlannedStage("scoring", 60), PlannedStage("measuring edges", 30)),
         PlannedStage("measuring circuits", 60),
     ),
+    "neurons": (
+        *(_LOADING, _RECORDING, PlannedStage("scoring neurons", 8, counts=False), PlannedStage("dropping neurons", 60)),
+        *(PlannedStage("measuring sets of neurons", 40), PlannedStage("measuring single neurons", 10)),
+    ),
     "interchange": (_LOADING, _RECORDING, PlannedStage("exchanging nodes", 60)),
 }
 """The plans of other commands; a command without one, whose stages depend on what it is given, shows stages alone."""

@@ -52,7 +52,7 @@ ROWS = (
     ("scoring", "pruning", "evaluation", "heads"),
     ("comparison.crossed_runs", "comparison.comparing"),
     ("ablation",),
-    ("steering", "certainty"),
+    ("steering", "certainty", "neurons"),
     ("discovery_settings",),
     ("discovery",),
     ("cross_fitting",),

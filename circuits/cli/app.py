@@ -25,6 +25,7 @@ from circuits.cli.commands.heads import heads
 from circuits.cli.commands.interchange import interchange
 from circuits.cli.commands.listings import behaviours, models
 from circuits.cli.commands.mediate import mediate
+from circuits.cli.commands.neurons import neurons
 from circuits.cli.commands.patch import patch
 from circuits.cli.commands.path import path
 from circuits.cli.commands.prompts import prompts
@@ -134,6 +135,7 @@ for _command in (
     scorers,
     ablate,
     heads,
+    neurons,
     draw,
     export,
     check,

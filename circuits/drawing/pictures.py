@@ -74,10 +74,15 @@ def draw_difference(
 
     Raises :class:`UsageError` for a style with summaries, of which there are none of two circuits.
     """
-    suffix = _suffix(path, DIFFERENCE_SUFFIXES)
+    _suffix(path, DIFFERENCE_SUFFIXES)
     if style.level is not Level.EDGE:
         raise UsageError(f"two circuits are compared edge by edge; leave out the level '{style.level}'.")
-    dot = difference_dot(diff, title=title, style=style)
+    write_dot(difference_dot(diff, title=title, style=style), path)
+
+
+def write_dot(dot: str, path: str | Path) -> None:
+    """Write DOT text into a ``.dot`` file, or as a picture into a ``.svg``, ``.pdf`` or ``.png``; errors as above."""
+    suffix = _suffix(path, DIFFERENCE_SUFFIXES)
     write(path, dot if suffix == ".dot" else image(dot, ImageFormat(suffix[1:])))
 
 

@@ -11,7 +11,7 @@ hands on. Beside the changes this takes one more array of their size, and a numb
 stored per edge and position.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.graph import ComputationalGraph
-from circuits.passes.masked import Changes, MaskedPass, needed_senders
+from circuits.passes.masked import NOTHING_WITHIN, Changes, MaskedPass, Visits, needed_senders
 from circuits.tracing.plan import Plan
 from circuits.tracing.runs import Columns, Run
 from circuits.tracing.taps import Loss
@@ -38,23 +38,26 @@ def mask_gradient(
     *,
     among: NDArray[np.bool_],
     columns: Columns | None = None,
+    within: Visits = NOTHING_WITHIN,
+    inputs: Sequence[Tensor] = (),
 ) -> tuple[Float[Tensor, " pair"], Float[Tensor, "pair edge"]]:
     """Return the loss of a weighted circuit for each pair, and its gradient with respect to every weight.
 
-    Edges that neither have a weight nor are ``among`` those of interest get the gradient 0. Cost: one forward and one
-    backward pass of the layers that all these edges lead through.
+    Edges that neither have a weight nor are ``among`` those of interest get the gradient 0. ``within`` visits layers'
+    neurons; leaves of what it does there are given as ``inputs``, and have their gradients afterwards. Cost: one
+    forward and one backward pass of the layers that all these edges lead through.
     """
     live = among | (weights != 0)
     needed = needed_senders(graph, live, tuple(changes), recorded=base.recorded)
     wide = torch.promote_types(base.stream[0].dtype, torch.float32)
     tape = _Tape(graph, torch.as_tensor(weights, dtype=wide, device=base.ids.device), len(base.ids))
-    masked = MaskedPass(tracer, graph, base, changes, live[None], needed, tape=tape)
+    masked = MaskedPass(tracer, graph, base, changes, live[None], needed, tape=tape, within=within)
     try:
         masked.run(0, graph.shape.n_layers)
         values = loss(_unembedded(tracer, base, masked.final(), columns))
         if values.requires_grad:
             tape.gradients = torch.zeros_like(masked.changes[0])
-            torch.autograd.backward(values.sum(), inputs=[tape.start])
+            torch.autograd.backward(values.sum(), inputs=[tape.start, *inputs])
     finally:
         tape.forget()
     tape.found[:, torch.as_tensor(~live, device=tape.found.device)] = 0

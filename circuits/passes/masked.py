@@ -33,6 +33,9 @@ from circuits.tracing.tracer import Tracer
 Changes = Mapping[int, Float[Tensor, "pair pos d_model"]]
 """Where values differ from the base: senders, by their place in the graph's order, with current minus base value."""
 
+Visits = Mapping[tuple[int, LayerSite], Visit]
+NOTHING_WITHIN: Visits = {}
+
 
 def run_masked(
     tracer: Tracer,
@@ -41,18 +44,21 @@ def run_masked(
     changes: Changes,
     masks: NDArray[np.bool_],
     columns: Columns | None = None,
+    *,
+    within: Visits = NOTHING_WITHIN,
 ) -> Float[Tensor, "circuit pair d_vocab"]:
     """Return the logits of circuits: base values but along live edges, beginning where ``changes`` says.
 
     ``masks`` has one row of booleans per circuit over the graph's edges; ``columns`` are the tokens of interest.
+    ``within`` visits layers' neurons (rows ``(circuit, pair)``), where the MLP is run at all.
     """
     needed = needed_senders(graph, np.any(masks, axis=0), tuple(changes), recorded=base.recorded)
     shared = first_difference(graph, masks)
     prefix = None
     if shared > 0 and len(masks) > 1:
-        prefix = MaskedPass(tracer, graph, base, changes, masks[:1], needed)
+        prefix = MaskedPass(tracer, graph, base, changes, masks[:1], needed, within=within)
         prefix.run(0, shared)
-    whole = MaskedPass(tracer, graph, base, changes, masks, needed)
+    whole = MaskedPass(tracer, graph, base, changes, masks, needed, within=within)
     if prefix is not None:
         whole.continue_from(prefix, shared)
     whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
@@ -138,8 +144,9 @@ class MaskedPass:
         needed: list[int],
         *,
         tape: Tape | None = None,
+        within: Visits = NOTHING_WITHIN,
     ) -> None:
-        self.tape = tape
+        self.tape, self.within = tape, within
         self.tracer, self.graph, self.base, self.masks = tracer, graph, base, masks
         self.given, self.needed = changes, needed
         self.place = {sender: i for i, sender in enumerate(needed)}
@@ -181,6 +188,7 @@ class MaskedPass:
             if has_mlp:
                 visits[layer, LayerSite.MLP_IN] = partial(self._mlp_input, layer)
                 visits[layer, LayerSite.MLP_OUT] = partial(self._mlp_output, layer)
+                visits |= {key: visit for key, visit in self.within.items() if key[0] == layer}
             else:
                 mlp[layer] = blank
         busy = [layer for layer in range(first, last) if layer not in idle]

@@ -190,7 +190,7 @@ class PatchingExperiment:
             run = partial(self._circuit_values, batch, change, stacked)
             senders = needed_senders(self.graph, np.any(stacked, axis=0), (0,), recorded=batch.base.recorded)
             with measured.missing(batch.index) as missing:
-                budget = self._rows(batch, self._needs(batch).circuits(len(senders)))
+                budget = self.budget(batch, senders=len(senders))
                 for members, values in in_batches(missing, run, budget, rows_per_item=len(batch.index)):
                     measured.add(members, batch.index, values)
         return measured.values
@@ -267,15 +267,8 @@ class PatchingExperiment:
             current, other = (batch.clean, batch.base) if noising else (batch.base, batch.clean)
             plain = self._metric(batch, current.logits)
             with measured.missing(batch.index) as missing:
-                for members, logits in patched_logits(
-                    self.tracer,
-                    self.graph,
-                    current,
-                    other,
-                    edges[missing],
-                    self.budget(batch),
-                    columns=batch.columns,
-                ):
+                given = self.tracer, self.graph, current, other, edges[missing], self.budget(batch)
+                for members, logits in patched_logits(*given, columns=batch.columns):
                     patched = plain if logits is None else self._metric(batch, logits.flatten(0, 1))
                     change = (plain - patched).expand(len(members), -1)
                     measured.add(np.searchsorted(edges, members), batch.index, change)
@@ -382,9 +375,11 @@ class PatchingExperiment:
             values[:, batch.index] = _numpy(part)
         return values
 
-    def budget(self, batch: PairBatch) -> RowBudget:
-        """Return the rows per pass of single changes that the plan leaves room for."""
+    def budget(self, batch: PairBatch, *, senders: int | None = None) -> RowBudget:
+        """Return the rows per pass that the plan leaves room for: of single changes, or circuits of so many senders."""
         needs = self._needs(batch)
+        if senders is not None:
+            return self._rows(batch, needs.circuits(senders))
         return self._rows(batch, needs.exact(), beside=len(batch.index) * sum(needs.differences().values()))
 
     def _needs(self, batch: PairBatch) -> Needs:

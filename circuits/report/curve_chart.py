@@ -62,10 +62,11 @@ _NAMES = 140
 """Room for the names of several lines, on their right."""
 
 
-def curves_svg(lines: Mapping[str, Sequence[CurvePoint]]) -> str:
+def curves_svg(lines: Mapping[str, Sequence[CurvePoint]], *, counted: str = "edges") -> str:
     """Draw the fidelity of several rankings' circuits against their number of edges, as a picture of its own.
 
-    Below 0, where circuits are further from the model than the empty one, lines are cut off. Empty text for no points.
+    Below 0, where circuits are further from the model than the empty one, lines are cut off. ``counted`` is what their
+    sizes are counted in. Empty text for no points.
     """
     shown = {
         name: [(p.edges, max(0.0, p.fidelity)) for p in points if p.edges > 0 and p.fidelity is not None]
@@ -90,10 +91,10 @@ def curves_svg(lines: Mapping[str, Sequence[CurvePoint]]) -> str:
         parts.append(f'<polyline fill="none" {look} points="{_path([place(*point) for point in points])}"/>')
         parts.append(f'<line x1="{WIDTH}" x2="{WIDTH + 24}" y1="{y - 4}" y2="{y - 4}" {look}/>')
         parts.append(f'<text x="{WIDTH + 30}" y="{y}">{html.escape(name)}</text>')
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">edges kept</text>')
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{counted} kept</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + _NAMES} {HEIGHT}" role="img" '
-        'aria-label="Fidelity over number of edges" font-family="sans-serif" font-size="11" fill="#222222">'
+        f'aria-label="Fidelity over number of {counted}" font-family="sans-serif" font-size="11" fill="#222222">'
         f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(parts)}</svg>\n'
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.forms import first_of
+from circuits.adapters.mlp_parts import mlp_parts, projects
 from circuits.adapters.slopes import by_ratio, passing_on
 from circuits.adapters.surrogates import Surrogates, require_replaced
 from circuits.errors import UnsupportedModelError
@@ -98,12 +99,9 @@ class _RuledMlp:
     def __init__(self, anatomy: Anatomy, layer: nn.Module, name: str, changed: Counter[str]) -> None:
         self._rules, self._changed = anatomy.rules, changed
         names = anatomy.architecture
-        path = str(names.mlp) if names.mlp_output is None else str(names.mlp).rpartition(".")[0]
-        self.name = f"{name}.{path}".rstrip(".")
-        whole = layer.get_submodule(path)
-        others = (names.attention.split(".")[0], *(layer_path for layer_path in (names.mlp_norm,) if layer_path))
-        parts = _parts(whole, others if whole is layer else ())
-        self._projections = {key: part for key, part in parts.items() if _projects(part)}
+        path, parts = mlp_parts(names, layer)
+        self.name, whole = f"{name}.{path}".rstrip("."), layer.get_submodule(path)
+        self._projections = {key: part for key, part in parts.items() if projects(part)}
         activations = [part for key, part in parts.items() if key not in self._projections]
         if len(activations) != 1 or len(self._projections) < 2:
             raise UnsupportedModelError(
@@ -174,19 +172,6 @@ class _RuledMlp:
                 f"'{self.name}' ran without its activation and a projection after it, so relp and gim changed nothing "
                 "in it. Use a scorer that takes plain derivatives, such as eap-ig."
             )
-
-
-def _parts(whole: nn.Module, others: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Return the parts of a module that compute something of their own."""
-    return {
-        name: part
-        for name, part in whole.named_children()
-        if not isinstance(part, nn.Dropout | nn.Identity) and name not in others and "Norm" not in type(part).__name__
-    }
-
-
-def _projects(part: nn.Module) -> bool:
-    return any(weight.ndim > 1 for weight in part.parameters())
 
 
 def _is_product(held: Tensor, active: Tensor, factor: Tensor) -> bool:

@@ -33,7 +33,9 @@ class LayerSite(IntEnum):
     """Output of the output projection: the sum of all heads and the bias, before a norm or factor."""
     MLP_IN = 6
     """Residual stream as the MLP's norm reads it; replacing it leaves the stream itself alone."""
-    MLP_OUT = 7
+    NEURONS = 7
+    """Input of an MLP's last projection: its hidden units. Only visited by plans that name it."""
+    MLP_OUT = 8
     """What the MLP adds to the stream, after a norm or factor."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.architecture import Architecture
 from circuits.adapters.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
+from circuits.adapters.mlp_parts import down_projections
 from circuits.adapters.rules import BackwardRules
 from circuits.errors import GuardError, UsageError
 from circuits.models.in_memory import second_view
@@ -82,6 +83,12 @@ class Tracer:
         """Whether logits of some tokens only can be computed."""
         return self._unembedding is not None and self._directions is None
 
+    @cached_property
+    def down_projections(self) -> tuple[str, ...]:
+        """The path, within each layer, of what reads its neurons; see :func:`circuits.adapters.mlp_parts`."""
+        with self._positions.kept():
+            return down_projections(self.anatomy)
+
     def reading(self, directions: Float[Tensor, "direction d_model"]) -> "Tracer":
         """Return a tracer in whose runs the logits are lengths along directions of the final stream, after its norm.
 
@@ -124,6 +131,7 @@ class Tracer:
     def _traced(self, ids: Int[Tensor, "row pos"], plan: Plan, cache: DynamicCache | None, *, gradients: bool) -> None:
         require_own_state()
         keywords = dict(self._keywords)
+        inner = self.down_projections if any(site is LayerSite.NEURONS for _, site in plan.visits) else ()
         if cache is not None and self._cache_keyword is not None:
             keywords |= {self._cache_keyword: cache, "use_cache": True}
         try:
@@ -133,7 +141,7 @@ class Tracer:
                 self.rules.on() if self.rules is not None and gradients else nullcontext(),
                 self._model.trace(ids, **keywords) as trace,
             ):
-                self._play(plan, trace, len(ids))
+                self._play(plan, trace, len(ids), inner)
         except OutOfOrderError as error:
             raise GuardError(
                 f"{type(self.anatomy.module).__name__} does not reach its modules in the order that the adapter "
@@ -203,14 +211,14 @@ class Tracer:
             return PrefixCache()
         return PrefixCache(f"logits that follow from cached keys and values differ by {error:.2g} of their size")
 
-    def _play(self, plan: Plan, trace: Any, rows: int) -> None:
+    def _play(self, plan: Plan, trace: Any, rows: int, inner: tuple[str, ...]) -> None:
         for number, layer in enumerate(self._layers):
             if number < plan.start:
                 layer.pass_over(plan.stream)
             elif number in plan.idle:
                 layer.pass_over(plan.idle[number])
             else:
-                layer.play(number, plan, trace, rows)
+                layer.play(number, plan, trace, rows, inner[number] if inner else None)
         if plan.final is not None:
             _Place(self._reader, "input").visit(plan.final, rows)
         if plan.logits is None:
@@ -307,18 +315,20 @@ class _LayerEnvoys:
         """Skip the layer: it puts out a given stream."""
         self.layer.skip(None if stream is None else self.forms[""].wrap(stream))
 
-    def play(self, number: int, plan: Plan, trace: Any, rows: int) -> None:
-        """Visit the layer's places, and skip the blocks that the plan replaces."""
+    def play(self, number: int, plan: Plan, trace: Any, rows: int, down: str | None) -> None:
+        """Visit the layer's places, and skip the blocks that the plan replaces; ``down`` reads its neurons."""
         if number == plan.start and plan.stream is not None and number == 0:
             self.layer.input = plan.stream
-        for site, place in self._places(number, plan, rows):
+        for site, place in self._places(number, plan, rows, down):
             visit = plan.visits.get((number, site))
             if visit is not None:
                 place.visit(visit, rows)
             if plan.stop == (number, site):
                 trace.stop()
 
-    def _places(self, number: int, plan: Plan, rows: int) -> Iterator[tuple[LayerSite, _Place | _ParallelRead]]:
+    def _places(
+        self, number: int, plan: Plan, rows: int, down: str | None
+    ) -> Iterator[tuple[LayerSite, _Place | _ParallelRead]]:
         names = self.anatomy.architecture
         yield LayerSite.STREAM, _Place(self.layer, "input")
         stream = unwrap(self.layer.input, rows) if names.parallel or names.attention_adds_stream else None
@@ -340,6 +350,8 @@ class _LayerEnvoys:
             yield LayerSite.MLP_IN, _ParallelRead(self.mlp, partial(self.anatomy.mlp_norm, number), stream)
         else:
             yield LayerSite.MLP_IN, _Place(self.mlp_read, "input")
+        if down is not None:
+            yield LayerSite.NEURONS, _Place(_follow(self.layer, down), "input")
         yield LayerSite.MLP_OUT, _Place(self.mlp_written, "output", self.anatomy.residual_scale)
 
     def _skip_mlp(self, path: str, value: Tensor) -> None:
