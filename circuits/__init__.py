@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from circuits.heads import HeadRoles, head_roles
     from circuits.interchange.foreign import read_circuit
     from circuits.model import Model, load_model
-    from circuits.neurons.finding import find_neurons
-    from circuits.neurons.split import NeuronSplit
+    from circuits.neurons.neuron_finding import find_neurons
+    from circuits.neurons.neuron_split import NeuronSplit
     from circuits.openings import choose_openings
     from circuits.patching.measurement import Options, Resources
     from circuits.patching.paths import Path, path_effects
@@ -104,7 +104,7 @@ _HOMES = {
     "Metric": "circuits.vocabulary",
     "Model": "circuits.model",
     "ModelShape": "circuits.graph",
-    "NeuronSplit": "circuits.neurons.split",
+    "NeuronSplit": "circuits.neurons.neuron_split",
     "Node": "circuits.graph",
     "NodeKind": "circuits.graph",
     "NodeTests": "circuits.certainty.node_tests",
@@ -146,7 +146,7 @@ _HOMES = {
     "explore": "circuits.report.widget",
     "export": "circuits.drawing.pictures",
     "find_direction": "circuits.steering.search",
-    "find_neurons": "circuits.neurons.finding",
+    "find_neurons": "circuits.neurons.neuron_finding",
     "group_pairs": "circuits.certainty.pair_groups",
     "guide": "circuits.guides",
     "head_roles": "circuits.heads",

@@ -16,10 +16,10 @@ from circuits.discovery import discover
 from circuits.discovery_settings import DiscoverySettings
 from circuits.errors import FormatError, UsageError
 from circuits.model import Model, load_model
-from circuits.neurons.experiment import NeuronExperiment
-from circuits.neurons.finding import find_neurons
-from circuits.neurons.search import neuron_scores, ranked, shrinking_sets
-from circuits.neurons.split import NeuronSplit
+from circuits.neurons.neuron_experiment import NeuronExperiment
+from circuits.neurons.neuron_finding import find_neurons
+from circuits.neurons.neuron_split import NeuronSplit
+from circuits.neurons.shrinking import neuron_scores, ranked, shrinking_sets
 from circuits.patching.measurement import Options
 from circuits.statistics import error
 from circuits.vocabulary import Metric

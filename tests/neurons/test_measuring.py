@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from circuits.adapters.rules import PLAIN, RELP, BackwardRules
 from circuits.errors import FormatError, UnsupportedModelError, UsageError
-from circuits.neurons.experiment import NeuronExperiment
-from circuits.neurons.names import Neuron
+from circuits.neurons.neuron_experiment import NeuronExperiment
+from circuits.neurons.neuron_names import Neuron
 from circuits.numbering import mlp_sender
 from circuits.vocabulary import Ablation, Metric
 from tests.passes.test_rules import EXPERTS

@@ -1,5 +1,6 @@
 """``circuits neurons``: which few neurons of the MLPs carry a behaviour."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +19,28 @@ from circuits.vocabulary import ScorerName
 
 if TYPE_CHECKING:
     from circuits.circuit import Circuit
-    from circuits.neurons.split import NeuronSplit
+    from circuits.neurons.neuron_split import NeuronSplit
 
 FILE = "neurons.json"
 _POINTS = 16
 """How many sizes of the curve are listed."""
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How many neurons are kept, and how they are looked for."""
+
+    count: Annotated[
+        int | None,
+        typer.Option("--neurons", "-n", min=1, help="How many neurons to keep (default: as few as reach --target)."),
+    ] = None
+    target: Annotated[float, typer.Option(help="The fidelity looked for.")] = 0.9
+    scorer: Annotated[
+        str, typer.Option(metavar="eap-ig|eap|relp|gim", help="Proposes the neurons that the search begins with.")
+    ] = ScorerName.EAP_IG
+    heldout: Annotated[
+        int | None, typer.Option(help="Held-out pairs (default: 64).", min=4, rich_help_panel="Measurement")
+    ] = None
 
 
 @command
@@ -30,31 +48,16 @@ def neurons(
     behaviour: BehaviourArgument,
     circuit: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[CIRCUIT.json]",
-            help="Split the MLPs of this circuit, inside it; else the model's.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="[CIRCUIT.json]", help="Split the MLPs of this circuit, inside it; else the model's."),
     ] = None,
     *,
-    count: Annotated[
-        int | None,
-        typer.Option("--neurons", "-n", min=1, help="How many neurons to keep (default: as few as reach --target)."),
-    ] = None,
-    target: Annotated[float, typer.Option(help="The fidelity looked for.")] = 0.9,
-    scorer: Annotated[
-        str, typer.Option(metavar="eap-ig|eap|relp|gim", help="Proposes the neurons that the search begins with.")
-    ] = ScorerName.EAP_IG,
-    heldout: Annotated[
-        int | None, typer.Option(help="Held-out pairs (default: 64).", min=4, rich_help_panel="Measurement")
-    ] = None,
+    splitting: Splitting,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help=f"Where to write everything (default: {FILE} beside the circuit, else in outputs/MODEL/BEHAVIOUR); "
-            "the diagram and the curve lie beside it.",
+            help=f"Default: {FILE} beside the circuit, else in outputs/MODEL/BEHAVIOUR; pictures lie beside it.",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -68,11 +71,11 @@ def neurons(
     read = None if circuit is None else imported(circuit, output)
     chosen = measurement.behaviour(behaviour, recorded=None if read is None else read.circuit.behaviour)
     ablation = None if read is None else read.circuit.method.ablation
-    options, name = measurement.options(chosen, ablation=ablation), ScorerName.parse(scorer)
+    options, name = measurement.options(chosen, ablation=ablation), ScorerName.parse(splitting.scorer)
     folder = default_folder(model_name(model_options), chosen.name) if circuit is None else circuit.parent
     file = prepared_file(out or folder / FILE, (".json",), FILE)
 
-    from circuits.neurons.finding import PAIRS, find_neurons
+    from circuits.neurons.neuron_finding import PAIRS, find_neurons
 
     line = output.progress(plan=PLANS["neurons"])
     with kept_until_done(file, output, resume=resume) as journal, line as progress:
@@ -83,13 +86,13 @@ def neurons(
             model,
             measurement.with_openings(chosen, model, output),
             own,
-            neurons=count,
-            target=target,
+            neurons=splitting.count,
+            target=splitting.target,
             scorer=name,
             options=options,
             resources=model_options.resources(),
             pairs=measurement.pairs or PAIRS,
-            heldout=heldout or PAIRS,
+            heldout=splitting.heldout or PAIRS,
             seed=measurement.seed or 0,
             progress=progress,
             journal=journal,
@@ -99,8 +102,8 @@ def neurons(
     for remark in found.remarks:
         output.warn(remark)
     output.show(*_tables(found, files))
-    document = {**found.to_document(), "files": {kind: str(each) for kind, each in files.items()}}
-    output.leave(document, file.parent, files.values())
+    named = {kind: str(each) for kind, each in files.items()}
+    output.leave({**found.to_document(), "files": named}, file.parent, files.values())
 
 
 def _written(found: "NeuronSplit", circuit: "Circuit | None", file: Path) -> dict[str, Path]:
@@ -118,7 +121,7 @@ def _written(found: "NeuronSplit", circuit: "Circuit | None", file: Path) -> dic
 
 
 def _tables(found: "NeuronSplit", files: dict[str, Path]) -> list[RenderableType]:
-    from circuits.neurons.split import SHOWN
+    from circuits.neurons.neuron_split import SHOWN
 
     least, random = found.smallest(), ", ".join(f"{each:.2f}" for each in found.random)
     rows = [

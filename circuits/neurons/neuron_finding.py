@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from circuits.errors import UsageError
 from circuits.files.journal import Journal
 from circuits.graph import NodeKind
 from circuits.model import Model
-from circuits.neurons.experiment import Floats, NeuronExperiment, Places
-from circuits.neurons.search import neuron_scores, ranked, shrinking_sets
-from circuits.neurons.split import FoundNeuron, NeuronSplit
+from circuits.neurons.neuron_experiment import Floats, NeuronExperiment, Places
+from circuits.neurons.neuron_names import FoundNeuron
+from circuits.neurons.neuron_split import NeuronSplit
+from circuits.neurons.shrinking import neuron_scores, ranked, shrinking_sets
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.patching.sequences import of_one_token
@@ -96,7 +97,7 @@ def find_neurons(
     progress("recording the prompts", 0, 0)
 
     def measured(each: Sequence[TokenPair], *, inside: Circuit | None = circuit) -> NeuronExperiment:
-        given = {"resources": resources, "reference": prompts.reference, "journal": journal}
+        given: dict[str, Any] = {"resources": resources, "reference": prompts.reference, "journal": journal}
         experiment = of_one_token(model.experiment(each, options, **given), "splitting MLPs into neurons")
         edges = None if inside is None else inside.edges
         return NeuronExperiment(experiment, layers, edges=edges, reference=prompts.reference)
@@ -110,8 +111,6 @@ def find_neurons(
     told = of_stage(progress, "dropping neurons")
     sets = shrinking_sets(fit, scores, target=target, sizes=wanted, report=told)
     best, reached = _chosen(measured(prompts.choose), sets, target, neurons)
-    there = measured(prompts.heldout)
-    judged = _judged(there, sets, best, scores, seed, progress)
     return NeuronSplit(
         model=model.info.id,
         behaviour=drawn.behaviour,
@@ -121,17 +120,12 @@ def find_neurons(
         scorer=ScorerName.parse(scorer).value,
         circuit="" if circuit is None else circuit.digest,
         layers=layers,
-        total=there.n_neurons,
         fit=len(prompts.fit),
         choose=len(prompts.choose),
-        heldout=there.n_pairs,
         target=target,
         reached=reached,
-        neurons=_found(there, best, scores, progress),
-        metric_all=float(there.clean.mean()),
-        metric_none=float(there.corrupted.mean()),
         remarks=(*remarks, *drawn.remarks),
-        **judged,
+        **_judged(measured(prompts.heldout), sets, best, scores, seed, progress),
     )
 
 
@@ -170,8 +164,8 @@ def _judged(
     scores: Floats,
     seed: int,
     progress: StageProgress,
-) -> dict[str, object]:
-    """Measure on held-out pairs all sets, as many of the best by score, the rest, and random sets."""
+) -> dict[str, Any]:
+    """Measure on held-out pairs all sets, as many of the best by score, the rest, random sets, and single neurons."""
     order, rest = ranked(scores), np.setdiff1d(there.everything, best)
     by_score = [np.sort(order[: len(places)]) for places in sets]
     ways = [*sets, *by_score, best, rest, *_random_sets(there, best, seed)]
@@ -181,6 +175,11 @@ def _judged(
     alike = partial(likeness, compares=metric.signed, clusters=clusters, seed=seed)
     model = _Ends(there.experiment.clean, there.experiment.corrupted)
     return {
+        "total": there.n_neurons,
+        "heldout": there.n_pairs,
+        "neurons": _found(there, best, scores, progress),
+        "metric_all": float(there.clean.mean()),
+        "metric_none": float(there.corrupted.mean()),
         "metric_kept": float(kept.mean()),
         "metric_rest": float(values[2 * len(sets) + 1].mean()),
         "likeness": alike(there, kept),
@@ -205,7 +204,7 @@ def _random_sets(there: NeuronExperiment, best: Places, seed: int) -> list[Place
     for _ in range(_RANDOM):
         parts = list[Places]()
         for block, count in enumerate(counts):
-            own = np.arange(there.offsets[block], there.offsets[block + 1])
+            own: Places = np.arange(int(there.offsets[block]), int(there.offsets[block + 1]))
             others = np.setdiff1d(own, best)
             parts.append(generator.choice(others if len(others) >= count else own, count, replace=False))
         sets.append(np.sort(np.concatenate(parts)))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class WeightedNeurons:
 
 
 def _weighed(base: Tensor, weights: Tensor, value: Tensor) -> Tensor:
-    rows = value.unflatten(0, (len(weights), -1))
+    rows = rearrange(value, "(s b) p n -> s b p n", s=len(weights))
     return torch.lerp(base.expand_as(rows), rows, weights.expand_as(rows)).flatten(0, 1)
 
 

@@ -1,18 +1,20 @@
 """What was found: which few neurons of the MLPs carry a behaviour, how well, and what each of them is worth."""
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from circuits.circuit import Circuit
+from circuits.drawing.pictures import write_dot
 from circuits.errors import FormatError, UsageError
 from circuits.files.atomic import write
 from circuits.files.documents import json_text, plain, read_json
-from circuits.neurons.names import Neuron
+from circuits.neurons.neuron_names import FoundNeuron, Neuron
+from circuits.neurons.neuron_picture import neurons_dot
 from circuits.records import CurvePoint
+from circuits.report.curve_chart import curves_svg
 from circuits.showing import html_table
-from circuits.statistics import Likeness, Number
+from circuits.statistics import Likeness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,21 +22,6 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "circuits/neurons", 1
 SHOWN = 20
 """How many neurons a notebook and the command line list."""
-
-
-@dataclass(frozen=True)
-class FoundNeuron:
-    """One neuron: its estimated ``score``, and its exact ``effect`` on held-out pairs with the standard error.
-
-    The effect is what the behaviour loses when this neuron alone carries its replacement value, in the metric's unit.
-    """
-
-    neuron: str
-    layer: int
-    index: int
-    score: Number
-    effect: Number
-    effect_se: Number
 
 
 @dataclass(frozen=True)
@@ -141,10 +128,10 @@ class NeuronSplit:
         """Read a ``neurons.json``. Raises :class:`FormatError` that says what is wrong with the file."""
         from pydantic import TypeAdapter, ValidationError
 
-        document = read_json(path)
-        if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+        document: Any = read_json(path)
+        if not isinstance(document, dict) or cast("dict[str, Any]", document).pop("format", None) != FORMAT:
             raise FormatError(f'{path} holds no neurons; expected a JSON object with "format": "{FORMAT}".')
-        if (version := document.pop("version", None)) != VERSION:
+        if (version := cast("dict[str, Any]", document).pop("version", None)) != VERSION:
             raise FormatError(f"{path} has version {version!r}; expected {VERSION}.")
         try:
             return TypeAdapter(cls).validate_python(document)
@@ -155,8 +142,6 @@ class NeuronSplit:
 
     def to_svg(self) -> str:
         """Return a picture: fidelity on held-out pairs over the number of neurons, pruned and by score alone."""
-        from circuits.report.curve_chart import curves_svg
-
         return curves_svg({"pruned": self.curve, f"by {self.scorer}": self.by_score}, counted="neurons")
 
     def draw(self, path: str | Path, circuit: Circuit | None = None, *, title: str | None = None) -> None:
@@ -165,16 +150,9 @@ class NeuronSplit:
         Without the circuit the MLPs alone are drawn. Raises :class:`UsageError` for another circuit than that of the
         neurons, and errors as :meth:`circuits.Circuit.draw`.
         """
-        from circuits.neurons.picture import draw_neurons
-
         if circuit is not None and circuit.digest != self.circuit:
             raise UsageError(
                 "these neurons are not of this circuit; draw the one they were found in, or leave it out for the "
                 "MLPs alone."
             )
-        draw_neurons(self, path, circuit, title=title)
-
-
-def strongest(neurons: tuple[FoundNeuron, ...], count: int) -> tuple[FoundNeuron, ...]:
-    """Return the neurons of largest exact |effect|; those that have none last."""
-    return tuple(sorted(neurons, key=lambda each: -abs(each.effect) if math.isfinite(each.effect) else 0.0)[:count])
+        write_dot(neurons_dot(self.neurons, self.unit, title or self.verdict, circuit), path)

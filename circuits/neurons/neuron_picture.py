@@ -1,6 +1,6 @@
-"""The diagram of a circuit with neurons beside their MLPs, as DOT text and as a picture."""
+"""The diagram of a circuit with neurons beside their MLPs, as DOT text."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from circuits.circuit import Circuit
 from circuits.diagrams.layout import describe, nodes_dot
@@ -8,40 +8,30 @@ from circuits.diagrams.legend import Key, legend
 from circuits.diagrams.markup import dot_string, number
 from circuits.diagrams.palette import BLUE, INK, NODE_BORDERS, NODE_FILLS, VERMILLION
 from circuits.drawing.dot import circuit_dot
-from circuits.drawing.pictures import write_dot
 from circuits.graph import ModelShape, Node, NodeKind
-from circuits.neurons.split import FoundNeuron, NeuronSplit, strongest
+from circuits.neurons.neuron_names import FoundNeuron, strongest
 
 DRAWN = 60
 """How many neurons are drawn, those of largest exact effect."""
 
 
-def draw_neurons(split: NeuronSplit, path: str | Path, circuit: Circuit | None, *, title: str | None = None) -> None:
-    """Draw what :func:`neurons_dot` returns into a file; the suffix says as what."""
-    write_dot(neurons_dot(split, circuit, title=title), path)
-
-
-def neurons_dot(split: NeuronSplit, circuit: Circuit | None = None, *, title: str | None = None) -> str:
+def neurons_dot(neurons: Sequence[FoundNeuron], unit: str, heading: str, circuit: Circuit | None = None) -> str:
     """Return the DOT text of a circuit's diagram, or of the MLPs alone, with the neurons beside their MLPs.
 
-    Of more than 60 neurons those of largest exact effect are drawn, and the title says so. Blue: the behaviour is hurt
-    where the neuron is replaced; vermillion: it is helped. The same neurons give the same bytes.
+    Of more than 60 neurons those of largest exact effect (in ``unit``) are drawn, and the heading says so. Blue: the
+    behaviour is hurt where the neuron is replaced; vermillion: it is helped. The same neurons give the same bytes.
     """
-    shown = strongest(split.neurons, DRAWN)
-    omitted = f" (drawn: the {len(shown)} of largest effect)" if len(shown) < len(split) else ""
-    heading = title or f"{split.verdict}{omitted}"
+    shown = strongest(neurons, DRAWN)
+    heading += f" (drawn: the {len(shown)} of largest effect)" if len(shown) < len(neurons) else ""
     if circuit is None:
-        drawn = [Node(NodeKind.MLP, layer) for layer in sorted({each.layer for each in shown})]
-        shape = ModelShape(max(split.layers) + 1, 1, 1, 1, 1)
-        body = nodes_dot(drawn, shape, [], legend(heading, [], [_keys()], []))
+        layers = sorted({each.layer for each in shown})
+        shape = ModelShape(max(layers) + 1, 1, 1, 1, 1)
+        body = nodes_dot([Node(NodeKind.MLP, layer) for layer in layers], shape, [], legend(heading, [], [_keys()], []))
     else:
         body = circuit_dot(circuit, title=heading)
-    largest = max((abs(each.effect) for each in shown), default=0.0) or 1.0
-    lines = [
-        line
-        for each in sorted(shown, key=lambda each: (each.layer, each.index))
-        for line in _neuron(each, split.unit, largest)
-    ]
+    largest = max(abs(each.effect) for each in shown) or 1.0
+    ordered = sorted(shown, key=lambda each: (each.layer, each.index))
+    lines = [line for each in ordered for line in _neuron(each, unit, largest)]
     return body.removesuffix("}\n") + "".join(f"  {line}\n" for line in lines) + "}\n"
 
 

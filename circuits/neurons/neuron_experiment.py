@@ -17,10 +17,10 @@ from circuits.behaviours.pairs import TokenPair
 from circuits.errors import UsageError
 from circuits.graph import EdgeIndices
 from circuits.memory.batching import in_batches
-from circuits.neurons.names import Neuron
+from circuits.neurons.neuron_names import Neuron
 from circuits.passes.mask_gradients import mask_gradient
 from circuits.passes.masked import needed_senders, run_masked
-from circuits.passes.neurons import (
+from circuits.passes.neuron_runs import (
     WeightedNeurons,
     neuron_gradient,
     neuron_means,
@@ -218,7 +218,7 @@ class NeuronExperiment:
         for batch, base in zip(self.experiment.batches, self._base, strict=True):
             plain, budget = self.experiment.measured(batch, batch.clean.logits)[0], self.experiment.budget(batch)
             current = record_neurons(self.experiment.tracer, batch.clean, self.layers)
-            for each in np.unique(block).tolist():
+            for each in map(int, np.unique(block)):
                 layer, own = self.layers[each], np.flatnonzero(block == each)
                 run = partial(self._without, batch, layer, (current[layer], base[layer]), places - self.offsets[each])
                 for members, values in in_batches(own, run, budget, rows_per_item=len(batch.index)):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from circuits.adapters.rules import GIM, PLAIN, RELP, BackwardRules
 from circuits.errors import UsageError
-from circuits.neurons.experiment import Floats, NeuronExperiment, Places
+from circuits.neurons.neuron_experiment import Floats, NeuronExperiment, Places
 from circuits.pruning.residuals import Residuals, greedily
 from circuits.pruning.steps import RIDGE
 from circuits.statistics import error
@@ -48,7 +48,7 @@ def neuron_scores(
     if name is ScorerName.EAP_IG:
         shares = [(step + 0.5) / steps for step in range(steps)]
         parts = [inside.slopes(inside.everything, share=share)[1].mean(0) for share in shares]
-        return sign * np.mean(parts, axis=0, dtype=np.float64)
+        return sign * np.stack(parts).mean(axis=0, dtype=np.float64)
     if name not in _RULES:
         raise UsageError(f"neurons are scored by {', '.join(SCORERS)}; {name} scores edges. Use --scorer eap-ig.")
     if inside.experiment.metric.against_clean:
