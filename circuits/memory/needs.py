@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 Terms = Mapping[str, int]
 """Bytes by what they hold; the sum is the peak."""
 
+PULLED_BACK_AT_ONCE = 256
+"""At so many positions gradients are pulled back to what receivers read together: enough for products to be fast."""
+
+LONG_MASK = 2**16
+"""From so many numbers on, the mask over a prefix and what follows it is done without (``tracing.after_prefix``)."""
+
 SUM = 4
 """Bytes of the numbers that are summed: at least float32."""
 _SLACK_OF_HOST = 0.6
@@ -157,7 +163,7 @@ class Needs:
             kept += shape.n_layers * (2 * shape.d_model + sizes.projected)
         backward = at_once * int(3.5 * sizes.mlp + 2 * heads + 3 * shape.d_model)
         pulled = int(7.2 * (shape.n_heads + 2 * shape.n_kv_heads) * shape.d_model) * wide
-        after = prompt.positions * (pulled + tile * shape.d_model * wide)
+        after = min(prompt.positions, PULLED_BACK_AT_ONCE) * (pulled + tile * shape.d_model * wide)
         return self._terms(
             {
                 "kept": prompt.positions * kept * sizes.itemsize,
@@ -216,8 +222,17 @@ class Needs:
         return 3 * self.sizes.shape.n_heads * both * SUM if self.sizes.scores else 0
 
     def _repeated_prefix(self) -> int:
-        """Return the keys and values of a row: with a prefix every pass keeps them for all layers."""
-        return self._keys_and_values(self.prompt.prefix + self.prompt.positions) if self.prompt.prefix else 0
+        """Return the keys and values of a row, which every pass with a prefix keeps for all layers, and its mask."""
+        prompt = self.prompt
+        if not prompt.prefix:
+            return 0
+        return self._keys_and_values(prompt.prefix + prompt.positions) + (0 if self.sizes.scores else self._mask())
+
+    def _mask(self) -> int:
+        """Return the mask over a prefix and what follows it: truth values, and numbers where attention adds them."""
+        positions, prefix = self.prompt.positions, self.prompt.prefix
+        numbers = positions * (positions + prefix)
+        return numbers * (1 if numbers >= LONG_MASK and positions >= prefix else 1 + SUM)
 
     def _keys_and_values(self, positions: int) -> int:
         shape = self.sizes.shape

@@ -8,7 +8,7 @@ its edges. No parameter gradients, no split copies of the stream, sums over at l
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.graph import ComputationalGraph, Slot
+from circuits.memory.needs import PULLED_BACK_AT_ONCE
 from circuits.numbering import head_senders, mlp_receiver, slot_receivers
 from circuits.tracing.runs import Run, sender_values
 from circuits.tracing.taps import Gradients
@@ -34,9 +35,19 @@ def attribute(
     """Return every edge's attribution for each pair, from gradients at one run.
 
     ``change`` holds the senders' clean minus corrupted values, of which ``tile`` senders (None: all) are expanded to
-    ``pos * d_model`` numbers per pair at a time. Cost: for every tile a product of the size of a third of a forward
-    pass.
+    ``pos * d_model`` numbers per pair at a time. Positions of long prompts are taken in turn, and added up: gradients
+    that are pulled back take a number per position, receiver and ``d_model``. Cost: for every tile a product of the
+    size of a third of a forward pass.
     """
+    length, size = change.ids.shape[1], PULLED_BACK_AT_ONCE
+    spans = (slice(begin, begin + size) for begin in range(0, length, size))
+    parts = (_attribute(tracer, graph, change.at(span), gradients.at(span), tile=tile) for span in spans)
+    return reduce(torch.add, parts)
+
+
+def _attribute(
+    tracer: Tracer, graph: ComputationalGraph, change: Run, gradients: Gradients, *, tile: int | None
+) -> Float[Tensor, "pair edge"]:
     scores = torch.empty(len(change.ids), graph.n_edges, device=gradients.final.device)
     size = tile or len(graph.senders)
     for begin in range(0, len(graph.senders), size):

@@ -1,6 +1,6 @@
 """Recorded runs: what every sender wrote and every receiver read, kept at the smallest size that says it all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,16 +51,24 @@ class Run:
 
     def rows(self, chosen: slice) -> "Run":
         """Return the run of some of its prompts."""
+        prefix = None if self.prefix is None else self.prefix.rows(chosen)
+        return self._cut(lambda value: value[chosen], logits=self.logits[chosen], prefix=prefix)
+
+    def at(self, chosen: slice) -> "Run":
+        """Return what is here at some positions, without those before them."""
+        return self._cut(lambda value: value[:, chosen], logits=self.logits, prefix=None)
+
+    def _cut(self, cut: Callable[[Tensor], Tensor], *, logits: Tensor, prefix: Prefix | None) -> "Run":
         return Run(
-            ids=self.ids[chosen],
-            stream=tuple(value[chosen] for value in self.stream),
-            middle=tuple(value[chosen] for value in self.middle),
-            z=tuple(value[chosen] for value in self.z),
-            attention=tuple(value[chosen] for value in self.attention),
-            mlp=tuple(value[chosen] for value in self.mlp),
-            projections=tuple({path: value[chosen] for path, value in paths.items()} for paths in self.projections),
-            logits=self.logits[chosen],
-            prefix=None if self.prefix is None else self.prefix.rows(chosen),
+            ids=cut(self.ids),
+            stream=tuple(map(cut, self.stream)),
+            middle=tuple(map(cut, self.middle)),
+            z=tuple(map(cut, self.z)),
+            attention=tuple(map(cut, self.attention)),
+            mlp=tuple(map(cut, self.mlp)),
+            projections=tuple({path: cut(value) for path, value in paths.items()} for paths in self.projections),
+            logits=logits,
+            prefix=prefix,
             recorded=self.recorded,
         )
 

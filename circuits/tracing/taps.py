@@ -33,6 +33,16 @@ class Gradients:
     mlp: dict[int, Tensor]
     final: Tensor
 
+    def at(self, chosen: slice) -> "Gradients":
+        """Return what is here at some positions."""
+        return Gradients(
+            stream={layer: value[:, chosen] for layer, value in self.stream.items()},
+            attention={layer: value[:, chosen] for layer, value in self.attention.items()},
+            projections={key: value[:, chosen] for key, value in self.projections.items()},
+            mlp={layer: value[:, chosen] for layer, value in self.mlp.items()},
+            final=self.final[:, chosen],
+        )
+
 
 @dataclass(frozen=True)
 class Taps:
