@@ -102,6 +102,15 @@ def test_where_time_goes_divides_the_whole_time(run_quickly: Run) -> None:
         assert sum(operation["shares"].values()) == pytest.approx(1, abs=0.1)
 
 
+def test_long_prompts_are_measured_beside_a_plain_forward_and_backward_pass(run_quickly: Run) -> None:
+    printed, found = run_quickly("long_prompts")
+    shorter, longer = found["peaks"]["1"]["64"], found["peaks"]["1"]["128"]
+    assert list(longer) == list(shorter)
+    assert all(1.8 < longer[name] / shorter[name] < 2.3 for name in longer)
+    assert 1 < longer["eap"] / longer["plain forward and backward"] < 3
+    assert "128 tokens" in printed
+
+
 @pytest.mark.real
 def test_the_stages_of_a_discovery_make_up_its_time(run_quickly: Run, smol: Path) -> None:
     printed, found = run_quickly("discovery")

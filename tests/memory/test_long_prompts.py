@@ -54,7 +54,7 @@ def test_memory_of_twice_as_many_positions_is_hardly_more_than_twice_as_much() -
         peaks = {name: peak(run) - own for name, run in operations(kept[0]).items()}
         sizes.append({"record": recording} | peaks)
     ratios = {name: sizes[1][name] / sizes[0][name] for name in sizes[0]}
-    assert all(ratio < 2.1 for ratio in ratios.values()), ratios
+    assert all(ratio < 2.2 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("shared", [1, 400])
