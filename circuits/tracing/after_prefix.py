@@ -1,7 +1,7 @@
 """Attention of positions that follow a prefix, in memory that grows with their number and not with its square."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +77,6 @@ def _is_triangle(mask: Tensor, missing: int) -> bool:
     for begin in range(0, mask.shape[-2], _AT_ONCE):
         rows = own[..., begin : begin + _AT_ONCE, :]
         last = torch.arange(begin, begin + rows.shape[-2], device=mask.device) + missing
-        if not bool(cast("Tensor", rows == (keys <= last[:, None])).all()):
+        if not bool((rows == (keys <= last[:, None])).all()):
             return False
     return True
