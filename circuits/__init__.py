@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from circuits.adapters.architecture import Architecture, by_group, each_slot
     from circuits.behaviours import Message, load_behaviour
     from circuits.behaviours.behaviour import Behaviour, PromptSet, TokenPair
+    from circuits.behaviours.roles import role_names
     from circuits.behaviours.survey import Prompts
     from circuits.builder import build_graph
     from circuits.campaigns.campaign import Campaign
@@ -166,6 +167,7 @@ _HOMES = {
     "position_labels": "circuits.patching.sites",
     "read_circuit": "circuits.interchange.foreign",
     "read_prompts": "circuits.prompt_reading",
+    "role_names": "circuits.behaviours.roles",
     "run_again": "circuits.recording.repeating",
     "run_campaign": "circuits.campaigns.running",
     "save_comparison": "circuits.report.comparison_files",
@@ -266,6 +268,7 @@ __all__ = [
     "position_labels",
     "read_circuit",
     "read_prompts",
+    "role_names",
     "run_again",
     "run_campaign",
     "save_comparison",

@@ -12,7 +12,8 @@ def build_graph(shape: ModelShape) -> ComputationalGraph:
 
     Attention of layer ``l`` reads the input and everything earlier layers wrote. The MLP of a sequential block also
     reads the heads of its own layer, that of a parallel block does not. Key and value receivers are per key/value head,
-    because that is the unit the model computes; without grouping they carry the head's own name.
+    because that is the unit the model computes; without grouping they carry the head's own name. With roles every
+    receiver is there once for each.
 
     >>> graph = build_graph(ModelShape(n_layers=12, n_heads=12, n_kv_heads=12, d_model=768, d_head=64))
     >>> len(graph.nodes), graph.n_edges
@@ -35,7 +36,8 @@ def build_graph(shape: ModelShape) -> ComputationalGraph:
             senders.append(mlp)
     receivers.append(Receiver(shape.end))
     fan_in.append(len(senders))
-    return ComputationalGraph(shape, tuple(senders), tuple(receivers), tuple(fan_in))
+    in_roles = [replace(receiver, role=role) for receiver in receivers for role in shape.roles or ("",)]
+    return ComputationalGraph(shape, tuple(senders), tuple(in_roles), tuple(np.repeat(fan_in, shape.n_roles).tolist()))
 
 
 def per_query_head(graph: ComputationalGraph) -> tuple[ComputationalGraph, EdgeIndices]:
@@ -49,7 +51,7 @@ def per_query_head(graph: ComputationalGraph) -> tuple[ComputationalGraph, EdgeI
     for receiver, fan_in in zip(ungrouped.receivers, ungrouped.fan_in, strict=True):
         shared = receiver.slot in (Slot.K, Slot.V)
         node = shape.group_of(receiver.node) if shared else receiver.node
-        place = graph.receiver_index[Receiver(node, receiver.slot)]
+        place = graph.receiver_index[replace(receiver, node=node)]
         copied.append(graph.offsets[place] + np.arange(fan_in))
     return ungrouped, np.concatenate(copied)
 

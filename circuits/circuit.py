@@ -132,29 +132,8 @@ class Circuit:
         return self.graph.mask(self.edges)
 
     def remark_on(self, model: ModelInfo, *, nodes: bool = False) -> str:
-        """Return a remark where this model is another than the circuit's; empty where it is its own.
-
-        With ``nodes`` nothing but the circuit's nodes is acted on: a whole model has them wherever the circuit leads.
-        Raises :class:`UsageError` for a model of another shape, on which the circuit cannot be run.
-        """
-        whole = replace(self.model, target=None).shape == model.shape
-        if whole and self.model.target is not None and not nodes:
-            raise UsageError(
-                f"the circuit leads to {self.model.target} and not to the logits, so what its edges and heads do is "
-                "measured along that direction: use evaluate, path, interchange or compare with it (--to FILE); "
-                "ablate acts on its nodes."
-            )
-        if model.shape != self.model.shape and not (whole and nodes):
-            raise UsageError(
-                f"the circuit is of {self.model.id} with {self.model.shape.describe()}, but {model.id} has "
-                f"{model.shape.describe()}; give the circuit's own model with --model."
-            )
-        if model.digest == self.model.digest:
-            return ""
-        return (
-            f"the circuit was found on other weights ({self.model.id}, {self.model.digest[:12] or 'unknown'}) "
-            f"than those of {model.id} ({model.digest[:12]}); its numbers are not those of its evaluation."
-        )
+        """Return a remark where this model is another than the circuit's; see :meth:`ModelInfo.remark_on`."""
+        return self.model.remark_on(model, nodes=nodes)
 
     def strongest(self, count: int) -> Self:
         """Return the ``count`` edges with the largest |score| (all, if there are no more), for a diagram."""
@@ -183,7 +162,7 @@ class Circuit:
         return replace(self, evaluation=evaluation)
 
     def to_networkx(self) -> "nx.MultiDiGraph[str]":
-        """View the circuit as a networkx multigraph: one edge per slot, keyed by it; all attributes kept.
+        """View the circuit as a networkx multigraph: one edge per slot (and role), keyed by it; all attributes kept.
 
         Key/value groups are nodes of their own; an edge with ``kind="group"`` leads from a group to each head of the
         circuit that reads it, so that reachability is what it is in the model.
@@ -192,11 +171,13 @@ class Circuit:
         for node in self.nodes:
             view.add_node(str(node), kind=node.kind.value, layer=node.layer, index=node.index)
         for i, edge in enumerate(self.edge_list):
-            slot = edge.receiver.slot.value if edge.receiver.slot else ""
+            key, slot = edge.receiver.entrance, edge.receiver.slot.value if edge.receiver.slot else ""
             attributes: dict[str, Any] = {"kind": "edge", "slot": slot, "score": float(self.scores[i])}
+            if edge.receiver.role:
+                attributes["role"] = edge.receiver.role
             if self.removal is not None:
                 attributes["removal"] = float(self.removal[i])
-            view.add_edge(str(edge.sender), str(edge.receiver.node), key=slot, **attributes)
+            view.add_edge(str(edge.sender), str(edge.receiver.node), key=key, **attributes)
         per_group = self.model.shape.heads_per_group
         heads = [node for node in self.nodes if node.kind is NodeKind.HEAD]
         for group in (node for node in self.nodes if node.kind is NodeKind.KV):
@@ -268,6 +249,7 @@ class Circuit:
                 "sender": str(edge.sender),
                 "receiver": str(edge.receiver.node),
                 "slot": edge.receiver.slot.value if edge.receiver.slot else None,
+                **({"role": edge.receiver.role} if edge.receiver.role else {}),
                 "score": float(self.scores[i]),
                 "measured": self.measured,
                 "removal": None if self.removal is None else float(self.removal[i]),
@@ -366,8 +348,8 @@ class Circuit:
 
 
 def _model_document(model: ModelInfo) -> dict[str, Any]:
-    """Return a model's facts without those that most models do not have: no MLPs, an end before the logits."""
-    usual = {"mlps": True, "target": None}
+    """Return a model's facts without those that most do not have: no MLPs, an end before the logits, token roles."""
+    usual = {"mlps": True, "target": None, "roles": ()}
     return {key: value for key, value in asdict(model).items() if key not in usual or value != usual[key]}
 
 

@@ -92,6 +92,7 @@ def cross_fit(
 def _measured(model: Model, found: Discovery, settings: DiscoverySettings) -> _Measured:
     """Return the metric of each held-out pair: of the model, of the empty circuit, and of the circuit found."""
     prompts, options = found.prompts, settings.options_for(found.prompts)
+    model = model.with_roles_of(found.circuit.model)
     experiment = model.experiment(prompts.heldout, options, resources=settings.resources, reference=prompts.reference)
     values = experiment.circuits([found.circuit.mask()])[0]
     return _Measured(experiment.clean, experiment.corrupted, values)

@@ -16,7 +16,7 @@ from circuits.behaviours.lint import check_gap
 from circuits.behaviours.pairs import TokenPair
 from circuits.certainty.stability import ranked_candidates, resampled
 from circuits.circuit import Circuit
-from circuits.discovery_settings import DiscoverySettings, parts_of, prompts_for
+from circuits.discovery_settings import DiscoverySettings, model_for, parts_of, prompts_for
 from circuits.evaluation import evaluate
 from circuits.files.atomic import write
 from circuits.files.journal import Journal
@@ -154,6 +154,7 @@ def discover(
     begun = time.monotonic()
     settings = settings or DiscoverySettings()
     prompts = prompts_for(model, behaviour, settings)
+    model = model_for(model, prompts, settings)
     (first, *others), choosing, remarks = parts_of(prompts, settings)
     experiment, warnings = checked_experiment(
         model, replace(prompts, discovery=first), settings, progress, journal=journal

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from circuits.behaviours.behaviour import Behaviour, PromptSet
 from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.roles import role_names
 from circuits.behaviours.split import in_groups, parted
 from circuits.errors import PromptError, UsageError
 from circuits.model import Model
@@ -29,8 +30,9 @@ class DiscoverySettings:
     that faithfulness, which is quicker and agrees less pair by pair, and does not prune circuits of more than
     ``prune_limit`` edges edge by edge. ``size`` is the number of edges of ``top``. ``sample`` edges are measured
     exactly to check the scorer; ``verify`` is what the scorer ``verified`` looks for (by default within a budget of
-    twice as many edges as it finds); ``rough`` marks what is found as a first answer. Without ``options``: the
-    behaviour's own metric, corrupted ablation, noising.
+    twice as many edges as it finds); ``rough`` marks what is found as a first answer. With ``by_role`` the edges
+    searched have the token roles of the pairs (:meth:`circuits.Model.by_role`). Without ``options``: the behaviour's
+    own metric, corrupted ablation, noising.
     ``resources`` is what measuring may use.
     """
 
@@ -49,6 +51,7 @@ class DiscoverySettings:
     seed: int = 0
     sample: int = 64
     rough: bool = False
+    by_role: bool = False
     options: Options | None = None
     resources: Resources = field(default_factory=Resources)
 
@@ -89,6 +92,11 @@ def prompts_for(model: Model, behaviour: Behaviour, settings: DiscoverySettings)
     more = settings.choose + settings.fresh * settings.pairs if PRUNERS[settings.pruner].chooses else 0
     discovery = settings.pairs + more
     return behaviour.prompts(model.tokenizer, discovery=discovery, heldout=settings.heldout, seed=settings.seed)
+
+
+def model_for(model: Model, prompts: PromptSet, settings: DiscoverySettings) -> Model:
+    """Return the model whose edges are searched: by role, with the roles of the prompts, where that is wanted."""
+    return model.by_role(role_names((*prompts.discovery, *prompts.heldout))) if settings.by_role else model
 
 
 def parts_of(prompts: PromptSet, settings: DiscoverySettings) -> tuple[list[Pairs], Pairs, tuple[str, ...]]:

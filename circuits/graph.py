@@ -6,146 +6,35 @@ indices. Receivers are ordered by layer and within a layer queries, keys, values
 ordered by receiver, then sender.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.elements import Edge, Node, NodeKind, Receiver, Slot, require_role
 from circuits.errors import UnknownNameError, UsageError
 from circuits.settings import displayed, require_kind, whole_number
+
+__all__ = [
+    "ComputationalGraph",
+    "Edge",
+    "EdgeIndices",
+    "Edges",
+    "ModelShape",
+    "Node",
+    "NodeKind",
+    "Receiver",
+    "Slot",
+]
 
 EdgeIndices = NDArray[np.int64]
 """Positions in the canonical order of a graph's edges."""
 
 MOST_EDGES = 500_000_000
 """Larger models are refused before anything is made of them; Llama 3.1 405B has 150 million edges."""
-
-
-class NodeKind(StrEnum):
-    """What a node is."""
-
-    INPUT = "input"
-    """Everything present at the input of block 0: token embedding, learned positions, embedding scale."""
-    HEAD = "head"
-    """One attention head: writes its output, reads through its query (and key and value without grouping)."""
-    KV = "kv"
-    """The keys or values that a group of heads shares; reads only."""
-    MLP = "mlp"
-    """One MLP, with its output bias."""
-    LOGITS = "logits"
-    """The final norm and the unembedding; reads only."""
-    RESID = "resid"
-    """The residual stream that enters a layer, at the last position; the end of a graph that does not lead further."""
-
-    @property
-    def is_end(self) -> bool:
-        """Whether graphs end in it."""
-        return self in (NodeKind.LOGITS, NodeKind.RESID)
-
-
-class Slot(StrEnum):
-    """The input of an attention head through which an edge enters."""
-
-    Q = "q"
-    K = "k"
-    V = "v"
-
-    @property
-    def word(self) -> str:
-        """What a head has of this slot, in words."""
-        return {"q": "queries", "k": "keys", "v": "values"}[self.value]
-
-
-_NODE_PATTERN = re.compile(
-    r"input|logits|(?P<kind>m|resid)(?P<of>[0-9]{1,9})|a(?P<layer>[0-9]{1,9})\.(?P<unit>h|kv)(?P<index>[0-9]{1,9})"
-)
-_HEAD_OF_PAPERS = re.compile(r"[Ll]([0-9]{1,9})\.?[Hh]([0-9]{1,9})|([0-9]{1,9})\.([0-9]{1,9})")
-"""Heads as papers and other tools write them: ``L10H7``, ``10.7``."""
-_RECEIVER_PATTERN = re.compile(r"(?P<node>[^<>]+?)(?:<(?P<slot>[qkv])>)?")
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Node:
-    """One component of the model: ``input``, ``a3.h5``, ``a3.kv1``, ``m3``, ``logits``, or ``resid16`` as text."""
-
-    kind: NodeKind
-    layer: int = -1
-    index: int = 0
-
-    def __str__(self) -> str:
-        match self.kind:
-            case NodeKind.HEAD | NodeKind.KV:
-                return f"a{self.layer}.{'h' if self.kind is NodeKind.HEAD else 'kv'}{self.index}"
-            case NodeKind.MLP | NodeKind.RESID:
-                return f"{'m' if self.kind is NodeKind.MLP else 'resid'}{self.layer}"
-            case NodeKind.INPUT | NodeKind.LOGITS:
-                return self.kind.value
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read a node from its text form; the inverse of ``str``, which also reads a head as ``L3H5`` or ``3.5``."""
-        paper = _HEAD_OF_PAPERS.fullmatch(text)
-        if paper is not None:
-            layer, index = (int(number) for number in paper.groups() if number is not None)
-            return cls(NodeKind.HEAD, layer, index)
-        found = _NODE_PATTERN.fullmatch(text)
-        if found is None:
-            raise UsageError(f"'{text}' is not a node; expected input, logits, m3, a3.h5 or a3.kv1.")
-        if found["kind"] is not None:
-            node = cls(NodeKind.MLP if found["kind"] == "m" else NodeKind.RESID, int(found["of"]))
-        elif found["layer"] is not None:
-            kind = NodeKind.HEAD if found["unit"] == "h" else NodeKind.KV
-            node = cls(kind, int(found["layer"]), int(found["index"]))
-        else:
-            node = cls(NodeKind(text))
-        if str(node) != text:
-            raise UsageError(f"'{text}' is not a node; write it without leading zeros: '{node}'.")
-        return node
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Receiver:
-    """A place where the residual stream is read: a node and, for attention, its slot (``a7.h2<q>``)."""
-
-    node: Node
-    slot: Slot | None = None
-
-    def __str__(self) -> str:
-        return f"{self.node}<{self.slot.value}>" if self.slot else str(self.node)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read a receiver from its text form; the exact inverse of ``str``."""
-        found = _RECEIVER_PATTERN.fullmatch(text)
-        if found is None:
-            raise UsageError(f"'{text}' is not a receiver; expected m3, logits, a3.h5<q> or a3.kv1<k>.")
-        return cls(Node.parse(found["node"]), Slot(found["slot"]) if found["slot"] else None)
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Edge:
-    """A sender's contribution as one receiver sees it (``a3.h5->a7.h2<q>``)."""
-
-    sender: Node
-    receiver: Receiver
-
-    def __str__(self) -> str:
-        return f"{self.sender}->{self.receiver}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read an edge from its text form; the exact inverse of ``str``."""
-        parts = text.split("->")
-        if len(parts) != 2:
-            raise UsageError(
-                f"'{text}' is not an edge; expected sender->receiver, such as a3.h5->a7.h2<q> or m2->logits."
-            )
-        return cls(Node.parse(parts[0].strip()), Receiver.parse(parts[1].strip()))
 
 
 Edges = Edge | str | int | Iterable[Edge | str | int] | EdgeIndices | NDArray[np.bool_]
@@ -159,7 +48,8 @@ class ModelShape:
     ``n_kv_heads`` is the number of key/value heads (equal to ``n_heads`` without grouped queries). In a ``parallel``
     block the MLP reads the same stream as the attention beside it; in a sequential one it also reads that attention.
     Without ``mlps`` a block is its attention alone. With ``to_stream`` these are a model's first layers only, and the
-    graph ends in the stream behind them instead of in the logits.
+    graph ends in the stream behind them instead of in the logits. With ``roles`` of token positions every place where
+    the stream is read is there once for each role.
     """
 
     n_layers: int
@@ -170,6 +60,7 @@ class ModelShape:
     parallel: bool = False
     mlps: bool = True
     to_stream: bool = False
+    roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.n_layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head) < 1:
@@ -179,13 +70,20 @@ class ModelShape:
             raise UsageError(f"{what}, which cannot be kept in memory. Check the two numbers.")
         if self.n_heads % self.n_kv_heads:
             raise UsageError(f"{self.n_heads} heads cannot share {self.n_kv_heads} key/value heads evenly.")
+        if len({require_role(role) for role in self.roles}) < len(self.roles):
+            raise UsageError(f"the roles {', '.join(self.roles)} must be distinct; leave out what is there twice.")
 
     @property
     def n_edges(self) -> int:
         """How many edges the graph has: every receiver can read what earlier layers, and the input, send."""
         beside = 0 if self.parallel or not self.mlps else self.n_layers * self.n_heads
         earlier = self.n_layers + self.senders_per_layer * self.n_layers * (self.n_layers - 1) // 2
-        return self.receivers_per_layer * earlier + beside + 1 + self.n_layers * self.senders_per_layer
+        return self.n_roles * (self.receivers_per_layer * earlier + beside + 1 + self.n_layers * self.senders_per_layer)
+
+    @property
+    def n_roles(self) -> int:
+        """How often every place where the stream is read is there: once, or once for each role."""
+        return len(self.roles) or 1
 
     @property
     def end(self) -> Node:
@@ -222,7 +120,8 @@ class ModelShape:
         """Return in words which nodes a model of this shape has, for error messages."""
         text = f"layers 0-{self.n_layers - 1} and heads 0-{self.n_heads - 1}"
         text += f" in key/value groups 0-{self.n_kv_heads - 1}" if self.grouped else ""
-        return text + ("" if self.mlps else ", and no MLPs") + (f", up to {self.end}" if self.to_stream else "")
+        text += ("" if self.mlps else ", and no MLPs") + (f", up to {self.end}" if self.to_stream else "")
+        return text + (f", and the roles {', '.join(self.roles)}" if self.roles else "")
 
 
 @dataclass(frozen=True)
@@ -230,7 +129,8 @@ class ComputationalGraph:
     """All senders, receivers and edges of a model, in canonical order.
 
     ``fan_in[r]`` says how many senders receiver ``r`` can read: exactly the first ``fan_in[r]`` of ``senders``.
-    Build one with :func:`circuits.builder.build_graph`.
+    With roles, the receivers of one place follow each other, and the place counts among those without roles
+    (:mod:`circuits.numbering`). Build one with :func:`circuits.builder.build_graph`.
     """
 
     shape: ModelShape
@@ -260,6 +160,12 @@ class ComputationalGraph:
     def edge_senders(self) -> EdgeIndices:
         """Index of the sender of every edge."""
         return np.arange(self.n_edges) - self.offsets[self.edge_receivers]
+
+    @cached_property
+    def edges_by_role(self) -> EdgeIndices:
+        """The edges of each role, in the order of the graph without roles, ``(role, edge)``; of that graph, one row."""
+        roles = np.arange(self.n_edges)[np.argsort(self.edge_receivers % self.shape.n_roles, kind="stable")]
+        return roles.reshape(self.shape.n_roles, -1)
 
     @cached_property
     def copies(self) -> EdgeIndices:
@@ -384,6 +290,7 @@ class ComputationalGraph:
         self.require_node(node)
         slots = [str(other) for other in self.receivers if other.node in (node, self.shape.group_of(node))]
         hint = "It only sends." if not slots else "A slot tells which input of a head is meant."
+        hint += f" This graph has the roles {', '.join(self.shape.roles)}." if self.shape.roles else ""
         raise UnknownNameError("receiver", str(receiver), slots, hint=hint)
 
     @cached_property

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.architecture import Architecture
 from circuits.behaviours.behaviour import digest_of
 from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.roles import BY_DIFFERENCE
 from circuits.builder import build_graph
 from circuits.directions.means import direction_of
 from circuits.errors import UsageError
@@ -65,6 +66,21 @@ class Model:
     def attention(self) -> str:
         """The attention implementation, such as ``sdpa``; empty for a module that is not of transformers."""
         return attention_of(self.tracer.anatomy.module)
+
+    def by_role(self, roles: Sequence[str] = BY_DIFFERENCE) -> Self:
+        """Return the same model with edges that have token roles: ``a3.h5->a7.h2<q>@end``.
+
+        An edge with a role carries its sender's value at the positions of that role alone, so there are as many times
+        more edges as there are ``roles``, and effects that cancel over positions are seen. Roles are those of the
+        prompt pairs (:func:`circuits.role_names`), by default those by difference. Scorers, pruners and evaluations
+        take the experiments of this model as those of any other; nothing is loaded again.
+        """
+        info = replace(self.info, roles=tuple(roles))
+        return replace(self, info=info, graph=build_graph(info.shape))
+
+    def with_roles_of(self, info: ModelInfo) -> Self:
+        """Return the model with the token roles of a circuit's edges, where these have some; else as it is."""
+        return self.by_role(info.roles) if info.roles and not self.info.roles else self
 
     def experiment(
         self,
@@ -136,7 +152,8 @@ class Model:
         if journal is None or not self.info.digest:
             return NOWHERE
         shelf = journal.shelf(model=self.info.digest, dtype=self.dtype, attention=self.attention)
-        return shelf if self.info.target is None else shelf.under(target=asdict(self.info.target))
+        shelf = shelf if self.info.target is None else shelf.under(target=asdict(self.info.target))
+        return shelf.under(roles=self.info.roles) if self.info.roles else shelf
 
     def __repr__(self) -> str:
         shape = self.info.shape

@@ -1,7 +1,9 @@
 """Where senders and receivers stand in the canonical order, from a model's shape alone.
 
 Senders are the input, then layer by layer the heads and the MLP; receivers are layer by layer the queries, keys, values
-and the MLP, then the end (:func:`circuits.builder.build_graph`). Passes over whole layers go by these numbers.
+and the MLP, then the end (:func:`circuits.builder.build_graph`). Passes over whole layers go by these numbers. In a
+graph with token roles every place of a receiver is there once for each role; what is said of *places* here counts it
+once, and of its edges the ones of all roles follow each other (:func:`edges_into`).
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.graph import ModelShape, Slot
+from circuits.graph import ComputationalGraph, ModelShape, Slot
 
 
 def first_sender(shape: ModelShape, layer: int) -> int:
@@ -46,3 +48,19 @@ def slot_receivers(shape: ModelShape, layer: int, slot: Slot) -> range:
 def mlp_receiver(shape: ModelShape, layer: int) -> int:
     """Return the place of a layer's MLP among the receivers; for models that have MLPs."""
     return (layer + 1) * shape.receivers_per_layer - 1
+
+
+def end_receiver(graph: ComputationalGraph) -> int:
+    """Return the place of the end among the receivers."""
+    return len(graph.receivers) // graph.shape.n_roles - 1
+
+
+def fan_in_of(graph: ComputationalGraph, place: int) -> int:
+    """Return how many senders the receiver at a place can read."""
+    return graph.fan_in[place * graph.shape.n_roles]
+
+
+def edges_into(graph: ComputationalGraph, place: int, places: int = 1) -> "slice[int, int]":
+    """Return the edges into the receivers at some places from ``place`` on: by receiver, role (if any) and sender."""
+    first, last = (each * graph.shape.n_roles for each in (place, place + places))
+    return slice(int(graph.offsets[first]), int(graph.offsets[last]))

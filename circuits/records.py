@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from circuits.errors import UsageError
@@ -43,7 +43,8 @@ class Target:
 class ModelInfo:
     """Which model a circuit belongs to, and the numbers its graph follows from.
 
-    ``n_layers`` are those of the whole model, also where a ``target`` says that the graph ends before.
+    ``n_layers`` are those of the whole model, also where a ``target`` says that the graph ends before. With ``roles``
+    of token positions every place where the stream is read is there once for each.
     """
 
     id: str
@@ -59,13 +60,48 @@ class ModelInfo:
     tokenizer_digest: str = ""
     mlps: bool = True
     target: Target | None = None
+    roles: tuple[str, ...] = ()
 
     @property
     def shape(self) -> ModelShape:
         """The shape from which the graph is built."""
         layers = self.n_layers if self.target is None else self.target.layer
         sizes = layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head
-        return ModelShape(*sizes, parallel=self.parallel, mlps=self.mlps, to_stream=self.target is not None)
+        kind = {"parallel": self.parallel, "mlps": self.mlps}
+        return ModelShape(*sizes, **kind, to_stream=self.target is not None, roles=self.roles)
+
+    def remark_on(self, model: "ModelInfo", *, nodes: bool = False) -> str:
+        """Return a remark on a circuit of this model where it is run on another; empty where that is this one.
+
+        With ``nodes`` nothing but the circuit's nodes is acted on: a whole model has them wherever the circuit leads,
+        and at all positions. Raises :class:`UsageError` for a model of another shape, on which the circuit cannot be
+        run.
+        """
+        whole = replace(self, target=None, roles=()).shape == replace(model, roles=()).shape
+        if whole and self.target is not None and not nodes:
+            raise UsageError(
+                f"the circuit leads to {self.target} and not to the logits, so what its edges and heads do is "
+                "measured along that direction: use evaluate, path, interchange or compare with it (--to FILE); "
+                "ablate acts on its nodes."
+            )
+        if whole and self.roles != model.roles and not nodes:
+            roles = ", ".join(self.roles) or "none"
+            raise UsageError(
+                f"the token roles of the circuit's edges are {roles}, and those of the model's "
+                f"{', '.join(model.roles) or 'none'}. Circuits with roles are for evaluate, compare and draw; in "
+                "Python their model is model.by_role(circuit.model.roles)."
+            )
+        if model.shape != self.shape and not (whole and nodes):
+            raise UsageError(
+                f"the circuit is of {self.id} with {self.shape.describe()}, but {model.id} has "
+                f"{model.shape.describe()}; give the circuit's own model with --model."
+            )
+        if model.digest == self.digest:
+            return ""
+        return (
+            f"the circuit was found on other weights ({self.id}, {self.digest[:12] or 'unknown'}) "
+            f"than those of {model.id} ({model.digest[:12]}); its numbers are not those of its evaluation."
+        )
 
 
 @dataclass(frozen=True)
@@ -271,6 +307,7 @@ class Example:
     """One prompt pair as text; ``split`` is ``discovery`` or ``heldout``.
 
     ``answer_ids`` and ``wrong_ids`` are the tokens that were measured: not every token is what its own text gives.
+    ``roles`` are the positions of the pair's own token roles.
     """
 
     clean: str
@@ -280,3 +317,4 @@ class Example:
     split: str
     answer_ids: tuple[int, ...] = ()
     wrong_ids: tuple[int, ...] = ()
+    roles: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])

@@ -106,6 +106,21 @@ class EdgeScores:
             return self.measured_edges
         return np.full(self.graph.n_edges, self.measured) & ~np.isnan(self.values)
 
+    @property
+    def by_role(self) -> Floats:
+        """The scores of each role, ``(role, edge)``, edges in the order of the graph without roles.
+
+        Of first-order scorers their sum over roles is the score of the edge without roles. One row without roles.
+        """
+        return self.values[self.graph.edges_by_role]
+
+    @property
+    def cancelling(self) -> float:
+        """Which share of all |score| cancels where the scores of an edge's roles are summed up: from 0 to 1."""
+        by_role = np.nan_to_num(self.by_role)
+        total = float(np.abs(by_role).sum())
+        return 1 - float(np.abs(by_role.sum(axis=0)).sum()) / total if total else 0.0
+
     def __repr__(self) -> str:
         scored, kind = len(self.scored), "measured" if self.measured else "estimated"
         return f"EdgeScores({self.scorer}, {kind}: {scored:,} of {self.graph.n_edges:,} edges, {self.n or '?'} pairs)"
@@ -145,6 +160,7 @@ class EdgeScores:
                 "sender": str(edge.sender),
                 "receiver": str(edge.receiver.node),
                 "slot": edge.receiver.slot.value if edge.receiver.slot else "",
+                **({"role": edge.receiver.role} if edge.receiver.role else {}),
                 "score": float(self.values[index]),
                 "measured": bool(measured[index]),
             }

@@ -59,6 +59,8 @@ class EdgeTable:
             "receiver": [str(edge.receiver.node) for edge in self.edges],
             "slot": [edge.receiver.slot.value if edge.receiver.slot else "" for edge in self.edges],
         }
+        if any(edge.receiver.role for edge in self.edges):
+            ends["role"] = [edge.receiver.role for edge in self.edges]
         names = pd.Index([str(edge) for edge in self.edges], name="edge")
         return pd.DataFrame(ends | dict(zip(self.columns, self.numbers, strict=True)), index=names)
 
@@ -152,8 +154,8 @@ def _title(circuit: Circuit) -> str:
 
 
 def _arrow(edge: Edge) -> str:
-    slot = f" ({edge.receiver.slot.value})" if edge.receiver.slot else ""
-    return f"{edge.sender} → {edge.receiver.node}{slot}"
+    slot, role = f" ({edge.receiver.slot.value})" if edge.receiver.slot else "", edge.receiver.role
+    return f"{edge.sender} → {edge.receiver.node}{slot}{f' at {role}' if role else ''}"
 
 
 def _number(value: float) -> str:

@@ -99,6 +99,7 @@ PROMISED = [
     "position_labels",
     "read_circuit",
     "read_prompts",
+    "role_names",
     "run_again",
     "run_campaign",
     "save_comparison",

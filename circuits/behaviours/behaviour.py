@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -11,7 +11,7 @@ from circuits.behaviours.lint import inspect_pairs
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.reading.unusable import Unusable, in_order, refusal
 from circuits.behaviours.split import DISCOVERY, HELDOUT, MINIMUM, draw, misplaced, split_pairs, undrawn
-from circuits.behaviours.tokens import Message, Tokenizer
+from circuits.behaviours.tokens import Message, Tokenizer, Tokens
 from circuits.behaviours.variants import varied
 from circuits.errors import PromptError, UsageError
 from circuits.records import UNCHANGED, Variant
@@ -64,7 +64,8 @@ class Behaviour:
     that this tokenizer cannot use are left out; otherwise an unusable pair is an error. ``one_length`` does so too, and
     cuts them to the most common token length. ``answers_for`` names the models whose openings the answers are; in any
     other model they have to be found (:mod:`circuits.openings`). Empty: they hold for every model. ``remarks`` tells,
-    for a tokenizer and the number of usable pairs, what of a file is read in another way than it is written.
+    for a tokenizer and the number of usable pairs, what of a file is read in another way than it is written. ``roles``
+    names the token positions of a pair that names none itself.
 
     Use ``dataclasses.replace(behaviour, metric=...)`` for another metric, and :meth:`varied` for a system prompt, the
     beginning of the answer or other answers.
@@ -80,6 +81,7 @@ class Behaviour:
     answers_for: tuple[str, ...] = ()
     remarks: Callable[[Tokenizer, int], tuple[str, ...]] | None = None
     unread: Callable[[Tokenizer], Sequence[Unusable]] | None = None
+    roles: Callable[[TokenPair], Mapping[str, Tokens]] | None = None
 
     def __post_init__(self) -> None:
         settle(self)
@@ -216,6 +218,8 @@ class Behaviour:
         if self.one_length:
             pairs, more = _of_one_length(pairs)
             problems += more
+        if self.roles is not None:
+            pairs = [(pair, made if made.roles else replace(made, roles=self.roles(made))) for pair, made in pairs]
         unread = self.unread(tokenizer) if self.unread else ()
         return Inspection(tuple(pairs), in_order((*unread, *problems)))
 

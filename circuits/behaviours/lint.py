@@ -75,7 +75,7 @@ def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
         answers, wrong_answers = (ids(*side) for side in sides)
         _check_answers(tokenizer, answers, wrong_answers, metric)
     texts = clean_text, corrupted_text
-    return TokenPair(clean, corrupted, answers, wrong_answers, *texts, pair.tags, right, wrong)
+    return TokenPair(clean, corrupted, answers, wrong_answers, *texts, pair.tags, right, wrong, roles=pair.roles)
 
 
 def _check_known(tokenizer: Tokenizer, text: str, tokens: Tokens) -> None:

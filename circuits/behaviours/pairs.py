@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.behaviours.tokens import Message, Prompt, Tokens
+from circuits.elements import require_role
 from circuits.errors import PromptError
 from circuits.settings import displayed, settled, whole_number
 from circuits.statistics import numbered
@@ -18,13 +19,19 @@ def no_tags() -> dict[str, str]:
     return {}
 
 
+def no_roles() -> dict[str, tuple[int, ...]]:
+    """Return a pair that names no roles."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Pair:
     """A clean prompt, the corrupted prompt that replaces it, and what should and should not follow the clean one.
 
     Answers are texts; files that store token ids instead fill ``answer_ids`` and ``wrong_ids``. ``source`` says where
     the pair comes from, for messages (``pairs.jsonl, line 3``). A tag ``split`` of ``discovery`` or ``heldout`` fixes
-    what the pair is used for.
+    what the pair is used for. ``roles`` names token positions of the clean prompt, counted from 0
+    (:mod:`circuits.behaviours.roles`).
     """
 
     clean: Prompt
@@ -35,6 +42,7 @@ class Pair:
     answer_ids: tuple[int, ...] = ()
     wrong_ids: tuple[int, ...] = ()
     source: str = "this pair"
+    roles: Mapping[str, tuple[int, ...]] = field(default_factory=no_roles)
 
     def __post_init__(self) -> None:
         for name in ("answers", "wrong_answers"):
@@ -43,6 +51,7 @@ class Pair:
             object.__setattr__(self, name, token_ids(getattr(self, name), f"{name} of {self.source}"))
         for name in ("clean", "corrupted"):
             object.__setattr__(self, name, _prompt(getattr(self, name), name, self.source))
+        object.__setattr__(self, "roles", _roles(self.roles, self.source))
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class TokenPair:
     """A checked pair as token ids: two prompts of one length that differ, and answers of one token each.
 
     Where answers are measured as ``sequences`` of tokens, ``answers`` are the first tokens by which alone they differ
-    from the wrong ones. ``weight`` is the factor of a pair that stands for one token of a sequence.
+    from the wrong ones. ``weight`` is the factor of a pair that stands for one token of a sequence. ``roles`` names
+    positions, each in one role at most.
     """
 
     clean: Tokens
@@ -63,6 +73,7 @@ class TokenPair:
     sequences: tuple[Tokens, ...] = ()
     wrong_sequences: tuple[Tokens, ...] = ()
     weight: float = 1.0
+    roles: Mapping[str, Tokens] = field(default_factory=no_roles)
 
     def __post_init__(self) -> None:
         """Take ids of any make, and refuse what no model can be measured on; raises :class:`PromptError`."""
@@ -83,6 +94,13 @@ class TokenPair:
         if both:
             raise PromptError(f"a TokenPair has the token {both[0]} as answer and as wrong answer; remove one of them.")
         object.__setattr__(self, "weight", settled(self.weight, float, "'weight' of a TokenPair"))
+        object.__setattr__(self, "roles", _roles(self.roles, "a TokenPair"))
+        beyond = [(role, place) for role, places in self.roles.items() for place in places if place >= self.length]
+        if beyond:
+            raise PromptError(
+                f"the role '{beyond[0][0]}' is at position {beyond[0][1]} of a prompt of {self.length} tokens; "
+                f"positions are counted from 0, so the last is {self.length - 1}."
+            )
 
     @property
     def length(self) -> int:
@@ -98,20 +116,40 @@ def clusters_of(pairs: Sequence[TokenPair]) -> NDArray[np.int64]:
     return numbered(pair.tags.get("cluster", pair.clean_text) for pair in pairs)
 
 
-def token_ids(given: Any, what: str) -> Tokens:
+def token_ids(given: Any, what: str, kind: str = "token id") -> Tokens:
     """Return token ids of any make (lists, arrays, tensors; one id alone) as a tuple of Python's numbers.
 
-    Raises :class:`PromptError`, which names ``what`` they are, for what is no whole number from 0 up.
+    Raises :class:`PromptError`, which names ``what`` they are, for what is no whole number from 0 up. So it does for
+    whole numbers of another ``kind``.
     """
     if isinstance(given, str | bytes) or given is None:
-        raise PromptError(f"{what} is {displayed(given)}; expected token ids, such as (42, 43).")
+        raise PromptError(f"{what} is {displayed(given)}; expected {kind}s, such as (42, 43).")
     alone = whole_number(given)
     several: Iterable[object] = [alone] if alone is not None else given if hasattr(given, "__iter__") else [given]
     ids = [(whole_number(token), token) for token in several]
     wrong = next((token for number, token in ids if number is None or number < 0), None)
     if any(number is None or number < 0 for number, _ in ids):
-        raise PromptError(f"{what} has {displayed(wrong)}; a token id is a whole number from 0 up.")
+        raise PromptError(f"{what} has {displayed(wrong)}; a {kind} is a whole number from 0 up.")
     return tuple(cast(int, number) for number, _ in ids)
+
+
+def _roles(given: Any, source: str) -> dict[str, Tokens]:
+    """Return the positions of roles, sorted and without repetition; raises :class:`PromptError`."""
+    if not isinstance(given, Mapping):
+        raise PromptError(
+            f'the roles of {source} are {displayed(given)}; expected positions by name, such as {{"subject": [3, 4]}}.'
+        )
+    roles, taken = dict[str, Tokens](), dict[int, str]()
+    for role, places in cast("Mapping[object, object]", given).items():
+        name = require_role(role)
+        roles[name] = tuple(sorted(set(token_ids(places, f"the role '{name}' of {source}", "position"))))
+        both = next((place for place in roles[name] if place in taken), None)
+        if both is not None:
+            raise PromptError(
+                f"position {both} of {source} is in two roles, '{taken[both]}' and '{name}'; keep it in one."
+            )
+        taken |= dict.fromkeys(roles[name], name)
+    return roles
 
 
 def _texts(given: object, name: str, source: str) -> tuple[str, ...]:

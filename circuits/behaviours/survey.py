@@ -156,7 +156,8 @@ def _record(pair: Pair) -> dict[str, object]:
     """Return a pair as a prompt file holds it."""
     answers = list(pair.answer_ids or pair.answers), list(pair.wrong_ids or pair.wrong_answers)
     prompts = {"clean": _prompt(pair.clean), "corrupted": _prompt(pair.corrupted)}
-    return {**prompts, "answers": answers[0], "wrong_answers": answers[1], **pair.tags}
+    roles = {"roles": dict(pair.roles)} if pair.roles else {}
+    return {**prompts, "answers": answers[0], "wrong_answers": answers[1], **roles, **pair.tags}
 
 
 def _prompt(prompt: Prompt) -> object:

@@ -13,8 +13,13 @@ def varied(pair: Pair, variant: Variant) -> Pair:
 
     With an attack, the corrupted side is the clean one with another system message. Raises :class:`UsageError` where a
     system message, an attack or the beginning of an answer is given for prompts that are plain text, or the beginning
-    for prompts that have one.
+    for prompts that have one; and for a system message where a pair names token positions.
     """
+    if pair.roles and (variant.system is not None or variant.attack is not None):
+        raise UsageError(
+            f"a system message moves the token positions that {pair.source} names ({', '.join(pair.roles)}); write it "
+            "into the prompts and count their roles anew, or leave one of the two out."
+        )
     corrupted, other = pair.corrupted, variant
     if variant.attack is not None:
         corrupted, other = pair.clean, replace(variant, system=variant.attack)

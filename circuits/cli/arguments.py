@@ -61,6 +61,16 @@ DirectionOption = Annotated[
 ]
 
 
+ByRoleOption = Annotated[
+    bool,
+    typer.Option(
+        "--by-role",
+        help="Edges by token role, a3.h5->m7@end: the roles that the prompts name, else those by difference (before, "
+        "at, between and after the tokens that differ, end).",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, where and how it runs."""

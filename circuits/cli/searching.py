@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.cli.arguments import DISCOVERY_PAIRS, Measurement
+from circuits.cli.arguments import DISCOVERY_PAIRS, ByRoleOption, Measurement
 from circuits.cli.verifying import Verifying
 from circuits.vocabulary import PrunerName, ScorerName
 
@@ -78,6 +78,7 @@ class Search:
         ),
     ] = False
 
+    by_role: ByRoleOption = False
     cross_fit: Annotated[
         bool,
         typer.Option(
@@ -119,6 +120,7 @@ class Search:
             choose=self.choose,
             fresh=self.fresh,
             seconds=self.seconds,
+            by_role=self.by_role,
             verify=verifying.top_k(scorer, limited=True),
             seed=measurement.seed or 0,
             options=options,

@@ -53,13 +53,15 @@ def recorded(
     progress: StageProgress,
     *,
     pairs: int = PAIRS,
+    by_role: bool = False,
     journal: "Journal | None" = None,
 ) -> Recorded:
     """Load the model, record the prompts, and check that the model shows the behaviour.
 
-    A journal keeps what is measured on them.
+    With ``by_role`` edges have the token roles of the prompts. A journal keeps what is measured on them.
     """
     from circuits.behaviours.lint import check_gap
+    from circuits.behaviours.roles import role_names
 
     measurement = session.measurement
     model = session.model_options.load(progress, session.output)
@@ -69,6 +71,8 @@ def recorded(
     prompts = behaviour.sample(model.tokenizer, count, seed=measurement.seed or 0)
     session.output.recorder.drew(prompts)
     measurement.list_unusable(prompts.unusable, session.folder, session.output)
+    if by_role:
+        model = model.by_role(role_names(prompts.discovery))
     progress("recording the prompts", 0, 0)
     experiment = model.experiment(
         prompts.discovery, options, resources=session.resources, reference=prompts.reference, journal=journal

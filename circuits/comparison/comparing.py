@@ -63,7 +63,7 @@ class Crossing:
 
     def experiment(self, circuit: Circuit, model: Model, prompts: PromptSet) -> AnyExperiment:
         """Set up measurements on held-out prompts, by the circuit's metric."""
-        return model.experiment(
+        return model.with_roles_of(circuit.model).experiment(
             prompts.heldout,
             self.options(circuit),
             resources=self.resources,
@@ -166,7 +166,7 @@ def measure_edges(
 
 def require_runs(circuit: Circuit, model: Model) -> None:
     """Raise :class:`UsageError` for a model of another shape."""
-    if model.info.shape != circuit.model.shape:
+    if model.with_roles_of(circuit.model).info.shape != circuit.model.shape:
         raise UsageError(
             f"the circuit is of {circuit.model.id} with {circuit.model.shape.describe()}, but {model.info.id} has "
             f"{model.info.shape.describe()}; give a model of the same shape."

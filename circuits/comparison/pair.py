@@ -276,9 +276,9 @@ def inner(nodes: tuple[Node, ...]) -> list[Node]:
 
 
 def edge_strata(graph: ComputationalGraph) -> EdgeIndices:
-    """Number the strata of edges: kind and layer of the sender; kind, layer and slot of the receiver."""
+    """Number the strata of edges: kind and layer of the sender; kind, layer, slot and role of the receiver."""
     senders = _numbered([(node.kind, node.layer) for node in graph.senders])
-    receivers = _numbered([(each.node.kind, each.node.layer, each.slot) for each in graph.receivers])
+    receivers = _numbered([(each.node.kind, each.node.layer, each.slot, each.role) for each in graph.receivers])
     return senders[graph.edge_senders] * (int(receivers.max()) + 1) + receivers[graph.edge_receivers]
 
 

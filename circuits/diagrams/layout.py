@@ -39,7 +39,10 @@ _FAINT = 64
 
 @dataclass(frozen=True)
 class Line:
-    """How one edge is drawn; ``strength`` from 0 to 1 sets its width and how dark it is, unless it is ``faint``."""
+    """How one edge is drawn; ``strength`` from 0 to 1 sets its width and how dark it is, unless it is ``faint``.
+
+    The label has the edge's token role, if any, also where there are too many edges for their scores.
+    """
 
     edge: Edge
     colour: str
@@ -226,8 +229,9 @@ def _line(line: Line, *, labelled: bool) -> str:
         f"id={dot_string(f'edge:{line.edge}')}",
         f'class="{colour_name(line.colour)}"',
     ]
-    if labelled and line.label:
-        attributes += [f"label={_padded(line.label)}", f"labeltooltip={tooltip}"]
+    label = " ".join(part for part in (line.edge.receiver.role, line.label if labelled else "") if part)
+    if label:
+        attributes += [f"label={_padded(label)}", f"labeltooltip={tooltip}"]
     ends = f"{dot_string(str(line.edge.sender))} -> {dot_string(str(line.edge.receiver.node))}"
     return f"{ends} [{', '.join(attributes)}];"
 

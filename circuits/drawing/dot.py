@@ -25,6 +25,7 @@ from circuits.graph import Node, NodeKind, Slot
 
 AT_MOST, ON_PAGE = 200, 2000
 """How many edges are drawn, the strongest: more cannot be told apart. A page can hide the weak ones, so it has more."""
+ROLES = "Beside edges: at which tokens; at all others the edge is corrupted."
 SIGN = "A positive score means that corrupting the edge moves the metric away from clean behaviour."
 
 
@@ -121,6 +122,7 @@ def circuit_notes(circuit: Circuit) -> list[str]:
     return [
         f"{width} ({circuit.behaviour.metric}, {kind} by {circuit.method.scorer}, {circuit.method.direction}).",
         SIGN,
+        *([ROLES] if circuit.model.roles else []),
         *(["Pale: edges that fewer than half of the resamples of the prompt pairs select."] if pale else []),
     ]
 

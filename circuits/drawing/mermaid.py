@@ -59,7 +59,7 @@ def _edges(circuit: Circuit) -> list[str]:
     styles: dict[str, list[int]] = {}
     for edge, score in zip(circuit.edge_list, circuit.scores.tolist(), strict=True):
         arrow = "-.->" if score < 0 else "-->"
-        slot = f"{edge.receiver.slot} " if edge.receiver.slot else ""
+        slot = f"{edge.receiver.entrance} " if edge.receiver.entrance else ""
         label = f'|"{slot}{short_number(score)}"|' if len(circuit) <= MAX_LABELLED else ""
         styles.setdefault(f"stroke:{SLOT_COLOURS[edge.receiver.slot]}", []).append(len(lines))
         lines.append(f"{_identifier(str(edge.sender))} {arrow}{label} {_identifier(str(edge.receiver.node))}")

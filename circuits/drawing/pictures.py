@@ -95,9 +95,14 @@ def export(
     standard deviations and intervals from the ``scores``, ``.mib.json`` or ``.mib.pt``. The last two, which EAP-IG and
     MIB read, hold all ``scores`` where they are given. ``.neuronpedia.json`` is an attribution graph, which shows the
     first of the ``prompts``. A path that ends in ``.mib`` is made the folder that MIB evaluates. Errors as
-    :func:`draw`, and :class:`UsageError` for scores that are missing.
+    :func:`draw`, and :class:`UsageError` for missing scores and for token roles, which other tools do not have.
     """
     suffix = _suffix(path, EXPORT_SUFFIXES)
+    if circuit.model.roles and suffix in (".mib.json", ".mib.pt", GRAPH, FOLDER):
+        raise UsageError(
+            f"{suffix} has no place for the token roles of this circuit's edges ({', '.join(circuit.model.roles)}); "
+            "write .csv, .graphml, .tex or .md."
+        )
     if suffix == FOLDER:
         return mib_folder(circuit, scores, Path(path))
     write(path, neuronpedia_graph(circuit, prompts) if suffix == GRAPH else EXPORTS[suffix](circuit, scores))

@@ -61,6 +61,7 @@ def evaluate_circuit(
 
     Raises :class:`UsageError` for a model of another shape. Cost: as :func:`circuits.evaluate`.
     """
+    model = model.with_roles_of(circuit.model)
     remark = circuit.remark_on(model.info)
     options = options or Options(behaviour.metric, Ablation.parse(circuit.method.ablation))
     seed = circuit.method.seed if seed is None else seed

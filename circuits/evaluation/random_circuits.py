@@ -4,10 +4,12 @@ A control must be able to do well, or beating it says nothing. Circuits moved to
 that every circuit needs (in SmolLM2 the one from the input to the first MLP) and have nothing of any behaviour.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind, Receiver
+from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind
 
 
 def random_circuits(graph: ComputationalGraph, edges: EdgeIndices, count: int, seed: int) -> NDArray[np.bool_]:
@@ -46,6 +48,6 @@ def heads_swapped(graph: ComputationalGraph, edges: EdgeIndices, seed: int | np.
 
     mask = np.zeros(graph.n_edges, dtype=np.bool_)
     for edge in graph.edges(edges):
-        receiver = Receiver(moved(edge.receiver.node), edge.receiver.slot)
+        receiver = replace(edge.receiver, node=moved(edge.receiver.node))
         mask[graph.index(Edge(moved(edge.sender), receiver))] = True
     return mask

@@ -2,8 +2,9 @@
 
 from dataclasses import asdict, dataclass
 
+from circuits.behaviours.built_in.ioi import IO, S1, S2
 from circuits.heads.evidence import HeadEvidence, Label
-from circuits.heads.positions import ANSWER, IO, S1, S2, WRONG
+from circuits.heads.positions import ANSWER, WRONG
 from circuits.settings import settle
 
 

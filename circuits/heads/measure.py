@@ -165,7 +165,7 @@ class _Steps:
 
 
 def _heads(circuit: Circuit, model: Model, prompts: Sequence[TokenPair]) -> list[Node]:
-    if circuit.model.shape != model.info.shape:
+    if replace(circuit.model.shape, roles=()) != model.info.shape:  # heads have no roles
         raise UsageError(
             f"the circuit is of a model with {circuit.model.shape.describe()}, but {model.info.id} has "
             f"{model.info.shape.describe()}; give the circuit's own model."

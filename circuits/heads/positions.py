@@ -9,14 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.behaviours.built_in.ioi import IOI, S1, ioi_roles
 from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.roles import END, OTHER
+from circuits.behaviours.tokens import Tokens
 
 Mask = NDArray[np.bool_]
 
-FIRST, ITSELF, PREVIOUS, OTHER = "first token", "itself", "previous token", "other"
+FIRST, ITSELF, PREVIOUS = "first token", "itself", "previous token"
 SAME, AFTER_SAME = "same token before", "after the same token"
 ANSWER, WRONG, CHANGED = "answer", "wrong answer", "changed token"
-IO, S1, AFTER_S1, S2, END = "IO", "S1", "S1+1", "S2", "end"
 
 
 def changed_position(pair: TokenPair) -> int:
@@ -32,9 +34,9 @@ def roles_at(pair: TokenPair, behaviour: str, query: int) -> dict[str, Mask]:
     answer, the wrong answer and what differs between the sides.
     """
     tokens = np.array(pair.clean)
-    answer, wrong = np.isin(tokens, pair.answers), np.isin(tokens, pair.wrong_answers)
-    named = _ioi(answer, wrong) if behaviour == "ioi" and answer.sum() == 1 and wrong.sum() == 2 else None
-    if named is None:
+    named = {role: np.isin(np.arange(len(tokens)), places) for role, places in _ioi(pair, behaviour).items()}
+    if not named:
+        answer, wrong = np.isin(tokens, pair.answers), np.isin(tokens, pair.wrong_answers)
         named = {ANSWER: answer, WRONG: wrong, CHANGED: tokens != np.array(pair.corrupted)}
     relative = {role: mask[query] for role, mask in relative_roles(pair.clean).items()}
     if S1 in named:
@@ -45,10 +47,8 @@ def roles_at(pair: TokenPair, behaviour: str, query: int) -> dict[str, Mask]:
     return _present({**named, **relative}, query)
 
 
-def _ioi(answer: Mask, wrong: Mask) -> dict[str, Mask]:
-    first, second = np.flatnonzero(wrong)
-    places = np.arange(len(wrong))
-    return {IO: answer, S1: places == first, AFTER_S1: places == first + 1, S2: places == second}
+def _ioi(pair: TokenPair, behaviour: str) -> dict[str, Tokens]:
+    return ioi_roles(pair) if behaviour == IOI.name else {}
 
 
 def relative_roles(tokens: Sequence[int]) -> dict[str, Mask]:

@@ -37,9 +37,9 @@ def circuit_graphml(circuit: Circuit) -> str:
     """
     view = circuit.to_networkx()
     for sender, receiver, key, attributes in view.edges(keys=True, data=True):
-        slot = f"<{key}>" if key in ("q", "k", "v") else ""
-        suffix = f"<{key}>" if key == "group" else slot
-        attributes["text"] = f"{sender}->{receiver}{suffix}"
+        slot = key if key == "group" else attributes["slot"]
+        role = f"@{attributes['role']}" if "role" in attributes else ""
+        attributes["text"] = f"{sender}->{receiver}{f'<{slot}>' if slot else ''}{role}"
         for name in [name for name in ("score", "removal") if not np.isfinite(attributes.get(name, 0.0))]:
             del attributes[name]
     about = {

@@ -139,11 +139,12 @@ def _distinct(path: Path, table: "pd.DataFrame", graph: ComputationalGraph) -> E
 
 def _require_same_ends(path: Path, table: "pd.DataFrame", graph: ComputationalGraph, edges: EdgeIndices) -> None:
     """Raise :class:`FormatError` where a row's sender, receiver or slot is not its edge's."""
-    there = [name for name in ("sender", "receiver", "slot") if name in table.columns]
+    there = [name for name in ("sender", "receiver", "slot", "role") if name in table.columns]
     given = zip(*(table[name].tolist() for name in there), strict=True) if there else ()
     for row, (edge, ends) in enumerate(zip(graph.edges(edges), given, strict=False), start=2):
         slot = edge.receiver.slot.value if edge.receiver.slot else ""
         own = {"sender": str(edge.sender), "receiver": str(edge.receiver.node), "slot": slot}
+        own["role"] = edge.receiver.role
         wrong = next((name for name, end in zip(there, ends, strict=True) if end != own[name]), None)
         if wrong is not None:
             raise FormatError(

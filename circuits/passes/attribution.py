@@ -18,7 +18,8 @@ from torch.nn import functional
 from circuits.adapters.anatomy import Anatomy
 from circuits.graph import ComputationalGraph, Slot
 from circuits.memory.needs import PULLED_BACK_AT_ONCE
-from circuits.numbering import head_senders, mlp_receiver, slot_receivers
+from circuits.numbering import edges_into, end_receiver, fan_in_of, head_senders, mlp_receiver, slot_receivers
+from circuits.passes.role_sums import RoleSums
 from circuits.tracing.runs import Run, sender_values
 from circuits.tracing.taps import Gradients
 from circuits.tracing.tracer import Tracer
@@ -31,52 +32,70 @@ def attribute(
     gradients: Gradients,
     *,
     tile: int | None = None,
+    roles: RoleSums | None = None,
 ) -> Float[Tensor, "pair edge"]:
     """Return every edge's attribution for each pair, from gradients at one run.
 
     ``change`` holds the senders' clean minus corrupted values, of which ``tile`` senders (None: all) are expanded to
-    ``pos * d_model`` numbers per pair at a time. Positions of long prompts are taken in turn, and added up: gradients
+    ``pos * d_model`` numbers per pair at a time. ``roles`` are those of the positions, for a graph with roles: every
+    edge's sum is over its role's positions. Positions of long prompts are taken in turn, and added up: gradients
     that are pulled back take a number per position, receiver and ``d_model``. Cost: for every tile a product of the
     size of a third of a forward pass.
     """
     length, size = change.ids.shape[1], PULLED_BACK_AT_ONCE
     spans = (slice(begin, begin + size) for begin in range(0, length, size))
-    parts = (_attribute(tracer, graph, change.at(span), gradients.at(span), tile=tile) for span in spans)
+    parts = (
+        _attribute(
+            tracer,
+            graph,
+            change.at(span),
+            gradients.at(span),
+            tile=tile,
+            roles=None if roles is None else roles.at(span),
+        )
+        for span in spans
+    )
     return reduce(torch.add, parts)
 
 
 def _attribute(
-    tracer: Tracer, graph: ComputationalGraph, change: Run, gradients: Gradients, *, tile: int | None
+    tracer: Tracer,
+    graph: ComputationalGraph,
+    change: Run,
+    gradients: Gradients,
+    *,
+    tile: int | None,
+    roles: RoleSums | None,
 ) -> Float[Tensor, "pair edge"]:
     scores = torch.empty(len(change.ids), graph.n_edges, device=gradients.final.device)
     size = tile or len(graph.senders)
     for begin in range(0, len(graph.senders), size):
         senders = range(begin, min(begin + size, len(graph.senders)))
-        changes = _changes(tracer.anatomy, change, gradients, senders).flatten(2).float()
+        changes = _changes(tracer.anatomy, change, gradients, senders).float()
         for layer in range(graph.shape.n_layers):
-            first = slot_receivers(graph.shape, layer, Slot.Q).start
-            if graph.fan_in[first] > begin:
+            first, mlp = slot_receivers(graph.shape, layer, Slot.Q).start, mlp_receiver(graph.shape, layer)
+            if (count := fan_in_of(graph, first) - begin) > 0:
                 pulled = _pull_back(tracer, layer, gradients)
-                _fill(scores, graph, first, _products(changes, pulled, graph.fan_in[first] - begin), begin)
-            mlp = mlp_receiver(graph.shape, layer)
-            if graph.shape.mlps and graph.fan_in[mlp] > begin:
+                _fill(scores, graph, first, _products(changes, pulled, count, roles), begin)
+            if graph.shape.mlps and (count := fan_in_of(graph, mlp) - begin) > 0:
                 read = gradients.mlp[layer].unsqueeze(1)
-                _fill(scores, graph, mlp, _products(changes, read, graph.fan_in[mlp] - begin), begin)
-        _fill(scores, graph, len(graph.receivers) - 1, _products(changes, gradients.final.unsqueeze(1), size), begin)
+                _fill(scores, graph, mlp, _products(changes, read, count, roles), begin)
+        products = _products(changes, gradients.final.unsqueeze(1), size, roles)
+        _fill(scores, graph, end_receiver(graph), products, begin)
     return scores
 
 
 def _fill(
     scores: Float[Tensor, "pair edge"],
     graph: ComputationalGraph,
-    first: int,
-    products: Float[Tensor, "pair receiver sender"],
+    place: int,
+    products: Float[Tensor, "pair receiver *role sender"],
     begin: int,
 ) -> None:
-    """Write the scores of a tile of senders, from ``begin`` on, into receivers of one fan-in, from ``first`` on."""
-    receivers, fan_in, offset = products.shape[1], graph.fan_in[first], int(graph.offsets[first])
-    block = scores[:, offset : offset + receivers * fan_in].view(-1, receivers, fan_in)
-    block[:, :, begin : begin + products.shape[2]] = products
+    """Write the scores of a tile of senders, from ``begin`` on, into receivers of one fan-in, from ``place`` on."""
+    block = scores[:, edges_into(graph, place, products.shape[1])]
+    block = block.view(*products.shape[:-1], fan_in_of(graph, place))
+    block[..., begin : begin + products.shape[-1]] = products
 
 
 def _changes(
@@ -106,12 +125,14 @@ def _pushed_forward(
 
 
 def _products(
-    changes: Float[Tensor, "pair _ pos_times_d_model"],
+    changes: Float[Tensor, "pair sender pos d_model"],
     gradients: Float[Tensor, "pair receiver pos d_model"],
     count: int,
-) -> Float[Tensor, "pair receiver sender"]:
+    roles: RoleSums | None,
+) -> Float[Tensor, "pair receiver *role _"]:
     """Multiply the changes of the first ``count`` senders, or of as many as there are, with gradients."""
-    return gradients.flatten(2).float() @ changes[:, :count].mT
+    changes, gradients = changes[:, :count], gradients.float()
+    return gradients.flatten(2) @ changes.flatten(2).mT if roles is None else roles.worth(gradients, changes)
 
 
 def _pull_back(tracer: Tracer, layer: int, gradients: Gradients) -> Float[Tensor, "pair receiver pos d_model"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from circuits.graph import ComputationalGraph
 from circuits.passes.attribution import attribute
 from circuits.passes.gradients import gradients_by_layer
+from circuits.passes.role_sums import RoleSums
 from circuits.tracing.runs import Run, difference, halfway, record
 from circuits.tracing.taps import Gradients, Loss, Taps
 from circuits.tracing.tracer import Tracer
@@ -30,10 +31,12 @@ def conductance(
     *,
     checkpointing: bool = False,
     tile: int | None = None,
+    roles: RoleSums | None = None,
 ) -> Float[Tensor, "pair edge"]:
     """Return every edge's conductance for each pair, from the first run of ``ends`` (base) to the second (clean).
 
-    ``points`` are the middles of steps, as shares of the way; their order does not matter. Cost: one forward and one
+    ``points`` are the middles of steps, as shares of the way; their order does not matter. ``roles`` are those of the
+    positions, for a graph with roles. Cost: one forward and one
     backward pass per point, with ``checkpointing`` two forward passes more.
     """
     base, clean = ends
@@ -44,11 +47,11 @@ def conductance(
         run, gradients = _middle(tracer, clean, base.stream[0] + point * way, loss, checkpointing=checkpointing)
         if before is not None:
             end = halfway(before[0], run)
-            total += attribute(tracer, graph, difference(end, begun), before[1], tile=tile)
+            total += attribute(tracer, graph, difference(end, begun), before[1], tile=tile, roles=roles)
             begun = end
         before = run, gradients
     if before is not None:
-        total += attribute(tracer, graph, difference(clean, begun), before[1], tile=tile)
+        total += attribute(tracer, graph, difference(clean, begun), before[1], tile=tile, roles=roles)
     return total
 
 

@@ -14,11 +14,13 @@ from functools import partial
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.graph import ComputationalGraph, EdgeIndices, NodeKind, Slot
 from circuits.memory.batching import RowBudget, in_batches
+from circuits.passes.role_sums import RoleSums
 from circuits.tracing.plan import LayerSite, Plan, Visit, put
 from circuits.tracing.runs import Columns, Recorder, Run, difference, sender_changes, unembed
 from circuits.tracing.tracer import Tracer
@@ -45,12 +47,14 @@ def patched_logits(
     budget: RowBudget,
     *,
     columns: Columns | None = None,
+    roles: RoleSums | None = None,
 ) -> Iterator[Batch]:
     """Yield, batch by batch, the logits of ``current`` when one edge carries the sender's value from ``other``.
 
     See :func:`logits_by_change`.
     """
-    yield from logits_by_change(tracer, graph, current, difference(other, current), edges, budget, columns=columns)
+    change = difference(other, current)
+    yield from logits_by_change(tracer, graph, current, change, edges, budget, columns=columns, roles=roles)
 
 
 def logits_by_change(
@@ -62,15 +66,17 @@ def logits_by_change(
     budget: RowBudget,
     *,
     columns: Columns | None = None,
+    roles: RoleSums | None = None,
 ) -> Iterator[Batch]:
     """Yield, batch by batch, the logits of ``current`` when one edge carries the sender's value and its ``change``.
 
     Edges whose sender does not change come first, with ``None``: they change nothing and are not run. ``columns`` are
-    the tokens of interest. Cost: of one edge into layer ``l``, a forward pass from that layer on, of which the last MLP
-    and the unembedding are of one position only.
+    the tokens of interest, ``roles`` those of the positions, for a graph with roles: there an edge changes at the
+    positions of its role alone. Cost: of one edge into layer ``l``, a forward pass from that layer on, of which the
+    last MLP and the unembedding are of one position only.
     """
-    patcher = _Patcher(tracer, graph, current, change, columns)
-    silent = np.isin(graph.edge_senders[edges], np.flatnonzero(~patcher.differs))
+    patcher = _Patcher(tracer, graph, current, change, columns, roles)
+    silent = ~patcher.differs[patcher.sources(edges)]
     if silent.any():
         yield edges[silent], None
     for group in receiver_groups(graph, edges[~silent]):
@@ -94,11 +100,22 @@ class _Patcher:
     """Patches senders' changes into single receivers of a recorded run."""
 
     def __init__(
-        self, tracer: Tracer, graph: ComputationalGraph, current: Run, change: Run, columns: Columns | None
+        self,
+        tracer: Tracer,
+        graph: ComputationalGraph,
+        current: Run,
+        change: Run,
+        columns: Columns | None,
+        roles: RoleSums | None,
     ) -> None:
         self.tracer, self.graph, self.current, self.change, self.columns = tracer, graph, current, change, columns
-        self.last = graph.shape.n_layers - 1
-        self.differs = _differing_senders(graph, change)
+        self.last, self.roles = graph.shape.n_layers - 1, roles
+        self.differs = _differing_senders(graph, change, roles)
+
+    def sources(self, edges: EdgeIndices) -> EdgeIndices:
+        """Return where each edge's change comes from: its sender, in a graph with roles its sender at a role."""
+        n = self.graph.shape.n_roles
+        return self.graph.edge_senders[edges] * n + self.graph.edge_receivers[edges] % n
 
     def logits(self, group: ReceiverGroup, edges: EdgeIndices) -> Logits:
         """Return the logits of a batch of edges of one group."""
@@ -108,15 +125,17 @@ class _Patcher:
             return self._into_mlp(group.layer, edges)
         return self._into_attention(group.layer, group.slot, edges)
 
-    def _changes(self, senders: EdgeIndices) -> Float[Tensor, "sender pair pos d_model"]:
-        return sender_changes(self.tracer.anatomy, self.current, self.change, senders.tolist()).transpose(0, 1)
+    def _changes(self, sources: EdgeIndices) -> Float[Tensor, "source pair pos d_model"]:
+        senders, role = np.divmod(sources, self.graph.shape.n_roles)
+        changes = sender_changes(self.tracer.anatomy, self.current, self.change, senders.tolist()).transpose(0, 1)
+        return changes if self.roles is None else changes * self.roles.marks(role, changes.dtype)
 
     def _repeat(self, value: Tensor, times: int) -> Tensor:
         return value.repeat(times, *[1] * (value.ndim - 1))
 
     def _into_logits(self, edges: EdgeIndices) -> Logits:
         last = self.current.stream[-1][:, -1:]
-        stream = last + self._changes(self.graph.edge_senders[edges])[:, :, -1:]
+        stream = last + self._changes(self.sources(edges))[:, :, -1:]
         ids = self._repeat(self.current.ids, len(edges))
         return rearrange(
             unembed(self.tracer, ids, stream.flatten(0, 1), self.columns), "(e b) v -> e b v", e=len(edges)
@@ -124,17 +143,17 @@ class _Patcher:
 
     def _into_mlp(self, layer: int, edges: EdgeIndices) -> Logits:
         positions = self._positions(layer)
-        read = self.current.middle[layer][:, positions] + self._changes(self.graph.edge_senders[edges])[:, :, positions]
+        read = self.current.middle[layer][:, positions] + self._changes(self.sources(edges))[:, :, positions]
         attention = self._repeat(self.current.attention[layer][:, positions], len(edges))
         visits: dict[tuple[int, LayerSite], Visit] = {(layer, LayerSite.MLP_IN): partial(put, read.flatten(0, 1))}
         return self._finish(layer, len(edges), attention, visits)
 
     def _into_attention(self, layer: int, slot: Slot, edges: EdgeIndices) -> Logits:
         """Run the layer's attention once for all senders, then the rest of the network for every edge."""
-        senders, inverse = np.unique(self.graph.edge_senders[edges], return_inverse=True)
+        sources, inverse = np.unique(self.sources(edges), return_inverse=True)
         place: list[int] = inverse.tolist()
         positions = self._positions(layer)
-        z = (self._patched_heads(layer, slot, senders) - self.current.z[layer])[:, :, positions]
+        z = (self._patched_heads(layer, slot, sources) - self.current.z[layer])[:, :, positions]
         units = [self.graph.receivers[int(receiver)].node.index for receiver in self.graph.edge_receivers[edges]]
         changed = self.tracer.anatomy.grouped_head_outputs(layer, slot, z, place, units)
         attention = self.current.attention[layer][:, positions] + changed
@@ -144,25 +163,25 @@ class _Patcher:
         """Return at which positions a change of a layer's attention or MLP matters: in the last layer only the last."""
         return slice(-1, None) if layer == self.last else slice(None)
 
-    def _patched_heads(self, layer: int, slot: Slot, senders: EdgeIndices) -> Float[Tensor, "sender pair pos width"]:
-        """Return all head outputs of a layer when the slot of *every* head reads each sender's replacement value."""
+    def _patched_heads(self, layer: int, slot: Slot, sources: EdgeIndices) -> Float[Tensor, "source pair pos width"]:
+        """Return all head outputs of a layer when the slot of *every* head reads each source's replacement value."""
         anatomy = self.tracer.anatomy
         path = anatomy.architecture.slot_modules[slot]
-        read = anatomy.attention_norm(layer, self.current.stream[layer] + self._changes(senders))
+        read = anatomy.attention_norm(layer, self.current.stream[layer] + self._changes(sources))
         columns = anatomy.columns[slot].flatten()
         made = anatomy.project(layer, slot, read.flatten(0, 1))[..., columns]
         visits: dict[tuple[int, LayerSite], Visit] = {}
         for module, site in anatomy.architecture.slot_sites.items():
-            output = self._repeat(self.current.projections[layer][module], len(senders))
+            output = self._repeat(self.current.projections[layer][module], len(sources))
             if module == path:
                 output[..., columns] = made
             visits[layer, site] = partial(put, output)
         recorder = Recorder()
         visits[layer, LayerSite.Z] = recorder.at(layer, LayerSite.Z)
-        stream = self._repeat(self.current.stream[layer], len(senders))
+        stream = self._repeat(self.current.stream[layer], len(sources))
         plan = Plan(start=layer, stop=(layer, LayerSite.Z), stream=stream, visits=visits)
-        self.tracer.run(self._repeat(self.current.ids, len(senders)), plan, prefix=self.current.prefix)
-        return rearrange(recorder.values[layer, LayerSite.Z], "(s b) p w -> s b p w", s=len(senders))
+        self.tracer.run(self._repeat(self.current.ids, len(sources)), plan, prefix=self.current.prefix)
+        return rearrange(recorder.values[layer, LayerSite.Z], "(s b) p w -> s b p w", s=len(sources))
 
     def _finish(self, layer: int, edges: int, attention: Tensor, visits: dict[tuple[int, LayerSite], Visit]) -> Logits:
         """Run from a layer's given attention output to the logits: to the last attention, and then one position."""
@@ -188,10 +207,18 @@ class _Patcher:
         return rearrange(recorder.logits, "(e b) v -> e b v", e=edges)
 
 
-def _differing_senders(graph: ComputationalGraph, change: Run) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return which senders differ at all between two runs."""
-    differs = [change.stream[0].any().reshape(1)]
+def _differing_senders(graph: ComputationalGraph, change: Run, roles: RoleSums | None) -> NDArray[np.bool_]:
+    """Return which senders differ at all between two runs; with roles, sender by sender at the positions of which."""
+    differs = [_somewhere(change.stream[0].any(-1)[None], roles)]
     for z, mlp in zip(change.z, change.mlp, strict=True):
-        by_head = rearrange(z, "b p (h k) -> h (b p k)", h=graph.shape.n_heads)
-        differs += [by_head.any(1), *([mlp.any().reshape(1)] if graph.shape.mlps else [])]
-    return torch.cat(differs).cpu().numpy()
+        by_head = rearrange(z, "b p (h k) -> h b p k", h=graph.shape.n_heads).any(-1)
+        differs += [_somewhere(by_head, roles), *([_somewhere(mlp.any(-1)[None], roles)] if graph.shape.mlps else [])]
+    return torch.cat(differs).flatten().cpu().numpy()
+
+
+def _somewhere(differs: Bool[Tensor, "sender pair pos"], roles: RoleSums | None) -> Bool[Tensor, "sender role"]:
+    """Return whether a sender differs at some position of each role; of all positions where there are no roles."""
+    if roles is None:
+        return differs.flatten(1).any(1, keepdim=True)
+    every = roles.marks(np.arange(roles.n), torch.bool)[..., 0]
+    return (differs.unsqueeze(1) & every).flatten(2).any(-1)

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.graph import ComputationalGraph
+from circuits.numbering import edges_into, fan_in_of
 from circuits.passes.masked import NOTHING_WITHIN, Changes, MaskedPass, Visits, needed_senders
+from circuits.passes.role_sums import RoleSums
 from circuits.tracing.plan import Plan
 from circuits.tracing.runs import Columns, Run
 from circuits.tracing.taps import Loss
@@ -40,18 +42,20 @@ def mask_gradient(
     columns: Columns | None = None,
     within: Visits = NOTHING_WITHIN,
     inputs: Sequence[Tensor] = (),
+    roles: RoleSums | None = None,
 ) -> tuple[Float[Tensor, " pair"], Float[Tensor, "pair edge"]]:
     """Return the loss of a weighted circuit for each pair, and its gradient with respect to every weight.
 
     Edges that neither have a weight nor are ``among`` those of interest get the gradient 0. ``within`` visits layers'
-    neurons; leaves of what it does there are given as ``inputs``, and have their gradients afterwards. Cost: one
-    forward and one backward pass of the layers that all these edges lead through.
+    neurons; leaves of what it does there are given as ``inputs``, and have their gradients afterwards. ``roles`` are
+    those of the positions, for a graph with roles. Cost: one forward and one backward pass of the layers that all these
+    edges lead through.
     """
     live = among | (weights != 0)
     needed = needed_senders(graph, live, tuple(changes), recorded=base.recorded)
     wide = torch.promote_types(base.stream[0].dtype, torch.float32)
     tape = _Tape(graph, torch.as_tensor(weights, dtype=wide, device=base.ids.device), len(base.ids))
-    masked = MaskedPass(tracer, graph, base, changes, live[None], needed, tape=tape, within=within)
+    masked = MaskedPass(tracer, graph, base, changes, live[None], needed, tape=tape, within=within, roles=roles)
     try:
         masked.run(0, graph.shape.n_layers)
         values = loss(_unembedded(tracer, base, masked.final(), columns))
@@ -109,10 +113,14 @@ class _Reading:
         positions: slice,
     ) -> None:
         self.tape, self.masked, self.base, self.positions = tape, masked, base, positions
-        fan_in = tape.graph.fan_in[receivers[0]]
+        fan_in = fan_in_of(tape.graph, receivers[0])
         self.senders = np.asarray(masked.needed[: np.searchsorted(masked.needed, fan_in)], dtype=np.int64)
-        edges = tape.graph.offsets[receivers][:, None] + self.senders
-        self.edges: Int[Tensor, "receiver sender"] = torch.as_tensor(edges, device=tape.weights.device)
+        self.roles = None if masked.roles is None else masked.roles.at(positions)
+        by_role = () if self.roles is None else (self.roles.n,)
+        into = [edges_into(tape.graph, receiver) for receiver in receivers]
+        blocks = [np.arange(each.start, each.stop).reshape(*by_role, fan_in) for each in into]
+        edges = np.stack(blocks)[..., self.senders]
+        self.edges: Int[Tensor, "receiver *role sender"] = torch.as_tensor(edges, device=tape.weights.device)
 
     def forward(self) -> Float[Tensor, "receiver pair pos d_model"]:
         total = self.base.to(self.masked.wide).expand(len(self.edges), *self.base.shape)
@@ -121,20 +129,29 @@ class _Reading:
         return total.to(self.base.dtype)
 
     def backward(self, gradient: Float[Tensor, "receiver pair pos d_model"]) -> None:
-        tape = self.tape
         for places, layer in self._parts():
             pulled = gradient.to(self.masked.wide)
             if layer is not None:
                 with torch.enable_grad():
                     total = self._sum(places).requires_grad_(True)
                     (pulled,) = torch.autograd.grad(self._written(layer, total), total, pulled)
-            by_pair = (pulled.flatten(2).transpose(0, 1), self._changes(places).flatten(2).permute(1, 2, 0))
-            tape.found[:, self.edges[:, places]] += torch.bmm(*by_pair)
-            back = self._weights(places).T, pulled.flatten(1)
-            if len(places) == len(self.senders) and pulled.shape[2] == tape.gradients.shape[2]:
-                tape.gradients[: len(places)].flatten(1).addmm_(*back)  # in place: an array of all changes' size less
-            else:
-                tape.gradients[places, :, self.positions] += torch.mm(*back).reshape(len(places), *pulled.shape[1:])
+            self._give(places, pulled)
+
+    def _give(self, places: Int[Tensor, " place"], pulled: Float[Tensor, "receiver pair pos d_model"]) -> None:
+        """Add the gradients of weights, and those that go on to the senders."""
+        tape, weights, changes = self.tape, self._weights(places), self._changes(places)
+        if self.roles is not None:
+            worth = self.roles.worth(pulled.transpose(0, 1), changes.transpose(0, 1))
+            tape.found[:, self.edges[..., places]] += worth
+            tape.gradients[places, :, self.positions] += self.roles.handed_back(weights, pulled)
+            return
+        by_pair = (pulled.flatten(2).transpose(0, 1), changes.flatten(2).permute(1, 2, 0))
+        tape.found[:, self.edges[:, places]] += torch.bmm(*by_pair)
+        back = weights.T, pulled.flatten(1)
+        if len(places) == len(self.senders) and pulled.shape[2] == tape.gradients.shape[2]:
+            tape.gradients[: len(places)].flatten(1).addmm_(*back)  # in place: an array of all changes' size less
+        else:
+            tape.gradients[places, :, self.positions] += torch.mm(*back).reshape(len(places), *pulled.shape[1:])
 
     def _parts(self) -> Iterator[tuple[Int[Tensor, " place"], int | None]]:
         """Part the senders into those that add to the stream, and heads of layers with a norm behind their sum."""
@@ -144,8 +161,8 @@ class _Reading:
             if len(places):
                 yield torch.as_tensor(places, device=self.edges.device), layer
 
-    def _weights(self, places: Int[Tensor, " place"]) -> Float[Tensor, "receiver place"]:
-        return self.tape.weights[self.edges[:, places]]
+    def _weights(self, places: Int[Tensor, " place"]) -> Float[Tensor, "receiver *role place"]:
+        return self.tape.weights[self.edges[..., places]]
 
     def _changes(self, places: Int[Tensor, " place"]) -> Float[Tensor, "place pair pos d_model"]:
         changes = self.masked.changes[0, : len(self.senders), :, self.positions]
@@ -153,6 +170,8 @@ class _Reading:
 
     def _sum(self, places: Int[Tensor, " place"]) -> Float[Tensor, "receiver pair pos d_model"]:
         changes = self._changes(places)
+        if self.roles is not None:
+            return self.roles.carried(self._weights(places), changes)
         return (self._weights(places) @ changes.flatten(1)).reshape(-1, *changes.shape[1:])
 
     def _written(

@@ -20,12 +20,16 @@ from torch import Tensor
 from circuits.graph import ComputationalGraph, Slot
 from circuits.numbering import (
     blocks_of_senders,
+    edges_into,
+    end_receiver,
+    fan_in_of,
     first_sender,
     head_senders,
     mlp_receiver,
     mlp_sender,
     slot_receivers,
 )
+from circuits.passes.role_sums import RoleSums
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.runs import Columns, Run, unembed
 from circuits.tracing.tracer import Tracer
@@ -46,19 +50,21 @@ def run_masked(
     columns: Columns | None = None,
     *,
     within: Visits = NOTHING_WITHIN,
+    roles: RoleSums | None = None,
 ) -> Float[Tensor, "circuit pair d_vocab"]:
     """Return the logits of circuits: base values but along live edges, beginning where ``changes`` says.
 
     ``masks`` has one row of booleans per circuit over the graph's edges; ``columns`` are the tokens of interest.
-    ``within`` visits layers' neurons (rows ``(circuit, pair)``), where the MLP is run at all.
+    ``within`` visits layers' neurons (rows ``(circuit, pair)``), where the MLP is run at all. ``roles`` are those of
+    the positions, for a graph with roles: there an edge is live at its role's positions.
     """
     needed = needed_senders(graph, np.any(masks, axis=0), tuple(changes), recorded=base.recorded)
     shared = first_difference(graph, masks)
     prefix = None
     if shared > 0 and len(masks) > 1:
-        prefix = MaskedPass(tracer, graph, base, changes, masks[:1], needed, within=within)
+        prefix = MaskedPass(tracer, graph, base, changes, masks[:1], needed, within=within, roles=roles)
         prefix.run(0, shared)
-    whole = MaskedPass(tracer, graph, base, changes, masks, needed, within=within)
+    whole = MaskedPass(tracer, graph, base, changes, masks, needed, within=within, roles=roles)
     if prefix is not None:
         whole.continue_from(prefix, shared)
     whole.run(shared if prefix is not None else 0, graph.shape.n_layers)
@@ -70,12 +76,14 @@ def needed_senders(
 ) -> list[int]:
     """Return the senders on a live path from an origin to the logits, in graph order; all others keep base values.
 
-    Where the base was not recorded from a run, every sender differs from it even with base inputs, so all are origins.
+    With roles a path may lead through edges of any. Where the base was not recorded from a run, every sender differs
+    from it even with base inputs, so all are origins.
     """
     reads = _reads_of_senders(graph)
     reached = np.full(len(graph.senders), not recorded)
     reached[list(origins)] = True
-    rows = [live[graph.offsets[r] : graph.offsets[r + 1]] for r in range(len(graph.receivers))]
+    end, roles = end_receiver(graph), graph.shape.n_roles
+    rows = [np.any(live[edges_into(graph, r)].reshape(roles, -1), axis=0) for r in range(end + 1)]
     for sender in range(1, len(graph.senders)):
         if not reached[sender]:
             reached[sender] = any(np.any(rows[r] & reached[: len(rows[r])]) for r in reads[sender])
@@ -145,8 +153,9 @@ class MaskedPass:
         *,
         tape: Tape | None = None,
         within: Visits = NOTHING_WITHIN,
+        roles: RoleSums | None = None,
     ) -> None:
-        self.tape, self.within = tape, within
+        self.tape, self.within, self.roles = tape, within, roles
         self.tracer, self.graph, self.base, self.masks = tracer, graph, base, masks
         self.given, self.needed = changes, needed
         self.place = {sender: i for i, sender in enumerate(needed)}
@@ -206,7 +215,7 @@ class MaskedPass:
 
     def final(self) -> Float[Tensor, "circuit 1 pair 1 d_model"]:
         """Return what the logits read at the last position."""
-        return self._input([len(self.graph.receivers) - 1], self.base.stream[-1][:, -1:], slice(-1, None))
+        return self._input([end_receiver(self.graph)], self.base.stream[-1][:, -1:], slice(-1, None))
 
     def _computed(self, layer: int) -> tuple[list[int], bool]:
         """Return which heads of a layer, and whether its MLP, must be computed."""
@@ -225,16 +234,21 @@ class MaskedPass:
         if self.tape is not None:
             return self.tape.read(self, receivers, base, positions)
         block = np.stack([self._live(receiver) for receiver in receivers], axis=1)
-        used = np.flatnonzero(block.any(axis=(0, 1)))
+        used = np.flatnonzero(block.any(axis=tuple(range(block.ndim - 1))))
         total = base.to(self.wide).expand(self.circuits, len(receivers), *base.shape)
         summed, normed = self.how_read(used)
+        roles = None if self.roles is None else self.roles.at(positions)
         if len(summed):
             live, changes = self._chosen(block, summed, positions)
-            total = torch.baddbmm(total.flatten(2), live, changes.flatten(2)).reshape(total.shape)
+            if roles is None:
+                total = torch.baddbmm(total.flatten(2), live, changes.flatten(2)).reshape(total.shape)
+            else:
+                total = total + roles.carried(live, changes)
         for layer, heads in normed.items():
             live, changes = self._chosen(block, heads, positions)
             before = self.base.attention[layer][:, positions]
-            after = before.to(self.wide) + torch.einsum("crs,csbpd->crbpd", live, changes)
+            carry = partial(torch.einsum, "crs,csbpd->crbpd") if roles is None else roles.carried
+            after = before.to(self.wide) + carry(live, changes)
             written = self.tracer.anatomy.written
             total = total + (written(layer, after.to(before.dtype)) - written(layer, before))
         return total.to(base.dtype)
@@ -248,18 +262,19 @@ class MaskedPass:
         return used[~heads], {int(each): used[heads & (layer == each)] for each in np.unique(layer[heads])}
 
     def _chosen(
-        self, block: Bool[np.ndarray, "circuit receiver sender"], senders: NDArray[np.int64], positions: slice
-    ) -> tuple[Float[Tensor, "circuit receiver chosen"], Float[Tensor, "circuit chosen pair pos d_model"]]:
-        """Return which of some senders each receiver sees, and their changes."""
+        self, block: Bool[np.ndarray, "circuit receiver *role sender"], senders: NDArray[np.int64], positions: slice
+    ) -> tuple[Float[Tensor, "circuit receiver *role chosen"], Float[Tensor, "circuit chosen pair pos d_model"]]:
+        """Return which of some senders each receiver sees (at each role's positions), and their changes."""
         changes = self.changes[:, : senders[-1] + 1, :, positions]
         if len(senders) < changes.shape[1]:
             changes = changes[:, torch.as_tensor(senders, device=changes.device)]
-        return torch.as_tensor(block[:, :, senders], dtype=changes.dtype, device=changes.device), changes
+        return torch.as_tensor(block[..., senders], dtype=changes.dtype, device=changes.device), changes
 
-    def _live(self, receiver: int) -> Bool[np.ndarray, "circuit sender"]:
-        """Return which needed senders a receiver can see, in each circuit."""
-        begin, fan_in = int(self.graph.offsets[receiver]), self.graph.fan_in[receiver]
-        return self.masks[:, begin : begin + fan_in][:, self.needed[: np.searchsorted(self.needed, fan_in)]]
+    def _live(self, receiver: int) -> Bool[np.ndarray, "circuit *role sender"]:
+        """Return which needed senders a receiver can see, in each circuit (and at each role's positions)."""
+        needed = self.needed[: np.searchsorted(self.needed, fan_in_of(self.graph, receiver))]
+        live = self.masks[:, edges_into(self.graph, receiver)]
+        return live[:, needed] if self.roles is None else live.reshape(len(live), self.roles.n, -1)[..., needed]
 
     def _attention_visits(self, layer: int, heads: list[int]) -> dict[tuple[int, LayerSite], Visit]:
         """Plan the projections (queries of computed heads, keys and values of their groups) and the reading of z."""

@@ -28,10 +28,17 @@ from circuits.passes.exact import patched_logits
 from circuits.passes.gradients import gradients_at, gradients_by_layer
 from circuits.passes.mask_gradients import mask_gradient
 from circuits.passes.masked import needed_senders, run_masked
-from circuits.patching.keeping import Measured, mask_item, mean_and_spread, shelf_of_pairs, sums_over_pairs
+from circuits.patching.keeping import Measured, as_numpy, mask_item, mean_and_spread, shelf_of_pairs, sums_over_pairs
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import INTERIM, Masks, Progress, no_progress, one_per_edge, stacked_masks
-from circuits.patching.recorded_pairs import PairBatch, first_difference, means_of, replacements, wanted_prefix_cache
+from circuits.patching.recorded_pairs import (
+    PairBatch,
+    first_difference,
+    means_of,
+    replacements,
+    roles_of,
+    wanted_prefix_cache,
+)
 from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.requirements import require_pairs
 from circuits.tracing.runs import difference, record
@@ -137,7 +144,7 @@ class PatchingExperiment:
         base = replacements(self.tracer, clean, corrupted, self._means, self.options)
         answers = AnswerTokens.of(pairs, device)
         columns = answers.tokens if self.metric.of_answers_only and self.tracer.selects_columns else None
-        return PairBatch(index, answers, clean, corrupted, base, columns)
+        return PairBatch(index, answers, clean, corrupted, base, columns, roles_of(pairs, self.graph, clean))
 
     def _new_taps(self, pairs: int) -> tuple[Taps | None, Taps | None]:
         """Tap one run (clean, corrupted) where that is wanted and takes no more memory than attribution will."""
@@ -201,7 +208,8 @@ class PatchingExperiment:
     def _circuit_values(
         self, batch: PairBatch, change: dict[int, Tensor], masks: NDArray[np.bool_], members: NDArray[np.int64]
     ) -> Float[Tensor, "circuit pair"]:
-        logits = run_masked(self.tracer, self.graph, batch.base, change, masks[members], batch.columns)
+        given = self.tracer, self.graph, batch.base, change, masks[members], batch.columns
+        logits = run_masked(*given, roles=batch.roles)
         return self._metric(batch, logits.flatten(0, 1))
 
     @in_own_state
@@ -238,7 +246,7 @@ class PatchingExperiment:
 
         def make() -> Arrays:
             values, slopes = self._mask_gradient(batch, weights, wanted, pairs)
-            return {"values": _numpy(values), "slopes": _numpy(slopes)[:, wanted]}
+            return {"values": as_numpy(values), "slopes": as_numpy(slopes)[:, wanted]}
 
         what = [*names, batch.index[pairs].tolist()]
         return self.kept.arrays(INTERIM if interim else "gradient", what, make, interim=interim)
@@ -250,7 +258,7 @@ class PatchingExperiment:
         change = {0: chosen.clean.stream[0] - chosen.base.stream[0]}
         loss = partial(self.single_metric, chosen)
         given = self.tracer, self.graph, chosen.base, change, weights, loss
-        return mask_gradient(*given, among=wanted, columns=chosen.columns)
+        return mask_gradient(*given, among=wanted, columns=chosen.columns, roles=chosen.roles)
 
     def single_metric(self, batch: PairBatch, logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
         """Measure logits of one batch's pairs, with gradients."""
@@ -268,7 +276,7 @@ class PatchingExperiment:
             plain = self._metric(batch, current.logits)
             with measured.missing(batch.index) as missing:
                 given = self.tracer, self.graph, current, other, edges[missing], self.budget(batch)
-                for members, logits in patched_logits(*given, columns=batch.columns):
+                for members, logits in patched_logits(*given, columns=batch.columns, roles=batch.roles):
                     patched = plain if logits is None else self._metric(batch, logits.flatten(0, 1))
                     change = (plain - patched).expand(len(members), -1)
                     measured.add(np.searchsorted(edges, members), batch.index, change)
@@ -340,18 +348,19 @@ class PatchingExperiment:
     def _conductance_sums(self, batch: PairBatch, points: Sequence[float]) -> Arrays:
         ends, loss, plan = (batch.base, batch.clean), partial(self._metric, batch), self.plan
         given = self.tracer, self.graph, ends, points, loss
-        return sums_over_pairs(conductance(*given, checkpointing=plan.checkpointing, tile=plan.attribution_tile))
+        tile, checkpointing = plan.attribution_tile, plan.checkpointing
+        return sums_over_pairs(conductance(*given, checkpointing=checkpointing, tile=tile, roles=batch.roles))
 
     def _attribution(self, batch: PairBatch, point: float) -> Float[Tensor, "pair edge"]:
-        change, loss = difference(batch.clean, batch.base), partial(self._metric, batch)
+        change, loss, plan = difference(batch.clean, batch.base), partial(self._metric, batch), self.plan
         if point == 1 and self._taps:
             gradients = self._taps.pop().of_loss(loss)
         else:
             from_base = 1 - point if self.options.direction is Direction.DENOISING else point
             embedding = batch.base.stream[0] + from_base * change.stream[0]
-            run = gradients_by_layer if self.plan.checkpointing else gradients_at
+            run = gradients_by_layer if plan.checkpointing else gradients_at
             gradients = run(self.tracer, batch.clean, embedding, loss)
-        return attribute(self.tracer, self.graph, change, gradients, tile=self.plan.attribution_tile)
+        return attribute(self.tracer, self.graph, change, gradients, tile=plan.attribution_tile, roles=batch.roles)
 
     def _metric(self, batch: PairBatch, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "repeat pair"]:
         """Measure logits of ``repeat x pair`` rows, of all tokens or of the batch's columns."""
@@ -366,13 +375,13 @@ class PatchingExperiment:
     @in_own_state
     def measured(self, batch: PairBatch, logits: Float[Tensor, "row d_vocab"]) -> NDArray[np.float64]:
         """Measure logits of ``repeat x pair`` rows of one batch of pairs, shape ``(repeat, pair)``."""
-        return _numpy(self._metric(batch, logits))
+        return as_numpy(self._metric(batch, logits))
 
     def _gather(self, parts: Sequence[Float[Tensor, "repeat _"]]) -> NDArray[np.float64]:
         """Put the pairs of all batches back into their order."""
         values = np.empty((len(parts[0]), self.n_pairs))
         for batch, part in zip(self.batches.stored, parts, strict=True):
-            values[:, batch.index] = _numpy(part)
+            values[:, batch.index] = as_numpy(part)
         return values
 
     def budget(self, batch: PairBatch, *, senders: int | None = None) -> RowBudget:
@@ -389,7 +398,3 @@ class PatchingExperiment:
     def _rows(self, batch: PairBatch, row: Terms, *, beside: int = 0) -> RowBudget:
         length = batch.clean.ids.shape[1]
         return RowBudget(self.resources.batch_size or self.plan.rows(row, length, beside=beside))
-
-
-def _numpy(values: Tensor) -> NDArray[np.float64]:
-    return values.detach().to("cpu", torch.float64).numpy()

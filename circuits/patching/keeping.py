@@ -22,7 +22,8 @@ def shelf_of_pairs(shelf: Shelf, pairs: Sequence[TokenPair], metric: Metric, abl
     if shelf is NOWHERE:
         return NOWHERE
     weights = [pair.weight for pair in pairs]
-    return shelf.under(pairs=digest_of(pairs), weights=weights, metric=metric, ablation=ablation)
+    roles = {"roles of pairs": [dict(pair.roles) for pair in pairs]} if any(pair.roles for pair in pairs) else {}
+    return shelf.under(pairs=digest_of(pairs), weights=weights, metric=metric, ablation=ablation, **roles)
 
 
 def mask_item(weights: NDArray[np.bool_] | NDArray[np.float64]) -> bytes:
@@ -75,10 +76,15 @@ class Measured:
     def _settle(self) -> None:
         waiting, self._waiting = self._waiting, []
         for items, pairs, found in waiting:
-            self.values[items[:, None], pairs] = found.detach().to("cpu", torch.float64).numpy()
+            self.values[items[:, None], pairs] = as_numpy(found)
         if self._shelf is not NOWHERE:
             settled = [int(item) for items, _, _ in waiting for item in items]
             self._shelf.put_together(self._kind, [(self._items[item], _bytes(self.values[item])) for item in settled])
+
+
+def as_numpy(values: Tensor) -> Float[np.ndarray, "..."]:
+    """Return a tensor's values as an array of double precision."""
+    return values.detach().to("cpu", torch.float64).numpy()
 
 
 def _bytes(row: NDArray[np.float64]) -> bytes:

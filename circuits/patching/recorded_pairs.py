@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.roles import role_of_positions
 from circuits.errors import UsageError
+from circuits.graph import ComputationalGraph
 from circuits.metrics import AnswerTokens
+from circuits.passes.role_sums import RoleSums
 from circuits.patching.measurement import Options, Resources
 from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.replacements import SenderMeans, mean_run, sender_means, zero_run
@@ -23,6 +27,7 @@ class PairBatch:
     """Pairs of one token length: ``base`` is what corrupted edges carry.
 
     ``columns`` are the tokens whose logits the metric reads, in ascending order; None where it reads all.
+    ``roles`` are those of the positions that are run, where edges have roles.
     """
 
     index: NDArray[np.int64]
@@ -31,6 +36,7 @@ class PairBatch:
     corrupted: Run
     base: Run
     columns: Columns | None = None
+    roles: RoleSums | None = None
 
     def part(self, begin: int, end: int) -> "PairBatch":
         """Return the pairs of the batch whose places are ``begin .. end - 1``, counted from there."""
@@ -41,7 +47,17 @@ class PairBatch:
         """Return some pairs of the batch, by their row."""
         answers = self.answers.rows(chosen)
         runs = (run.rows(chosen) for run in (self.clean, self.corrupted, self.base))
-        return PairBatch(self.index[chosen], answers, *runs, columns=self.columns)
+        roles = None if self.roles is None else self.roles.rows(chosen)
+        return PairBatch(self.index[chosen], answers, *runs, columns=self.columns, roles=roles)
+
+
+def roles_of(pairs: Sequence[TokenPair], graph: ComputationalGraph, like: Run) -> RoleSums | None:
+    """Return the roles of the positions of a run; None in a graph without. Raises as :func:`role_of_positions`."""
+    names, run = graph.shape.roles, like.ids.shape[1]
+    if not names:
+        return None
+    roles = np.stack([role_of_positions(pair, names)[-run:] for pair in pairs])
+    return RoleSums(torch.as_tensor(roles, device=like.ids.device), len(names))
 
 
 def wanted_prefix_cache(tracer: Tracer, options: Options, resources: Resources) -> PrefixCache:

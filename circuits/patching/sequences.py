@@ -47,7 +47,7 @@ def rows_of(pair: TokenPair) -> list[TokenPair]:
     rows = [
         TokenPair(
             (*pair.clean, *before), (*pair.corrupted, *before), (token,), (), pair.clean_text, pair.corrupted_text,
-            pair.tags, weight=weight,
+            pair.tags, weight=weight, roles=pair.roles,
         )
         for (before, token), weight in weights.items()
         if abs(weight) > 1e-12

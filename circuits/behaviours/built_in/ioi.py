@@ -7,9 +7,10 @@ import random
 from collections.abc import Sequence
 
 from circuits.behaviours.behaviour import Behaviour
-from circuits.behaviours.pairs import Pair
-from circuits.behaviours.tokens import Tokenizer, single_tokens
+from circuits.behaviours.pairs import Pair, TokenPair
+from circuits.behaviours.tokens import Tokenizer, Tokens, single_tokens
 
+IO, S1, AFTER_S1, S2 = "IO", "S1", "S1+1", "S2"
 N_PAIRS = 1200
 NAMES = (
     "Mary John James Robert Michael William David Richard Joseph Thomas Charles Daniel Matthew Anthony Mark Paul "
@@ -40,4 +41,26 @@ def ioi_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     return tuple(pairs.values())
 
 
-IOI = Behaviour("ioi", "who receives: the name that was not repeated, not the repeated one", ioi_pairs, one_length=True)
+def ioi_roles(pair: TokenPair) -> dict[str, Tokens]:
+    """Return the positions of Wang et al.'s roles: IO (the indirect object), S1 and S2 (the repeated name), S1+1.
+
+    None where the answer is not there once, or the wrong answer not twice.
+    """
+    answer, wrong = (
+        tuple(place for place, token in enumerate(pair.clean) if token in tokens)
+        for tokens in (pair.answers, pair.wrong_answers)
+    )
+    if len(answer) != 1 or len(wrong) != 2:
+        return {}
+    first, second = wrong
+    roles = {IO: answer, S1: (first,), AFTER_S1: (first + 1,), S2: (second,)}
+    return roles if len({*answer, *wrong, first + 1}) == 4 else {}
+
+
+IOI = Behaviour(
+    "ioi",
+    "who receives: the name that was not repeated, not the repeated one",
+    ioi_pairs,
+    one_length=True,
+    roles=ioi_roles,
+)

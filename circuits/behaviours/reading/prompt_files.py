@@ -4,13 +4,17 @@ What a record has in addition to its prompts and answers becomes a tag. Errors n
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, cast
 
-from circuits.behaviours.pairs import Pair
+from circuits.behaviours.pairs import Pair, no_roles
 from circuits.behaviours.reading.columns import ANSWERS, CLEAN, CORRUPTED, WEAK, WRONG_ANSWERS, Record
 from circuits.behaviours.reading.request_files import layout_of
 from circuits.behaviours.tokens import Message, Prompt
-from circuits.errors import FormatError
+from circuits.errors import FormatError, PromptError
+
+ROLES = "roles"
+"""The field that names token positions, ``{"subject": [3, 4]}``."""
 
 
 def pair_of(record: Record, source: str) -> Pair:
@@ -26,11 +30,17 @@ def pair_of(record: Record, source: str) -> Pair:
     texts, ids = _answers(answers, answer_key, source)
     wrong_key, wrong = _field(record, WRONG_ANSWERS, source, needed=False)
     wrong_texts, wrong_ids = ((), ()) if wrong is None or wrong == [] else _answers(wrong, wrong_key, source)
-    known = {clean_key, corrupted_key, answer_key, *((wrong_key,) if wrong_key else ())}
+    roles = record.get(ROLES)
+    named = isinstance(roles, Mapping)  # a text is a tag, as in files that say something else by this word
+    known = {clean_key, corrupted_key, answer_key, *((wrong_key,) if wrong_key else ()), *((ROLES,) if named else ())}
     tags = {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items() if key not in known
     }
-    return Pair(*prompts, texts, wrong_texts, tags, ids, wrong_ids, source)
+    given: Mapping[str, Any] = cast("Mapping[str, Any]", roles) if named else no_roles()
+    try:
+        return Pair(*prompts, texts, wrong_texts, tags, ids, wrong_ids, source, given)
+    except PromptError as error:
+        raise FormatError(f"{source}, field '{ROLES}': {error}") from error
 
 
 def _field(

@@ -90,7 +90,7 @@ def _found(
     from circuits.cross_fitting import cross_fit
     from circuits.directions.stream_direction import StreamDirection
     from circuits.discovery import discover as find
-    from circuits.discovery_settings import prompts_for
+    from circuits.discovery_settings import model_for, prompts_for
     from circuits.results import draw_discovery, leave_evidence
 
     output = session.output
@@ -116,7 +116,7 @@ def _found(
         prompts = prompts_for(model, behaviour, settings)
         output.recorder.drew(prompts)
         session.measurement.list_unusable(prompts.unusable, folder, output)
-        known = model.kept(
+        known = model_for(model, prompts, settings).kept(
             prompts.discovery, settings.options_for(prompts), reference=prompts.reference, journal=journal
         )
         for text in _remarks(folder, *before, resume=resume, resumed=known.filled, problem=journal.problem):

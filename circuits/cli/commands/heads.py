@@ -65,7 +65,7 @@ def heads(
 
     with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["heads"]) as progress:
         model = model_options.load(progress, output, default=found.model.id)
-        require_same_model(found, model, output)
+        require_same_model(found, model, output, nodes=found.model.target is None)
         require_same_prompts(chosen, name, found, model)
         chosen = measurement.with_openings(chosen, model, output)
         seed = found.method.seed if measurement.seed is None else measurement.seed

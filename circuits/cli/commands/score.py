@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
-from circuits.cli.arguments import BehaviourArgument, DirectionOption, Measurement, ModelOptions
+from circuits.cli.arguments import BehaviourArgument, ByRoleOption, DirectionOption, Measurement, ModelOptions
 from circuits.cli.command import RecordedOutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import default_folder, prepared_file
@@ -47,6 +48,7 @@ def score(
     freeze_patterns: Annotated[
         bool, typer.Option("--freeze-patterns", help="Take gradients with the attention patterns as constants.")
     ] = False,
+    by_role: ByRoleOption = False,
     direction: DirectionOption = Direction.NOISING,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .csv or .parquet file.", rich_help_panel="Output")
@@ -76,7 +78,7 @@ def score(
         if name is ScorerName.EXACT:
             sharing.share_out(file, output, progress, resume=resume)
         session = Session(model_options, resources, measurement, output, file.parent)
-        begun = recorded(session, chosen, options, progress, journal=journal)
+        begun = recorded(session, chosen, options, progress, by_role=by_role, journal=journal)
         if model_options.memory != "auto":
             output.say(f"memory: {begun.experiment.plan}")
         indices = wanted.indices(begun.experiment, steps, progress)
@@ -105,6 +107,7 @@ def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> 
                     f"clean {experiment.clean.mean():.3f}, corrupted {experiment.corrupted.mean():.3f}",
                 ),
                 ("prompt pairs", str(experiment.n_pairs)),
+                *_role_rows(scores),
                 ("written to", str(file)),
             ],
         ),
@@ -126,6 +129,8 @@ def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> 
             "metric_corrupted": float(experiment.corrupted.mean()),
             "prefix_cache": str(experiment.prefix_cache),
             "edges": len(scores.scored),
+            "roles": list(scores.graph.shape.roles),
+            "cancels_over_roles": scores.cancelling,
             "strongest": rows,
             "warnings": list(begun.warnings),
             "file": str(file),
@@ -133,6 +138,16 @@ def _report(begun: Recorded, scores: EdgeScores, file: Path, output: Output) -> 
         file.parent,
         [file],
     )
+
+
+def _role_rows(scores: EdgeScores) -> list[tuple[str, str]]:
+    """Return how scores are spread over the roles of edges, and how much of them cancels over these."""
+    roles, sizes = scores.graph.shape.roles, np.abs(np.nan_to_num(scores.by_role)).sum(axis=1)
+    if not roles:
+        return []
+    shares: list[float] = (sizes / max(float(sizes.sum()), 1e-30)).tolist()
+    named = ", ".join(f"{role} {share:.0%}" for role, share in zip(roles, shares, strict=True))
+    return [("|score| by role", named), ("cancels over roles", f"{scores.cancelling:.0%} of |score|")]
 
 
 class _Wanted:
