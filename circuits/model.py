@@ -173,6 +173,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     attention: str = "auto",
+    device_map: object = None,
     progress: FetchProgress = no_fetch_progress,
 ) -> Model:
     """Load a model, or take one that is in memory, and verify that it can be measured.
@@ -188,6 +189,9 @@ def load_model(
         device: auto, cpu, cuda or mps. For a module this, ``dtype`` and ``attention`` may only name what it has.
         dtype: auto (float32 on a CPU, the model's own elsewhere), float32, bfloat16 or float16.
         attention: auto (sdpa where the model has it), sdpa or eager.
+        device_map: Spreads the model over several devices, whole layers each: ``auto`` or ``balanced`` (accelerate
+            divides them), a JSON file, or a mapping of the names of modules to devices. A module that is spread already
+            is measured where it is.
         progress: Is told while a built-in model is fetched, which happens once.
 
     Cost: reading the weights and a few passes of a tiny batch; for a module also a SHA-256 over its weights, about a
@@ -195,13 +199,24 @@ def load_model(
     reason), ``DeviceError``, ``UsageError``, and ``GuardError`` for a model that would be measured wrongly.
     """
     if isinstance(model, nn.Module):
+        if device_map is not None:
+            raise UsageError(
+                "a device map was given with a module in memory, which is not moved for you. Spread it yourself "
+                "(`from_pretrained(..., device_map='auto')`), or give the name of the model or its folder."
+            )
         described = architecture is not None
         weights = weights_in_memory(
             model, tokenizer, name=name, described=described, device=device, dtype=dtype, attention=attention
         )
     else:
         weights = load_weights(
-            _name_of(model), tokenizer=tokenizer, device=device, dtype=dtype, attention=attention, progress=progress
+            _name_of(model),
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            device_map=device_map,
+            progress=progress,
         )
     loaded = verified(weights, architecture)
     require(loaded.guards, loaded.info.id)

@@ -177,7 +177,7 @@ def _change(
     anatomy: Anatomy, place: Place, columns: Tensor, intervention: Intervention, reference: Reference | None
 ) -> Visit:
     constant = torch.zeros(len(columns), dtype=torch.float64 if anatomy.device.type != "mps" else torch.float32)
-    constant = constant.to(anatomy.device)
+    constant = anatomy.at(place[0], constant)
     if reference is not None and intervention.ablation is not NodeAblation.ZERO and intervention.scale != 1:
         means = reference.mean if intervention.ablation is NodeAblation.MEAN else reference.last_mean
         constant = constant + (1 - intervention.scale) * means[place]
@@ -197,5 +197,6 @@ class _Change:
 
     def __call__(self, value: Tensor) -> Tensor:
         """Return the changed value; the one that was seen stays as it is."""
-        changed = torch.where(self.columns, self.scale * value + self.constant.to(value.dtype), value)
+        columns, constant = self.columns.to(value.device), self.constant.to(value)
+        changed = torch.where(columns, self.scale * value + constant, value)
         return torch.cat([value[:, : self.first], changed[:, self.first :]], dim=1)

@@ -1,7 +1,7 @@
 """One loaded model seen through its adapter: modules, weights and the few functions that measuring needs.
 
 Everything here calls a module's own ``forward`` from its class, so that it can be used while the module is being
-traced.
+traced. Of a model over several devices, what a layer's weights are applied to is moved to their device.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from circuits.adapters.families import architecture_of
 from circuits.adapters.linear import LinearMap, call, linear_map
 from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.adapters.surrogates import frozen
-from circuits.errors import UnsupportedModelError
+from circuits.errors import DeviceError, UnsupportedModelError
 from circuits.graph import ModelShape, Slot
 
 
@@ -125,6 +125,30 @@ class Anatomy:
         """Where the model's weights are."""
         return next(self.module.parameters()).device
 
+    @cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where every layer's weights are, and last those of what reads the final stream.
+
+        Raises :class:`DeviceError` for a layer that lies on several devices.
+        """
+        layers: Any = self.module.get_submodule(self.architecture.layers)
+        places = [dict.fromkeys(weight.device for weight in layer.parameters()) for layer in layers]
+        for number, found in enumerate(places):
+            if len(found) > 1:
+                raise DeviceError(
+                    f"layer {number} lies on several devices ({', '.join(map(str, found))}); expected whole layers on "
+                    "one each. Use a device map whose entries are whole layers, such as "
+                    f"'{self.architecture.layers}.{number}'."
+                )
+        reader = next(self.module.get_submodule(self.reader).parameters(), None)
+        found = [next(iter(place)) for place in places]
+        return (*found, found[-1] if reader is None else reader.device)
+
+    @property
+    def one_device(self) -> bool:
+        """Whether all weights are on one device."""
+        return len({weight.device for weight in self.module.parameters()}) == 1
+
     @property
     def dtype(self) -> torch.dtype:
         """The type of the model's weights."""
@@ -142,17 +166,24 @@ class Anatomy:
 
     @cached_property
     def columns(self) -> dict[Slot, Int[Tensor, "unit d_head"]]:
-        """Which outputs of its projection belong to each unit of a slot."""
-        layout = self.architecture.layout
-        return {slot: torch.as_tensor(layout(self.shape, slot), device=self.device) for slot in Slot}
+        """Which outputs of its projection belong to each unit of a slot.
+
+        On the model's device, or on the host where there are several: indices from there serve them all.
+        """
+        layout, place = self.architecture.layout, self.device if self.one_device else torch.device("cpu")
+        return {slot: torch.as_tensor(layout(self.shape, slot), device=place) for slot in Slot}
+
+    def at(self, layer: int, value: Tensor) -> Tensor:
+        """Return a value on the device of a layer, or, after the last one, of what reads the final stream."""
+        return value.to(self.devices[layer])
 
     def attention_norm(self, layer: int, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Normalise a residual stream as this layer's attention reads it."""
-        return self._normed(self.layers[layer].attention_norm, stream)
+        return self._normed(self.layers[layer].attention_norm, self.at(layer, stream))
 
     def mlp_norm(self, layer: int, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Normalise a residual stream as this layer's MLP reads it."""
-        return self._normed(self.layers[layer].mlp_norm, stream)
+        return self._normed(self.layers[layer].mlp_norm, self.at(layer, stream))
 
     def slot_weights(
         self, layer: int, slot: Slot, units: list[int]
@@ -165,7 +196,7 @@ class Anatomy:
     def project(self, layer: int, slot: Slot, normed: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any width"]:
         """Return all that a slot's module puts out for a normalised stream: the projection, and the norm after it."""
         weight, bias = self.layers[layer].projections[self.architecture.projections[slot]]
-        return self.projection_norm(layer, slot, functional.linear(normed, weight, bias))
+        return self.projection_norm(layer, slot, functional.linear(self.at(layer, normed), weight, bias))
 
     def projection_norm(
         self, layer: int, slot: Slot, value: Float[Tensor, "*any width"]
@@ -191,7 +222,7 @@ class Anatomy:
     ) -> Float[Tensor, "*any head d_model"]:
         """Return some heads' shares of the output projection's output, from its input (no bias)."""
         by_head = rearrange(self.layers[layer].output.weight, "d (h k) -> d h k", h=self.shape.n_heads)[:, heads]
-        z = rearrange(z, "... (h k) -> ... h k", h=self.shape.n_heads)[..., heads, :]
+        z = rearrange(self.at(layer, z), "... (h k) -> ... h k", h=self.shape.n_heads)[..., heads, :]
         return torch.einsum("...hk,dhk->...hd", z, by_head)
 
     def grouped_head_outputs(
@@ -215,11 +246,12 @@ class Anatomy:
         self, layer: int, z: Float[Tensor, "*any heads_times_d_head"]
     ) -> Float[Tensor, "*any d_model"]:
         """Apply the output projection, with its bias."""
-        return functional.linear(z, *self.layers[layer].output)
+        return functional.linear(self.at(layer, z), *self.layers[layer].output)
 
     def written(self, layer: int, attention: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Return what reaches the stream of an output projection's output: normed and scaled, where the family does."""
-        return self.residual_scale * self._normed(self.layers[layer].attention_post_norm, attention)
+        normed = self._normed(self.layers[layer].attention_post_norm, self.at(layer, attention))
+        return self.residual_scale * normed
 
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """Return the bias of the attention's output projection, which belongs to no sender."""

@@ -85,6 +85,14 @@ class ModelOptions:
         ),
     ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, CUDA or mps.", rich_help_panel="Model")] = "auto"
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|balanced|FILE",
+            help="Spread the model over several devices; a JSON file names a device for each module.",
+            rich_help_panel="Model",
+        ),
+    ] = None
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = "auto"
     attention: Annotated[
         str,
@@ -135,6 +143,7 @@ class ModelOptions:
             device=self.device,
             dtype=self.dtype,
             attention=self.attention,
+            device_map=self.device_map,
             progress=then_loading(progress),
         )
         precision.use()

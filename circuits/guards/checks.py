@@ -203,7 +203,7 @@ def _summed(anatomy: Anatomy, run: Run) -> tuple[list[Tensor], list[Tensor]]:
         bias = anatomy.output_bias(layer)
         after = read[-1] + anatomy.written(layer, attention if bias is None else attention + bias)
         middle.append(read[-1] if anatomy.shape.parallel else after)
-        read.append(after + run.mlp[layer])
+        read.append(anatomy.at(layer + 1, after + run.mlp[layer]))
     return read, middle
 
 

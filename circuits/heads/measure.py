@@ -32,6 +32,7 @@ from circuits.model import Model
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import Progress, gaps, no_progress
 from circuits.patching.sequences import AnyExperiment
+from circuits.tracing.requirements import require_one_device
 from circuits.tracing.runs import record
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Ablation, Direction, Metric
@@ -71,6 +72,7 @@ def head_roles(
     128 tokens. Raises :class:`UsageError` for a circuit without heads or of another shape, :class:`PromptError` without
     prompts, and :class:`GuardError` where attention cannot be told from what heads put out.
     """
+    require_one_device(model.tracer.anatomy, "what heads attend to")
     heads = _heads(circuit, model, prompts)
     steps = _Steps(progress, len(heads) + 4)
     options = options or _options(circuit)

@@ -5,7 +5,7 @@ leaves wrappers on the modules it traces, and measuring wants parameters that as
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -50,7 +50,8 @@ def weights_in_memory(
     number_format = next((value.dtype for value in tensors.values() if value.is_floating_point()), None)
     if number_format is None:
         raise UnsupportedModelError(f"'{name}' has no weights; expected a decoder with parameters.")
-    place = _place(tensors, name)
+    require_on_devices(tensors, name)
+    place = next(iter(tensors.values())).device
     _require_as_it_is("device", device, str(place), device == "auto" or resolve_device(device).type == place.type)
     wanted = number_format if dtype == "auto" else resolve_dtype(dtype, place)
     _require_as_it_is("dtype", dtype, str(number_format).removeprefix("torch."), wanted in (None, number_format))
@@ -107,14 +108,15 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
 
 
-def _place(tensors: dict[str, Tensor], name: str) -> torch.device:
+def require_on_devices(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise :class:`DeviceError` for weights that are on no device: offloaded, or never loaded."""
     places = {value.device: key for key, value in reversed(tensors.items())}
     meta = places.get(torch.device("meta"))
     if meta is not None:
         raise DeviceError(
-            f"'{name}' keeps '{meta}' off its devices (offloaded, or never loaded). Load the whole model onto a device."
+            f"'{name}' keeps '{meta}' off its devices (offloaded, or never loaded). Load the whole model onto one, "
+            "or over several (`device_map`); `dtype='bfloat16'` takes half of the memory of float32."
         )
-    return next(iter(tensors.values())).device
 
 
 def second_view(module: nn.Module, name: str) -> nn.Module:

@@ -17,7 +17,9 @@ from circuits.models.digests import tokenizer_digest, weights_digest
 from circuits.models.fetching import builtin, hub
 from circuits.models.fetching.builtin import BUILT_IN, FetchProgress, no_fetch_progress
 from circuits.models.folders import WeightFiles, find_weights, unreadable_weights
+from circuits.models.in_memory import require_on_devices
 from circuits.models.lora import Adapter, find_adapter, with_adapter
+from circuits.models.placement import DeviceMap, resolve_map
 from circuits.models.quiet import quiet_transformers
 from circuits.models.tokenizers import usable_tokenizer
 from circuits.models.weights import LoadedWeights
@@ -45,6 +47,7 @@ def load_weights(
     device: str = "auto",
     dtype: str = "auto",
     attention: str = "auto",
+    device_map: object = None,
     progress: FetchProgress = no_fetch_progress,
 ) -> LoadedWeights:
     """Load a model by built-in name, local folder (or ``.gguf`` file) or Hugging Face id.
@@ -52,11 +55,14 @@ def load_weights(
     ``dtype`` is ``float32``, ``bfloat16``, ``float16`` or ``auto``: float32 on the CPU, the model's own elsewhere.
     ``attention`` is ``sdpa``, ``eager`` or ``auto``: sdpa where the model has it. A folder or id of a LoRA adapter is
     merged into the model that it names, found in the same ways (a built-in model also by its Hugging Face id).
-    ``tokenizer`` replaces the model's own. Weights are read from safetensors or GGUF only and no code that comes with a
-    model is run. Raises :class:`UnknownNameError`, :class:`ModelUnavailableError`, :class:`UnsupportedModelError`,
-    :class:`DeviceError` and :class:`OutputError`.
+    ``device_map`` spreads it over several devices (:func:`~circuits.models.placement.resolve_map`) instead of putting
+    it on ``device``. ``tokenizer`` replaces the model's own. Weights are read from safetensors or GGUF only and no code
+    that comes with a model is run. Raises :class:`UnknownNameError`, :class:`ModelUnavailableError`,
+    :class:`UnsupportedModelError`, :class:`UsageError`, :class:`DeviceError` and :class:`OutputError`.
     """
-    place = resolve_device(device)
+    place, places = resolve_device(device), resolve_map(device_map)
+    if places is not None and device != "auto":
+        raise UsageError(f"device '{device}' and a device map were asked for; expected one of them. Leave one out.")
     number_format = resolve_dtype(dtype, place)
     kernel = resolve_attention(attention)
     tokenizer = usable_tokenizer(tokenizer)
@@ -65,19 +71,24 @@ def load_weights(
     folder = weights.paths[0].parent
     config = read_configuration(folder, weights.gguf, name=model)
     fitting = attention_that_fits(config, weights, name=model)
-    module = _load_module(config, weights, number_format, kernel or fitting)
+    module = _load_module(config, weights, number_format, kernel or fitting, places)
     if found.adapter is not None:
+        if places is not None:
+            raise UsageError(
+                f"'{model}' is an adapter, which is merged on one device; leave the device map out, or merge it first: "
+                "`merge_and_unload()`, then `save_pretrained(folder)`."
+            )
         module = with_adapter(module, found.adapter.folder)
     if tokenizer is None:
         tokenizer = _load_tokenizer(folder, weights, found.adapter)
     return LoadedWeights(
-        module=_place(module.eval().requires_grad_(False), place),
+        module=_placed(module, model) if places is not None else _place(module, place),
         tokenizer=tokenizer,
         id=model,
         revision=found.revision,
         digest=weights_digest([*weights.paths, *(found.adapter.files if found.adapter else ())]),
         tokenizer_digest=tokenizer_digest(tokenizer),
-        device=place,
+        device=module.device,
         dtype=module.dtype,
     )
 
@@ -198,11 +209,15 @@ def _weights(path: Path) -> WeightFiles:
     raise ModelUnavailableError(f"'{path}' is a file; expected a model folder or a .gguf file.")
 
 
-def _load_module(config: Any, weights: WeightFiles, dtype: torch.dtype | None, attention: str) -> PreTrainedModel:
+def _load_module(
+    config: Any, weights: WeightFiles, dtype: torch.dtype | None, attention: str, places: DeviceMap | None
+) -> PreTrainedModel:
     folder = weights.paths[0].parent
     source: dict[str, Any] = {"use_safetensors": True, "config": config}
     if weights.gguf is not None:
         source = {"gguf_file": weights.gguf}
+    if places is not None:
+        source["device_map"] = places
     try:
         with (
             quiet_transformers(),
@@ -278,7 +293,14 @@ def _read_tokenizer(folder: Path, gguf: str | None) -> PreTrainedTokenizerBase:
         )
 
 
+def _placed(module: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Return a model that is spread over devices; raises :class:`DeviceError` where some of it did not fit."""
+    require_on_devices(dict(module.named_parameters()), name)
+    return module.eval().requires_grad_(False)
+
+
 def _place(module: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    module = module.eval().requires_grad_(False)
     try:
         return cast(PreTrainedModel, cast(Any, module).to(device))
     except torch.OutOfMemoryError as error:

@@ -67,7 +67,7 @@ def _attribute(
     tile: int | None,
     roles: RoleSums | None,
 ) -> Float[Tensor, "pair edge"]:
-    scores = torch.empty(len(change.ids), graph.n_edges, device=gradients.final.device)
+    scores = torch.empty(len(change.ids), graph.n_edges, device=change.stream[0].device)
     size = tile or len(graph.senders)
     for begin in range(0, len(graph.senders), size):
         senders = range(begin, min(begin + size, len(graph.senders)))
@@ -95,7 +95,7 @@ def _fill(
     """Write the scores of a tile of senders, from ``begin`` on, into receivers of one fan-in, from ``place`` on."""
     block = scores[:, edges_into(graph, place, products.shape[1])]
     block = block.view(*products.shape[:-1], fan_in_of(graph, place))
-    block[..., begin : begin + products.shape[-1]] = products
+    block[..., begin : begin + products.shape[-1]] = products.to(scores.device)
 
 
 def _changes(
@@ -107,8 +107,9 @@ def _changes(
         own = [sender - senders.start for sender in head_senders(anatomy.shape, layer) if sender in senders]
         if own:
             heads = changes[:, own[0] : own[-1] + 1]
-            made = _pushed_forward(partial(anatomy.written, layer), attention, heads.transpose(0, 1))
-            heads[:] = made.transpose(0, 1)
+            given = anatomy.at(layer, heads.transpose(0, 1))
+            made = _pushed_forward(partial(anatomy.written, layer), attention, given)
+            heads[:] = made.transpose(0, 1).to(heads.device)
     return changes
 
 
@@ -130,8 +131,11 @@ def _products(
     count: int,
     roles: RoleSums | None,
 ) -> Float[Tensor, "pair receiver *role _"]:
-    """Multiply the changes of the first ``count`` senders, or of as many as there are, with gradients."""
-    changes, gradients = changes[:, :count], gradients.float()
+    """Multiply the changes of the first ``count`` senders, or of as many as there are, with gradients.
+
+    Where the changes are: those of all senders take more memory than a layer's gradients.
+    """
+    changes, gradients = changes[:, :count], gradients.float().to(changes.device)
     return gradients.flatten(2) @ changes.flatten(2).mT if roles is None else roles.worth(gradients, changes)
 
 

@@ -125,17 +125,19 @@ class _Patcher:
             return self._into_mlp(group.layer, edges)
         return self._into_attention(group.layer, group.slot, edges)
 
-    def _changes(self, sources: EdgeIndices) -> Float[Tensor, "source pair pos d_model"]:
+    def _changes(self, layer: int, sources: EdgeIndices) -> Float[Tensor, "source pair pos d_model"]:
+        """Return the changes of sources where a layer reads them."""
+        anatomy = self.tracer.anatomy
         senders, role = np.divmod(sources, self.graph.shape.n_roles)
-        changes = sender_changes(self.tracer.anatomy, self.current, self.change, senders.tolist()).transpose(0, 1)
-        return changes if self.roles is None else changes * self.roles.marks(role, changes.dtype)
+        changes = sender_changes(anatomy, self.current, self.change, senders.tolist()).transpose(0, 1)
+        return anatomy.at(layer, changes if self.roles is None else changes * self.roles.marks(role, changes.dtype))
 
     def _repeat(self, value: Tensor, times: int) -> Tensor:
         return value.repeat(times, *[1] * (value.ndim - 1))
 
     def _into_logits(self, edges: EdgeIndices) -> Logits:
         last = self.current.stream[-1][:, -1:]
-        stream = last + self._changes(self.sources(edges))[:, :, -1:]
+        stream = last + self._changes(self.last + 1, self.sources(edges))[:, :, -1:]
         ids = self._repeat(self.current.ids, len(edges))
         return rearrange(
             unembed(self.tracer, ids, stream.flatten(0, 1), self.columns), "(e b) v -> e b v", e=len(edges)
@@ -143,7 +145,8 @@ class _Patcher:
 
     def _into_mlp(self, layer: int, edges: EdgeIndices) -> Logits:
         positions = self._positions(layer)
-        read = self.current.middle[layer][:, positions] + self._changes(self.sources(edges))[:, :, positions]
+        changes = self._changes(layer, self.sources(edges))[:, :, positions]
+        read = self.current.middle[layer][:, positions] + changes
         attention = self._repeat(self.current.attention[layer][:, positions], len(edges))
         visits: dict[tuple[int, LayerSite], Visit] = {(layer, LayerSite.MLP_IN): partial(put, read.flatten(0, 1))}
         return self._finish(layer, len(edges), attention, visits)
@@ -167,7 +170,7 @@ class _Patcher:
         """Return all head outputs of a layer when the slot of *every* head reads each source's replacement value."""
         anatomy = self.tracer.anatomy
         path = anatomy.architecture.slot_modules[slot]
-        read = anatomy.attention_norm(layer, self.current.stream[layer] + self._changes(sources))
+        read = anatomy.attention_norm(layer, self.current.stream[layer] + self._changes(layer, sources))
         columns = anatomy.columns[slot].flatten()
         made = anatomy.project(layer, slot, read.flatten(0, 1))[..., columns]
         visits: dict[tuple[int, LayerSite], Visit] = {}
@@ -212,7 +215,8 @@ def _differing_senders(graph: ComputationalGraph, change: Run, roles: RoleSums |
     differs = [_somewhere(change.stream[0].any(-1)[None], roles)]
     for z, mlp in zip(change.z, change.mlp, strict=True):
         by_head = rearrange(z, "b p (h k) -> h b p k", h=graph.shape.n_heads).any(-1)
-        differs += [_somewhere(by_head, roles), *([_somewhere(mlp.any(-1)[None], roles)] if graph.shape.mlps else [])]
+        of_layer = (by_head, mlp.any(-1)[None]) if graph.shape.mlps else (by_head,)
+        differs += [_somewhere(each.to(differs[0].device), roles) for each in of_layer]
     return torch.cat(differs).flatten().cpu().numpy()
 
 

@@ -123,7 +123,7 @@ class _Reading:
         self.edges: Int[Tensor, "receiver *role sender"] = torch.as_tensor(edges, device=tape.weights.device)
 
     def forward(self) -> Float[Tensor, "receiver pair pos d_model"]:
-        total = self.base.to(self.masked.wide).expand(len(self.edges), *self.base.shape)
+        total = self.base.to(self.edges.device, self.masked.wide).expand(len(self.edges), *self.base.shape)
         for places, layer in self._parts():
             total = total + (self._sum(places) if layer is None else self._written(layer, self._sum(places)))
         return total.to(self.base.dtype)
@@ -179,8 +179,9 @@ class _Reading:
     ) -> Float[Tensor, "receiver pair pos d_model"]:
         """Return what a sum of heads' changes does to the stream behind the layer's norm."""
         before = self.masked.base.attention[layer][:, self.positions]
-        written = self.masked.tracer.anatomy.written
-        return written(layer, (before + total).to(before.dtype)) - written(layer, before)
+        anatomy = self.masked.tracer.anatomy
+        after = (before + anatomy.at(layer, total)).to(before.dtype)
+        return (anatomy.written(layer, after) - anatomy.written(layer, before)).to(total.device)
 
 
 class _Read(torch.autograd.Function):

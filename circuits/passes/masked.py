@@ -139,7 +139,8 @@ class MaskedPass:
 
     Senders come before pairs in ``changes``, so that what receivers read is one batched matrix product without a copy;
     it is kept and summed in at least float32. Where a norm stands between the heads of a layer and the stream, their
-    changes are those of the sum before the norm, and a reader sees the norm of the sum that is live for it.
+    changes are those of the sum before the norm, and a reader sees the norm of the sum that is live for it. Changes are
+    kept, and summed, on the first layer's device; the sums are moved to the layer that reads them.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class MaskedPass:
         )
         for sender, change in changes.items():
             if sender in self.place:
-                self.changes[:, self.place[sender]] = change
+                self.changes[:, self.place[sender]] = change.to(self.changes.device)
 
     def continue_from(self, prefix: "MaskedPass", layer: int) -> None:
         """Take over the changes of senders before a layer from a pass with one circuit."""
@@ -235,7 +236,7 @@ class MaskedPass:
             return self.tape.read(self, receivers, base, positions)
         block = np.stack([self._live(receiver) for receiver in receivers], axis=1)
         used = np.flatnonzero(block.any(axis=tuple(range(block.ndim - 1))))
-        total = base.to(self.wide).expand(self.circuits, len(receivers), *base.shape)
+        total = base.to(self.changes.device, self.wide).expand(self.circuits, len(receivers), *base.shape)
         summed, normed = self.how_read(used)
         roles = None if self.roles is None else self.roles.at(positions)
         if len(summed):
@@ -248,9 +249,9 @@ class MaskedPass:
             live, changes = self._chosen(block, heads, positions)
             before = self.base.attention[layer][:, positions]
             carry = partial(torch.einsum, "crs,csbpd->crbpd") if roles is None else roles.carried
-            after = before.to(self.wide) + carry(live, changes)
+            after = before.to(self.wide) + carry(live, changes).to(before.device)
             written = self.tracer.anatomy.written
-            total = total + (written(layer, after.to(before.dtype)) - written(layer, before))
+            total = total + (written(layer, after.to(before.dtype)) - written(layer, before)).to(total.device)
         return total.to(base.dtype)
 
     def how_read(self, used: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
@@ -318,6 +319,6 @@ class MaskedPass:
 
     def _write(self, places: list[int], made: Float[Tensor, "circuit sender pair pos d_model"]) -> None:
         if self.tape is not None:
-            self.tape.write(self, places, made.to(self.wide))
+            self.tape.write(self, places, made.to(self.changes.device, self.wide))
         else:
-            self.changes[:, places] = made.to(self.wide)
+            self.changes[:, places] = made.to(self.changes.device, self.wide)

@@ -76,4 +76,4 @@ class _Mix:
 
     def __call__(self, value: Tensor) -> Tensor:
         """Return the mixture."""
-        return self.base + self.weight * (value - self.base)
+        return self.base + self.weight.to(value.device) * (value - self.base)

@@ -29,6 +29,7 @@ from circuits.files.documents import json_text
 from circuits.model import Model
 from circuits.models.quiet import quiet_transformers
 from circuits.steering.steered_model import SteeredModel
+from circuits.tracing.requirements import require_one_device
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer, tolerance_of, untraced
 
@@ -71,6 +72,7 @@ def write_ablated_weights(model: Model, direction: StreamDirection, folder: str 
     :class:`UnsupportedModelError` for a model that is not of transformers, or has norms between blocks and stream or
     experts, :class:`GuardError` where the new weights do not do what ablating in a run does, and :class:`OutputError`.
     """
+    require_one_device(model.tracer.anatomy, "taking a direction out of weights")
     direction.require_model(model.info)
     if model.info.target is not None:
         raise UsageError(f"the model ends at {model.info.target}; give the model as it was loaded.")

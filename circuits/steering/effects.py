@@ -24,6 +24,7 @@ from circuits.patching.protocol import StageProgress, no_stages
 from circuits.scores import Floats
 from circuits.steering.recording import random_like
 from circuits.steering.steered_model import Action, SteeredModel
+from circuits.tracing.requirements import require_one_device
 from circuits.vocabulary import Metric
 
 TOKENS, DRAWS = 20, 3
@@ -215,6 +216,7 @@ def measure_direction(
     ``tokens`` tokens of every answer of the first two. Raises :class:`UsageError` for pairs without answers, an unknown
     action and a direction of another model.
     """
+    require_one_device(model.tracer.anatomy, "steering")
     direction.require_model(model.info)
     if action not in ("ablate", "add") or not pairs or draws < 0 or not 0 <= tokens <= TOKENS:
         raise UsageError(

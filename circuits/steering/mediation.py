@@ -33,6 +33,7 @@ from circuits.patching.sequences import of_one_token
 from circuits.scores import Floats
 from circuits.statistics import Estimate, Number, holm, share_of, sign_flips
 from circuits.steering.recording import random_like
+from circuits.tracing.requirements import require_one_device
 from circuits.vocabulary import Ablation, Direction
 
 FORMAT, VERSION = "circuits/mediation", 1
@@ -153,6 +154,7 @@ def mediate(
     logits, another ablation than ``corrupted`` and answers of several tokens. Cost: two forward passes from the layer
     on per part and random direction, and two per reader and path from that on.
     """
+    require_one_device(model.tracer.anatomy, "mediation")
     options = options or Options(behaviour.metric)
     direction.require_model(model.info)
     if model.info.target is not None:

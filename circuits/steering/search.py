@@ -36,6 +36,7 @@ from circuits.steering.direction_maps import draw_areas, draw_cosines
 from circuits.steering.effects import Bench, Outcome
 from circuits.steering.recording import auc, common_ending, last_streams, random_like
 from circuits.steering.steered_model import SteeredModel
+from circuits.tracing.requirements import require_one_device
 
 FILE, CANDIDATES, TABLE = "direction.safetensors", "candidates.safetensors", "directions.json"
 """The files that a search writes into its folder."""
@@ -233,6 +234,7 @@ def find_direction(
     and of neutral text. Raises what :meth:`Behaviour.prompts` does, and :class:`UsageError` where clean and corrupted
     prompts have the same mean.
     """
+    require_one_device(model.tracer.anatomy, "a direction")
     settings = settings or SearchSettings()
     if finds_openings(model, behaviour):
         behaviour, _ = with_openings(model, behaviour)

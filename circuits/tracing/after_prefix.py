@@ -63,7 +63,7 @@ class AttentionAfterPrefix(TorchFunctionMode):
 
     def _as_numbers(self, mask: Tensor, like: Tensor) -> Tensor:
         """Return what is added to the scores, 0 or minus infinity, once for all rows."""
-        if self._numbers is None:
+        if self._numbers is None or self._numbers.device != like.device:
             once = mask.flatten(0, -3)[0]
             self._numbers = torch.zeros_like(once, dtype=like.dtype).masked_fill_(~once, -torch.inf)
         return self._numbers.expand(mask.shape)

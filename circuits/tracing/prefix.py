@@ -65,6 +65,7 @@ class Prefix:
         cache: Any = DynamicCache()
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             chosen = self.of.repeat(rows // len(self.of) if layer >= start else 1)
+            chosen = chosen.to(keys.device)
             cache.update(keys[chosen], values[chosen], layer)
         return cache
 

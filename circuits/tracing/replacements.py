@@ -70,7 +70,7 @@ def mean_run(tracer: Tracer, like: Run, means: SenderMeans) -> Run:
     means.require(like.length)
 
     def filled(mean: Tensor, value: Tensor) -> Tensor:
-        return (mean if means.positions is None else mean[: value.shape[1]]).to(value.dtype).expand_as(value)
+        return (mean if means.positions is None else mean[: value.shape[1]]).to(value).expand_as(value)
 
     return replacement_run(
         tracer,
@@ -100,7 +100,7 @@ def replacement_run(tracer: Tracer, like: Run, *, stream: Tensor, z: Sequence[Te
         attention.append(anatomy.attention_output(layer, z[layer]))
         after = streams[-1] + anatomy.written(layer, attention[-1])
         middle.append(streams[-1] if anatomy.shape.parallel else after)
-        streams.append(after + mlp[layer])
+        streams.append(anatomy.at(layer + 1, after + mlp[layer]))
     slots = {path: slot for slot, path in anatomy.architecture.slot_modules.items()}
     projections = tuple(
         {path: anatomy.project(layer, slots[path], anatomy.attention_norm(layer, streams[layer])) for path in paths}

@@ -15,9 +15,19 @@ from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.forms import keywords_of, logits_of
 from circuits.behaviours.pairs import TokenPair
 from circuits.behaviours.tokens import Tokens
-from circuits.errors import PromptError, UnsupportedModelError
+from circuits.errors import DeviceError, PromptError, UnsupportedModelError
 from circuits.settings import require_kind
 from circuits.vocabulary import Metric
+
+
+def require_one_device(anatomy: Anatomy, what: str) -> None:
+    """Raise :class:`DeviceError` for a model over several devices, where something is not made for that."""
+    if not anatomy.one_device:
+        found = dict.fromkeys(str(weight.device) for weight in anatomy.module.parameters())
+        raise DeviceError(
+            f"{what} needs a model on one device, and this one is on {', '.join(found)}. Load it without a device map; "
+            "attribution, exact effects, circuits and ablation take several."
+        )
 
 
 def require_pairs(anatomy: Anatomy, pairs: Sequence[TokenPair], metric: Metric | None = None) -> None:

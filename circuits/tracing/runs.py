@@ -137,14 +137,17 @@ def record(
     def column(site: LayerSite) -> tuple[Tensor, ...]:
         return tuple(kept[layer, site] for layer in range(shape.n_layers))
 
-    nothing = torch.zeros_like(recorder.final[:, :1]).expand_as(recorder.final)
+    def nothing(layer: int) -> Tensor:
+        stream = kept[layer, LayerSite.STREAM]
+        return torch.zeros_like(stream[:, :1]).expand_as(stream)
+
     return Run(
         ids=ids,
         stream=(*column(LayerSite.STREAM), recorder.final),
         middle=column(LayerSite.MLP_IN) if shape.mlps else (),
         z=column(LayerSite.Z),
         attention=column(LayerSite.ATTENTION),
-        mlp=column(LayerSite.MLP_OUT) if shape.mlps else (nothing,) * shape.n_layers,
+        mlp=column(LayerSite.MLP_OUT) if shape.mlps else tuple(map(nothing, range(shape.n_layers))),
         projections=tuple({path: kept[layer, sites[path]] for path in sites} for layer in range(shape.n_layers)),
         logits=recorder.logits,
         prefix=prefix,
@@ -171,19 +174,20 @@ def unembed(
 def sender_values(anatomy: Anatomy, run: Run, senders: Sequence[int]) -> Float[Tensor, "pair sender pos d_model"]:
     """Return what some senders (positions in the graph's order) wrote to the residual stream.
 
-    Of heads with a norm between their sum and the stream, this is their share of that sum.
+    Of heads with a norm between their sum and the stream, this is their share of that sum. On the first layer's device.
     """
     values = torch.empty(
-        run.ids.shape[0], len(senders), *run.stream[0].shape[1:], dtype=run.z[0].dtype, device=run.z[0].device
+        run.ids.shape[0], len(senders), *run.stream[0].shape[1:], dtype=run.z[0].dtype, device=run.stream[0].device
     )
     scale = anatomy.residual_scale if anatomy.additive else 1.0
     for layer, places, units in _by_block(anatomy, senders):
         if layer < 0:
             values[:, places] = run.stream[0].unsqueeze(1)
         elif units is None:
-            values[:, places] = run.mlp[layer].unsqueeze(1)
+            values[:, places] = run.mlp[layer].unsqueeze(1).to(values.device)
         else:
-            values[:, places] = scale * anatomy.head_outputs(layer, run.z[layer], units).movedim(-2, 1)
+            made = scale * anatomy.head_outputs(layer, run.z[layer], units)
+            values[:, places] = made.movedim(-2, 1).to(values.device)
     return values
 
 
@@ -200,7 +204,8 @@ def sender_changes(
     for layer, places, units in _by_block(anatomy, senders):
         if units is not None:
             before = run.attention[layer].unsqueeze(1)
-            values[:, places] = anatomy.written(layer, before + values[:, places]) - anatomy.written(layer, before)
+            after = before + anatomy.at(layer, values[:, places])
+            values[:, places] = (anatomy.written(layer, after) - anatomy.written(layer, before)).to(values.device)
     return values
 
 

@@ -57,9 +57,10 @@ class Tracer:
         self._keywords = keywords_of(module)
         self._cache_keyword = cache_keyword(module)
         names = anatomy.architecture
-        envoys = _follow(self._model, names.layers)
+        envoys, devices = _follow(self._model, names.layers), anatomy.devices
         self._layers = [
-            _LayerEnvoys(layer, anatomy, forms) for layer, forms in zip(envoys, forms_of(anatomy), strict=True)
+            _LayerEnvoys(layer, anatomy, forms, device)
+            for layer, forms, device in zip(envoys, forms_of(anatomy), devices, strict=False)
         ]
         self._reader = _follow(self._model, anatomy.reader)
         self._normed = "input" if names.final_norm is None else "output"
@@ -176,8 +177,8 @@ class Tracer:
         finally:
             hook.remove()
         if self._directions is None:
-            return logits
-        return functional.linear(last[0].to(self._directions.dtype), self._directions)
+            return logits.to(ids.device)
+        return functional.linear(last[0].to(self._directions), self._directions)
 
     def run_on(self, ids: Int[Tensor, "row pos"], plan: Plan, cache: DynamicCache) -> None:
         """Run tokens that follow what a cache holds, as :meth:`run` does; their keys and values are added to it."""
@@ -223,34 +224,39 @@ class Tracer:
             else:
                 layer.play(number, plan, trace, rows, inner[number] if inner else None)
         if plan.final is not None:
-            _Place(self._reader, "input").visit(plan.final, rows)
+            _Place(self._reader, "input", self.anatomy.devices[-1]).visit(plan.final, rows)
         if plan.logits is None:
             return
         if self._directions is not None:
-            last = unwrap(getattr(self._reader, self._normed), rows)[:, -1].to(self._directions.dtype)
+            last = unwrap(getattr(self._reader, self._normed), rows)[:, -1].to(self._directions)
             plan.logits(functional.linear(last, self._directions))
             if self._unembedding is not None:
                 self._unembedding.unembed(torch.zeros(1, dtype=torch.long, device=last.device))  # as good as none
             return
         if self._unembedding is not None:
             self._unembedding.unembed(plan.columns)
-        plan.logits(logits_of(self._model.output)[:, -1])
+        plan.logits(logits_of(self._model.output)[:, -1].to(self.anatomy.device))
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a visit reads, and how what it returns is put back: by default at the same place."""
+    """Where a visit reads, and how what it returns is put back: by default at the same place.
+
+    Values are seen, and put back, on the device of the weights there.
+    """
 
     envoy: Any
     attribute: str
+    device: torch.device
     scale: float = 1.0
 
     def visit(self, visit: Visit, rows: int) -> None:
         """Show the value to a visit, and replace it by what that returns."""
         found = getattr(self.envoy, self.attribute)
-        value = unwrap(found, rows)
+        value = unwrap(found, rows).to(self.device)
         replacement = visit(value if self.scale == 1.0 else value * self.scale)
         if replacement is not None:
+            replacement = replacement.to(self.device)
             setattr(
                 self.envoy,
                 self.attribute,
@@ -288,16 +294,18 @@ class _Unembedding:
         """
         weight, bias = self.module.weight, self.module.bias
         if columns is not None:
+            columns = columns.to(weight.device)
             weight, bias = weight[columns], None if bias is None else bias[columns]
-        last = self.envoy.input[:, -1].contiguous()
+        last = self.envoy.input[:, -1].contiguous().to(weight.device)
         self.envoy.skip(functional.linear(last, weight, bias).unsqueeze(1))
 
 
 class _LayerEnvoys:
     """The places of one layer that plans can visit, in forward order."""
 
-    def __init__(self, layer: Any, anatomy: Anatomy, forms: dict[str, Form]) -> None:
+    def __init__(self, layer: Any, anatomy: Anatomy, forms: dict[str, Form], device: torch.device) -> None:
         names = anatomy.architecture
+        self.device = device
         self.layer, self.anatomy, self.forms = layer, anatomy, forms
         self.attention = _follow(layer, names.attention)
         if names.mlp is not None:
@@ -333,29 +341,32 @@ class _LayerEnvoys:
         self, number: int, plan: Plan, rows: int, down: str | None
     ) -> Iterator[tuple[LayerSite, _Place | _ParallelRead]]:
         names = self.anatomy.architecture
-        yield LayerSite.STREAM, _Place(self.layer, "input")
-        stream = unwrap(self.layer.input, rows) if names.parallel or names.attention_adds_stream else None
+        yield LayerSite.STREAM, _Place(self.layer, "input", self.device)
+        stream = self._entering(rows) if names.parallel or names.attention_adds_stream else None
         if number in plan.attention:
-            given = plan.attention[number]
+            given = plan.attention[number].to(self.device)
             whole = given if stream is None or not names.attention_adds_stream else stream + given
             self.attention.skip(self.forms[names.attention].wrap(whole))
         else:
             for site, projection in self.projections:
-                yield site, _Place(projection, "output")
-            yield LayerSite.Z, _Place(self.output, "input")
-            yield LayerSite.ATTENTION, _Place(self.output, "output")
+                yield site, _Place(projection, "output", self.device)
+            yield LayerSite.Z, _Place(self.output, "input", self.device)
+            yield LayerSite.ATTENTION, _Place(self.output, "output", self.device)
         if names.mlp is None:
             return
         if number in plan.mlp:
-            self._skip_mlp(names.mlp, plan.mlp[number])
+            self._skip_mlp(names.mlp, plan.mlp[number].to(self.device))
             return
         if stream is not None and names.parallel:
             yield LayerSite.MLP_IN, _ParallelRead(self.mlp, partial(self.anatomy.mlp_norm, number), stream)
         else:
-            yield LayerSite.MLP_IN, _Place(self.mlp_read, "input")
+            yield LayerSite.MLP_IN, _Place(self.mlp_read, "input", self.device)
         if down is not None:
-            yield LayerSite.NEURONS, _Place(_follow(self.layer, down), "input")
-        yield LayerSite.MLP_OUT, _Place(self.mlp_written, "output", self.anatomy.residual_scale)
+            yield LayerSite.NEURONS, _Place(_follow(self.layer, down), "input", self.device)
+        yield LayerSite.MLP_OUT, _Place(self.mlp_written, "output", self.device, self.anatomy.residual_scale)
+
+    def _entering(self, rows: int) -> Tensor:
+        return unwrap(self.layer.input, rows).to(self.device)
 
     def _skip_mlp(self, path: str, value: Tensor) -> None:
         names = self.anatomy.architecture

@@ -32,6 +32,7 @@ def check(*, model_options: ModelOptions, output_options: OutputOptions) -> None
             device=model_options.device,
             dtype=model_options.dtype,
             attention=model_options.attention,
+            device_map=model_options.device_map,
             progress=then_loading(progress),
         )
         progress("running the guards", 0, 0)
