@@ -8,7 +8,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -110,8 +109,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def require_on_devices(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raise :class:`DeviceError` for weights that are on no device: offloaded, or never loaded."""
-    places = {value.device: key for key, value in reversed(tensors.items())}
-    meta = places.get(torch.device("meta"))
+    meta = next((key for key, value in tensors.items() if value.device.type == "meta"), None)
     if meta is not None:
         raise DeviceError(
             f"'{name}' keeps '{meta}' off its devices (offloaded, or never loaded). Load the whole model onto one, "

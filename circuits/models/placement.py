@@ -38,8 +38,9 @@ def resolve_map(given: object) -> DeviceMap | None:
 
 
 def _devices(given: object, name: str) -> dict[str, str]:
-    if not isinstance(given, Mapping) or not given:
-        raise FormatError(f"{name} holds a {type(given).__name__}; expected an object of modules and their devices.")
+    if not isinstance(given, Mapping) or not cast("Mapping[Any, Any]", given):
+        kind = type(cast("object", given)).__name__
+        raise FormatError(f"{name} holds a {kind}; expected an object of modules and their devices.")
     return {str(module): _device(str(module), each) for module, each in cast("Mapping[Any, Any]", given).items()}
 
 
