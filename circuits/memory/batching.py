@@ -88,8 +88,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
-def budget_of(device: torch.device, memory: str) -> MemoryBudget:
-    """Turn what a user said about memory into a budget; see :func:`~circuits.memory.memory_plan.parse_budget`."""
+def budget_of(device: torch.device, memory: str, *, alone: bool = True) -> MemoryBudget:
+    """Turn what a user said about memory into a budget; see :func:`~circuits.memory.memory_plan.parse_budget`.
+
+    Beside other devices nothing waits in the host's memory, from where it comes back to one.
+    """
     free = free_memory(device)
     if device.type == "cpu":
         share = min(int(_SHARE_OF_HOST * free), shared_memory() // 3)
@@ -97,6 +100,6 @@ def budget_of(device: torch.device, memory: str) -> MemoryBudget:
         limit = parse_budget(memory, free, default=_SHARE_OF_HOST)
         return replace(_ON_CPU, limit=limit, modest=modest)
     limit = parse_budget(memory, free, default=_SHARE_OF_DEVICE)
-    own = hasattr(torch.get_device_module(device), "mem_get_info")
+    own = alone and hasattr(torch.get_device_module(device), "mem_get_info")
     host = int(_SHARE_OF_HOST * host_memory()) if own else 0
     return replace(_ON_DEVICE, limit=limit, host=host)

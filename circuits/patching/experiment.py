@@ -103,11 +103,10 @@ class PatchingExperiment:
     def _planned(self, pairs: Sequence[TokenPair]) -> MemoryPlan:
         anatomy, runs = self.tracer.anatomy, 2 if self.options.ablation.by_runs else 3
         prompts = [PromptSize(len(pair.clean) - shared, shared) for pair in pairs for shared in (self._shared([pair]),)]
-        budget = budget_of(anatomy.device, self.resources.memory)
         return plan_memory(
             ModelSizes.of(anatomy),
             prompts,
-            budget if anatomy.one_device else replace(budget, host=0),  # what waits there comes back to one device
+            budget_of(anatomy.device, self.resources.memory, alone=anatomy.one_device),
             runs=runs,
             batch_size=self.resources.batch_size,
             checkpointing=self.resources.checkpointing,

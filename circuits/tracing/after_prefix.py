@@ -4,9 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from transformers import DynamicCache
+
+from circuits.memory.needs import LONG_MASK
 
 _AT_ONCE = 256
 """Rows of a mask that are looked at together."""
@@ -67,6 +71,11 @@ class AttentionAfterPrefix(TorchFunctionMode):
             once = mask.flatten(0, -3)[0]
             self._numbers = torch.zeros_like(once, dtype=like.dtype).masked_fill_(~once, -torch.inf)
         return self._numbers.expand(mask.shape)
+
+
+def has_long_mask(ids: Int[Tensor, "row pos"], cache: DynamicCache | None) -> bool:
+    """Return whether a mask over cached positions and those that follow takes memory to speak of."""
+    return cache is not None and ids.shape[1] * (ids.shape[1] + cache.get_seq_length()) >= LONG_MASK
 
 
 def _is_triangle(mask: Tensor, missing: int) -> bool:

@@ -22,9 +22,8 @@ from circuits.adapters.forms import Form, forms_of, keywords_of, logits_of, rewr
 from circuits.adapters.mlp_parts import down_projections
 from circuits.adapters.rules import BackwardRules
 from circuits.errors import GuardError, UsageError
-from circuits.memory.needs import LONG_MASK
 from circuits.models.in_memory import second_view
-from circuits.tracing.after_prefix import AttentionAfterPrefix
+from circuits.tracing.after_prefix import AttentionAfterPrefix, has_long_mask
 from circuits.tracing.backward import RulesAtWork
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
@@ -141,7 +140,7 @@ class Tracer:
             with (
                 self._positions.kept(),
                 torch.set_grad_enabled(gradients),
-                AttentionAfterPrefix() if _has_long_mask(ids, cache) else nullcontext(),
+                AttentionAfterPrefix() if has_long_mask(ids, cache) else nullcontext(),
                 self.rules.on() if self.rules is not None and gradients else nullcontext(),
                 self._model.trace(ids, **keywords) as trace,
             ):
@@ -374,11 +373,6 @@ class _LayerEnvoys:
             # What the first module puts out goes through activations only, and is then thrown away.
             self.mlp.skip(self.forms[path].wrap(value))
         self.mlp_end.skip(self.forms[names.mlp_output or path].wrap(value))
-
-
-def _has_long_mask(ids: Int[Tensor, "row pos"], cache: DynamicCache | None) -> bool:
-    """Return whether a mask over cached positions and those that follow takes memory to speak of."""
-    return cache is not None and ids.shape[1] * (ids.shape[1] + cache.get_seq_length()) >= LONG_MASK
 
 
 def _follow(envoy: Any, path: str) -> Any:
