@@ -61,6 +61,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name.lower())
 
 
+def by_number(number: int) -> str:
+    """Return the name of a device that is given by its number alone, as in device maps."""
+    return f"cuda:{number}"
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype | None:
     """Turn a format's name into torch's; ``auto`` is float32 on the CPU, elsewhere None: the model's own."""
     require_kind(name, str, "the dtype", f"auto, {', '.join(_DTYPES)}.")

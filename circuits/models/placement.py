@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from circuits.errors import DeviceError, FormatError, UsageError
 from circuits.files.documents import read_json
-from circuits.models.devices import resolve_device
+from circuits.models.devices import by_number, resolve_device
 
 BY_ACCELERATE = ("auto", "balanced")
 
@@ -45,11 +45,10 @@ def _devices(given: object, name: str) -> dict[str, str]:
 
 
 def _device(module: str, given: object) -> str:
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = f"cuda:{given}"
     if given in ("disk", "meta"):
         raise DeviceError(
             f"the device map puts '{module}' on {given}; expected all weights on devices. Give it a device, or use "
             "`--dtype bfloat16` or a smaller model."
         )
-    return str(resolve_device(cast("str", given)))
+    numbered = isinstance(given, int) and not isinstance(given, bool)
+    return str(resolve_device(by_number(given) if numbered else cast("str", given)))
