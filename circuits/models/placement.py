@@ -50,5 +50,6 @@ def _device(module: str, given: object) -> str:
             f"the device map puts '{module}' on {given}; expected all weights on devices. Give it a device, or use "
             "`--dtype bfloat16` or a smaller model."
         )
-    numbered = isinstance(given, int) and not isinstance(given, bool)
-    return str(resolve_device(by_number(given) if numbered else cast("str", given)))
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = by_number(given)
+    return str(resolve_device(cast("str", given)))
