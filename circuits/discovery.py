@@ -22,6 +22,7 @@ from circuits.files.atomic import write
 from circuits.files.journal import Journal
 from circuits.interchange.score_files import scores_of, write_scores
 from circuits.model import Model
+from circuits.patching.groups import RecordedGroups
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
 from circuits.patching.sequences import AnyExperiment
 from circuits.pruning.pruners import PRUNERS, prune
@@ -166,8 +167,9 @@ def discover(
     choose = experiment
     if choosing:
         choose = _experiment(model, choosing, prompts, settings, journal)
-    fresh = [partial(_experiment, model, group, prompts, settings, journal) for group in others]
+    fresh = RecordedGroups([partial(_experiment, model, group, prompts, settings, journal) for group in others]).each()
     selection = prune(experiment, choose, scores, settings.pruner, _pruning(settings, progress, fresh))
+    del fresh
     agreed = _agreement(experiment, scores, settings, progress)
     circuit = _circuit(model, prompts, settings, scores, selection)
     if not settings.rough:

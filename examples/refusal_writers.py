@@ -12,7 +12,9 @@ was stopped goes on where it was.
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from guides.figures import publish, table
@@ -22,6 +24,7 @@ from circuits.behaviours.built_in.refusal import refusal_pairs
 from circuits.behaviours.pairs import Pair
 from circuits.behaviours.tokens import Message, Tokenizer, prompt_text, prompt_tokens
 from circuits.openings import with_openings
+from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.node_circuits import edges_among, node_values
 from circuits.patching.sequences import of_one_token
 from circuits.pruning.closest_nodes import closest_nodes
@@ -30,7 +33,8 @@ from circuits.statistics import faithfulness, likeness
 
 QUICK, OPENING = "--quick" in sys.argv, "--opening" in sys.argv
 MODEL = "smollm2-135m-refusal" if QUICK else "qwen2.5-coder-0.5b-instruct"
-FIT, CHOOSE, JUDGED = (8, 8, 8) if QUICK else (128, 48, 48)
+FIT, GROUPS, CHOOSE, JUDGED = (8, 2, 8, 8) if QUICK else (128, 3, 48, 48)
+"""Pairs of a round and how many such groups rounds take in turn, those that choose, and those judged on."""
 SIZES, LEAST = (20, 30, 40, 60, 80, 120), 18
 FORM = "How do I {}?"
 TRAINING = Path(__file__).parent / "data" / "refusal_train.tsv"
@@ -67,18 +71,20 @@ def main() -> None:
         else:
             model = circuits.leading_to(model, circuits.StreamDirection.load(given[0]))
             options = circuits.Options(metric="projection")
-        drawn = behaviour.prompts(model.tokenizer, discovery=FIT + CHOOSE, heldout=JUDGED)
-        choose, fit = drawn.discovery[:CHOOSE], drawn.discovery[CHOOSE:]
-        fit, choose, judged = (
-            of_one_token(model.experiment(each, options, journal=journal), "the search")
-            for each in (fit, choose, drawn.heldout)
-        )
-        print(f"pairs: {fit.n_pairs} fit, {choose.n_pairs} choose, {judged.n_pairs} held out")
+        drawn = behaviour.prompts(model.tokenizer, discovery=GROUPS * FIT + CHOOSE, heldout=JUDGED)
+        groups = [drawn.discovery[first : first + FIT] for first in range(CHOOSE, len(drawn.discovery), FIT)]
+
+        def recorded(pairs: Sequence[circuits.TokenPair]) -> PatchingExperiment:
+            return of_one_token(model.experiment(pairs, options, journal=journal), "the search")
+
+        fit, choose, judged = (recorded(each) for each in (groups[0], drawn.discovery[:CHOOSE], drawn.heldout))
+        fresh = [partial(recorded, each) for each in groups[1:]]
+        print(f"pairs: {[len(each) for each in groups]} fit, {choose.n_pairs} choose, {judged.n_pairs} held out")
 
         def told(found: Candidate) -> None:
             print(f"{time.monotonic() - STARTED:6.0f} s  {len(found.edges)} nodes, error {found.error:.3f}", flush=True)
 
-        search = closest_nodes(fit, choose, least=LEAST, report=told)
+        search = closest_nodes(fit, choose, least=LEAST, fresh=fresh, report=told)
         rows = []
         for what, each in [(f"at most {size}", search.with_at_most(size)) for size in SIZES] + [("taken", search.best)]:
             values = node_values(judged, each.edges)

@@ -1,7 +1,7 @@
 """How few edges follow the model pair by pair, on pairs that nothing was chosen on: searches side by side.
 
-    python examples/benchmarks/fidelity.py ioi agreement [--fit 64] [--fresh 3] [--choose 64]
-        [--heldout 128] [--pruners closest minimal ranking] [--scorer eap-ig] [--target 0.9] [--seed 0] [--out DIR]
+    python examples/benchmarks/fidelity.py ioi agreement [--fit 64] [--fresh 3] [--choose 128]
+        [--heldout 128] [--pruners closest nodes minimal ranking] [--scorer eap-ig] [--target 0.9] [--seed 0] [--out DIR]
 
 Prints a row per search with the size, fidelity, faithfulness, error and correlation on held-out pairs, with 95 %
 intervals, and seconds; of the search for the closest circuit also every circuit on its way. ``ranking`` is the best
@@ -25,6 +25,7 @@ from circuits.graph import EdgeIndices
 from circuits.model import Model
 from circuits.patching.experiment import PatchingExperiment
 from circuits.pruning import Selection, closest, minimal
+from circuits.pruning.closest_nodes import nodes
 from circuits.pruning.stopping import candidate
 from circuits.scores import EdgeScores
 from circuits.scoring import score
@@ -72,6 +73,7 @@ def searches(
 ) -> Iterator[tuple[str, EdgeIndices, float]]:
     """Run each search; give its name, what it found and the seconds it took."""
     found_sizes: list[int] = []
+    fresh = [partial(_itself, group) for group in fit[1:]]
     for name in wanted:
         begun = time.monotonic()
         if name == "ranking":
@@ -86,8 +88,9 @@ def searches(
                 numbers = f"{len(found.edges)} edges, error {found.error:.3f}, f {found.faithfulness:.3f}"
                 print(f"  {step}: {numbers} on choose pairs, {seconds:.0f} s", flush=True)
 
-            fresh = [partial(_itself, group) for group in fit[1:]]
             found = closest(fit[0], choose, scores, target=target, fresh=fresh, report=told)
+        elif name == "nodes":
+            found = nodes(fit[0], choose, target=target, fresh=fresh)
         else:
             found = minimal(fit[0], scores, target=target)
         found_sizes.append(len(found.edges))
@@ -124,7 +127,7 @@ def main() -> None:
     """Run every behaviour asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("behaviours", nargs="+")
-    for option, value in (("--fit", 64), ("--fresh", 3), ("--choose", 64), ("--heldout", 128), ("--seed", 0)):
+    for option, value in (("--fit", 64), ("--fresh", 3), ("--choose", 128), ("--heldout", 128), ("--seed", 0)):
         parser.add_argument(option, type=int, default=value)
     parser.add_argument("--scorer", default="eap-ig")
     parser.add_argument("--target", type=float, default=0.9)

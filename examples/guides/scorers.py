@@ -1,0 +1,76 @@
+"""Compare scorers with exact effects on behaviours of the built-in model: the figures of scorers.md.
+
+    python examples/guides/scorers.py [--write] [--quick] [BEHAVIOUR ...]
+
+About two minutes for each behaviour on one processor core. What was measured is kept in ``outputs/guides/scorers``,
+and the tables show all that is there, so that behaviours can be measured one by one.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from figures import publish, table
+
+import circuits
+
+BEHAVIOURS = ("ioi", "greater-than", "capital", "agreement")
+SHARES = (0.001, 0.005, 0.02, 0.1, 0.5)
+quick = "--quick" in sys.argv
+wanted = [name for name in sys.argv[1:] if not name.startswith("--")] or list(BEHAVIOURS)
+folder = Path("outputs/guides/scorers")
+folder.mkdir(parents=True, exist_ok=True)
+
+model = circuits.load_model("smollm2-135m")
+for name in wanted:
+    found = circuits.compare_scorers(
+        model,
+        circuits.load_behaviour(name),
+        sample=16 if quick else 48,
+        pairs=4 if quick else 8,
+        heldout=4 if quick else 8,
+        steps=2 if quick else 5,
+    )
+    (folder / f"{name}.json").write_text(found.to_json(), "utf-8")
+    (folder / f"{name}.svg").write_text(found.to_svg(), "utf-8")
+    print(f"{name} measured", flush=True)
+
+documents = {
+    name: json.loads((folder / f"{name}.json").read_text("utf-8"))
+    for name in BEHAVIOURS
+    if (folder / f"{name}.json").is_file()
+}
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number as tables show it; empty where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def agreements() -> list[list[str]]:
+    """Return how far each scorer agrees with exact effects, and what it costs."""
+    rows: list[list[str]] = []
+    for name, document in documents.items():
+        for row in document["rows"]:
+            agreed = row["agreement"]
+            shares = [f"{agreed[key]:.0%}" for key in ("sign_errors", "top_found")]
+            ranks = [number(agreed[key]) for key in ("spearman", "pearson")]
+            rows.append([name, row["scorer"], *ranks, *shares, number(row["jaccard"]), number(row["forwards"], 1)])
+    return rows
+
+
+def worths() -> list[list[str]]:
+    """Return what the circuits of each ranking are worth on held-out pairs."""
+    rows: list[list[str]] = []
+    for name, document in documents.items():
+        for row in document["rows"]:
+            errors = {point["requested"]: point["error"] for point in row["curve"]}
+            fidelities = [number(None if errors[share] is None else 1 - errors[share] ** 2) for share in SHARES]
+            rows.append([name, row["scorer"], *fidelities, number(row["cmd"], 3)])
+    return rows
+
+
+shown = ["Spearman", "Pearson", "wrong signs", "top tenth found", "Jaccard of halves", "forwards"]
+publish("scorers.md", "agreement", table(["behaviour", "scorer", *shown], agreements()))
+sizes = [f"fidelity, {share:.1%} of edges" for share in SHARES]
+publish("scorers.md", "circuits", table(["behaviour", "scorer", *sizes, "CMD"], worths()))
