@@ -1,11 +1,12 @@
 """How few edges follow the model pair by pair, on pairs that nothing was chosen on: searches side by side.
 
     python examples/benchmarks/fidelity.py ioi agreement [--fit 64] [--fresh 3] [--choose 128]
-        [--heldout 128] [--pruners closest nodes minimal ranking] [--scorer eap-ig] [--target 0.9] [--seed 0] [--out DIR]
+        [--heldout 128] [--pruners closest nodes minimal ranking] [--scorer eap-ig] [--target 0.9] [--seed 0]
+        [--out DIR]
 
 Prints a row per search with the size, fidelity, faithfulness, error and correlation on held-out pairs, with 95 %
 intervals, and seconds; of the search for the closest circuit also every circuit on its way. ``ranking`` is the best
-edges by |score| alone: as many as each search before it found, then more and more until they reach the target.
+edges by |score| alone: as many as each search before it found, and more and more until they reach the target.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def searches(
         begun = time.monotonic()
         if name == "ranking":
             ranked = scores.ranked(by_magnitude=True)
-            sizes = sorted({*found_sizes, *(size for size in SIZES if size > max(found_sizes, default=0))})
+            sizes = sorted({*found_sizes, *(size for size in SIZES if size > min(found_sizes, default=0))})
             yield from ((f"best {size}", np.sort(ranked[:size]), 0.0) for size in sizes)
             continue
         if name == "closest":
