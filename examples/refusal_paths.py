@@ -27,7 +27,7 @@ from circuits.steering.recording import auc
 QUICK = "--quick" in sys.argv
 MODEL = "smollm2-135m-refusal" if QUICK else "qwen2.5-coder-0.5b-instruct"
 NODES = (
-    "a17.h0 m16 m18"
+    "m0 a14.h0 m16"
     if QUICK
     else "m0 m3 m7 a10.h7 a10.h11 a10.h12 m11 a12.h2 m12 m13 a14.h2 a14.h5 a14.h7 a14.h10 a14.h13 m14 m15"
 ).split()
