@@ -10,13 +10,13 @@ edges by |score| alone: as many as each search before it found, and more and mor
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from measuring import Figures, report
 
 import circuits
 from circuits.behaviours import clusters_of, load_behaviour
@@ -124,24 +124,24 @@ def run(model: Model, name: str, options: argparse.Namespace) -> list[dict[str, 
     return rows
 
 
-def shown(rows: Sequence[dict[str, object]], target: float) -> str:
+def shown(rows: Sequence[dict[str, object]], target: float) -> Figures:
     """Return a table of the searches, and of the best edges of as many as each and of the first that reach the target.
 
     By their fidelity alone: the rankings' faithfulness comes close to 1 later, if it does.
     """
     headings = ("behaviour", "search", "edges", "nodes", "fidelity", "f", "correlation", "agreement")
-    lines: list[list[str]] = []
+    lines: list[tuple[str, ...]] = []
     for name in dict.fromkeys(row["behaviour"] for row in rows):
         own = [row for row in rows if row["behaviour"] == name]
         found = {row["edges"] for row in own if not str(row["search"]).startswith("best")}
         ranked = [row for row in own if str(row["search"]).startswith("best")]
         first = next((row for row in ranked if float(str(row["fidelity"]).split()[0]) >= target), None)
         lines += [
-            [f"{row[key]:,}" if isinstance(row[key], int) else str(row[key]) for key in headings]
+            tuple(f"{row[key]:,}" if isinstance(row[key], int) else str(row[key]) for key in headings)
             for row in own
             if row not in ranked or row["edges"] in found or row is first
         ]
-    return table(headings, lines)
+    return Figures("circuits on held-out pairs", headings, lines)
 
 
 def main() -> None:
@@ -158,9 +158,7 @@ def main() -> None:
     model = circuits.load_model()
     rows = [row for name in options.behaviours for row in run(model, name, options)]
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "fidelity.json").write_text(json.dumps(rows, indent=1))
-        (options.out / "fidelity.md").write_text(shown(rows, options.target))
+        report("fidelity", options.out, {"rows": rows}, shown(rows, options.target))
 
 
 if __name__ == "__main__":
