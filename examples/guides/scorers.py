@@ -2,8 +2,8 @@
 
     python examples/guides/scorers.py [--write] [--quick] [BEHAVIOUR ...]
 
-About two minutes for each behaviour on one processor core. What was measured is kept in ``outputs/guides/scorers``,
-and the tables show all that is there, so that behaviours can be measured one by one.
+Some minutes for each behaviour on one processor core. What was measured is kept in ``outputs/guides/scorers``, and the
+tables show all that is there, so that behaviours can be measured one by one.
 """
 
 import json
