@@ -32,7 +32,8 @@ _TOP = 'circuits.DiscoverySettings.quick(scorer="eap", pruner="top", size=60, pa
 _SMALL = {
     "first_circuit": f"settings = {_TOP}",
     "own_prompts": f'from pathlib import Path\nfolder = Path("outputs")\nn_patched = 2\nsettings = {_TOP}',
-    "refusal": "n_patched, n_acted = 2, 4\nsearch = circuits.SearchSettings(pairs=4, choose=4, candidates=1, draws=1, positions=1)\n"
+    "refusal": "n_patched, n_acted = 2, 4\n"
+    "search = circuits.SearchSettings(pairs=4, choose=4, candidates=1, draws=1, positions=1)\n"
     f"settings = {_TOP}",
     "comparing_models": f"settings = refusal_settings = {_TOP}\n"
     'requests = {"requests": circuits.load_behaviour("requests.jsonl")}\n'
