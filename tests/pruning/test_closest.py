@@ -10,6 +10,8 @@ from circuits.builder import build_graph
 from circuits.errors import UsageError
 from circuits.files.journal import NOWHERE
 from circuits.graph import Edge, EdgeIndices, ModelShape
+from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options
 from circuits.patching.protocol import Progress, no_progress
 from circuits.pruning import Selection, closest
 from circuits.pruning.residuals import Residuals, greedily
@@ -18,6 +20,7 @@ from circuits.pruning.stopping import Candidate, allowed, candidate, chosen
 from circuits.scoring import score
 from circuits.statistics import error, faithfulness, fidelity
 from circuits.vocabulary import Metric, ScorerName
+from tests.subjects import double_of, random_pairs
 from tests.toy import LinearToy, mean_and_sd, planted_toy
 
 SHAPE = ModelShape(n_layers=4, n_heads=4, n_kv_heads=2, d_model=8, d_head=2)
@@ -346,3 +349,26 @@ def test_a_target_that_is_no_share_is_refused(target: float) -> None:
     toy = planted_toy(SHAPE, 15, seed=1, n_pairs=8)
     with pytest.raises(UsageError, match="target fidelity must be between 0 and 1"):
         closest(toy, toy, score(toy, ScorerName.EAP), target=target)
+
+
+def test_where_no_circuit_of_the_best_edges_will_do_the_search_begins_with_those_among_few_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    subject = double_of("llama")
+    fit, choose = (
+        PatchingExperiment(subject.tracer, subject.graph, random_pairs(8, 6, seed=seed), Options()) for seed in (0, 1)
+    )
+    scores = score(fit, ScorerName.EAP)
+    alone = closest(fit, choose, scores)
+    module = importlib.import_module("circuits.pruning.closest")
+    monkeypatch.setattr(module, "_START", 4)
+    monkeypatch.setattr(module, "_HOPELESS", 10.0)
+    few = np.sort(scores.ranked(by_magnitude=True)[:4])
+    mask = np.zeros(subject.graph.n_edges, dtype=bool)
+    mask[few] = True
+    assert not candidate(choose, few, choose.circuits([mask])[0]).reaches(0.9)
+    found = closest(fit, choose, scores)
+    assert alone.reached
+    assert found.reached
+    assert len(found.edges) > len(few)
+    assert found.proposed > len(few)
