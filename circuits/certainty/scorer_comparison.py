@@ -173,17 +173,20 @@ def compare_scorers(
 
 
 def ensemble(scores: Sequence[EdgeScores]) -> EdgeScores:
-    """Return the mean of scorers' ranks by |score|, as a share of all edges; its sign is that of most of them.
+    """Return edges by the mean of scorers' ranks by |score|; an edge's sign is that of most of them.
 
-    1 is the best edge of every ranking. Ties share their mean rank.
+    An edge's size is what the scorers give the edge of that rank in the mean, each as a share of its largest: where
+    sizes are divided (among the heads of a group, by MIB's rule) ranks alone would put all such edges last.
     """
     from scipy import stats
 
     rank: Any = stats.rankdata
     graph = scores[0].graph
-    ranks = np.mean([rank(np.abs(each.values)) / graph.n_edges for each in scores], axis=0)
+    ranks = rank(np.mean([rank(np.abs(each.values)) for each in scores], axis=0))
+    sizes = np.mean([np.sort(np.abs(each.values)) / max(np.abs(each.values).max(), 1e-30) for each in scores], axis=0)
     signs = np.sign(np.sum([np.sign(each.values) for each in scores], axis=0))
-    return EdgeScores(graph, ranks * np.where(signs == 0, 1, signs), ENSEMBLE, measured=False, n=scores[0].n)
+    values = np.interp(ranks, np.arange(1, len(sizes) + 1), sizes) * np.where(signs == 0, 1, signs)
+    return EdgeScores(graph, values, ENSEMBLE, measured=False, n=scores[0].n)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from circuits.drawing.dot import circuit_keys, line_style, strengths
 from circuits.drawing.render import ImageFormat, image
 from circuits.errors import UsageError
 from circuits.files.atomic import write
-from circuits.graph import Edge, NodeKind
+from circuits.graph import Edge, EdgeIndices, NodeKind
 
 AT_MOST = 40
 """How many edges of each half are drawn, the strongest."""
@@ -51,7 +51,7 @@ def joined_dot(writers: Circuit, carried: Carried, *, summary: str = "", title: 
             f"the circuit leads to {middle}, and what is read comes from {', '.join(map(str, starts)) or 'nowhere'}; "
             "give the circuit that was found with --to the same direction."
         )
-    kept = live_edges(writers.strongest(AT_MOST))
+    kept = _on_paths(writers)
     drawn = writers.with_edges(kept, writers.scores[np.isin(writers.edges, kept)])
     read = sorted(carried, key=lambda each: -abs(each[1]))[:AT_MOST]
     largest = max((abs(share) for _, share in read), default=1.0) or 1.0
@@ -68,7 +68,7 @@ def joined_dot(writers: Circuit, carried: Carried, *, summary: str = "", title: 
     pairs = dict.fromkeys((str(shape.group_of(head)), str(head)) for head in heads if shape.group_of(head) in ends)
     heading = title if title is not None else f"{writers.behaviour.name} in {writers.model.id}, through {middle}"
     facts = [
-        f"below {middle}: the strongest {len(drawn)} of {len(writers):,} edges that lead to it",
+        f"below {middle}: the strongest {len(drawn)} of {len(writers):,} edges that are on a path to it",
         f"above: the {len(read)} edges that carry most of it to the logits",
         *([summary] if summary else []),
     ]
@@ -76,6 +76,17 @@ def joined_dot(writers: Circuit, carried: Carried, *, summary: str = "", title: 
     table = legend(heading, facts, circuit_keys(drawn), notes)
     order = sorted(dict.fromkeys(ends), key=lambda node: (node.layer, node.kind, node.index))
     return nodes_dot(order, shape, lines, table, groups=list(pairs))
+
+
+def _on_paths(circuit: Circuit) -> EdgeIndices:
+    """Return the strongest edges that are on a path of such edges, up to ``AT_MOST``, or the fewest that make a path."""
+    found = circuit.edges[:0]
+    for count in range(1, len(circuit) + 1):
+        kept = live_edges(circuit.strongest(count))
+        if len(kept) > AT_MOST:
+            return found if len(found) else kept
+        found = kept
+    return found
 
 
 def _line(edge: Edge, value: float, strength: float, said: str) -> Line:

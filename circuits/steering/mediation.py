@@ -97,7 +97,9 @@ class Mediation:
 
     def draw(self, writers: Circuit, path: str | Path) -> None:
         """Draw what reads the direction behind a circuit that leads to it; see :mod:`circuits.drawing.joined`."""
-        draw_joined(writers, self.drawn, path, summary=self.describe())
+        own = self.parts[0]
+        summary = f"the direction carries {_both(own)} of the gap of {self.gap:.2f} ({self.metric}, {self.n} pairs)"
+        draw_joined(writers, self.drawn, path, summary=summary)
 
     def describe(self) -> str:
         """Return in a sentence how much the direction mediates."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from circuits.patching.experiment import PatchingExperiment
-from circuits.patching.groups import RecordedGroups
+from circuits.patching.recorded_groups import RecordedGroups
 from circuits.patching.measurement import Options, Resources
 from tests.subjects import Subject, double_of, random_pairs
 
