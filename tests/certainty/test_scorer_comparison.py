@@ -104,11 +104,12 @@ def scores_of(values: list[float]) -> EdgeScores:
     return EdgeScores(ToyExperiment().graph, np.array(values), "made up", measured=False)
 
 
-def test_an_ensemble_is_the_mean_rank_with_the_sign_of_most() -> None:
+def test_an_ensemble_has_the_order_of_mean_ranks_with_the_sign_of_most_and_the_sizes_of_its_members() -> None:
     first, second, third = [1, 2, 3, 4, 5, 6, 7, 8], [-8, 7, -6, 5, 4, 3, 2, 1], [1, 2, -3, 4, 5, 6, 7, 8]
     found = ensemble([scores_of([float(v) for v in each]) for each in (first, second, third)])
-    expected = np.array([10, 11, -12, 13, 14, 15, 16, 17]) / 24
-    np.testing.assert_allclose(found.values, expected)
+    np.testing.assert_allclose(found.values, np.array([1, 2, -3, 4, 5, 6, 7, 8]) / 8)
+    steep = ensemble([scores_of([2.0**v for v in first]), scores_of([2.0**v for v in third])])
+    np.testing.assert_allclose(np.abs(steep.values[[6, 7]]), [0.5, 1])
 
 
 def test_halves_agree_as_far_as_their_best_edges_do() -> None:
