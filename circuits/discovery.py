@@ -22,8 +22,8 @@ from circuits.files.atomic import write
 from circuits.files.journal import Journal
 from circuits.interchange.score_files import scores_of, write_scores
 from circuits.model import Model
-from circuits.patching.recorded_groups import RecordedGroups
 from circuits.patching.protocol import StageProgress, no_stages, of_stage
+from circuits.patching.recorded_groups import RecordedGroups
 from circuits.patching.sequences import AnyExperiment
 from circuits.pruning.pruners import PRUNERS, prune
 from circuits.pruning.selection import PrunerSettings, Selection

@@ -79,7 +79,7 @@ def joined_dot(writers: Circuit, carried: Carried, *, summary: str = "", title: 
 
 
 def _on_paths(circuit: Circuit) -> EdgeIndices:
-    """Return the strongest edges that are on a path of such edges, up to ``AT_MOST``, or the fewest that make a path."""
+    """Return the strongest edges on paths of such edges, up to ``AT_MOST``, or the fewest that make a path."""
     found = circuit.edges[:0]
     for count in range(1, len(circuit) + 1):
         kept = live_edges(circuit.strongest(count))

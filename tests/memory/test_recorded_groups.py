@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from circuits.patching.experiment import PatchingExperiment
-from circuits.patching.recorded_groups import RecordedGroups
 from circuits.patching.measurement import Options, Resources
+from circuits.patching.recorded_groups import RecordedGroups
 from tests.subjects import Subject, double_of, random_pairs
 
 PAIRS = 3

@@ -114,3 +114,18 @@ def test_what_cannot_be_exchanged_is_refused(behaviour: Behaviour) -> None:
         mediate(whole, towards, behaviour, readers=-1, draws=2)
     with pytest.raises(UsageError, match="has 7 numbers"):
         mediate(whole, StreamDirection(np.ones(7), 1), behaviour)
+
+
+def test_of_writers_whose_strongest_edges_make_no_path_those_that_do_are_drawn(
+    behaviour: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, towards = model(FAMILY), direction(FAMILY, LAYER)
+    found = mediate(whole, towards, behaviour, pairs=6, readers=2, draws=0)
+    cut = leading_to(whole, towards)
+    edges = cut.graph.indices(["input->m0", "m0->m1", "m0->resid2", "m1->resid2"])
+    info, how = BehaviourInfo("letters", "projection", "length"), Method("exact", "top")
+    writers = Circuit(cut.info, info, how, np.sort(edges), np.array([0.1, 3.0, 0.5, 2.0]))
+    assert str(writers.edge_list[0]) == "input->m0"
+    monkeypatch.setattr("circuits.drawing.joined.AT_MOST", 2)
+    found.draw(writers, tmp_path / "joined.dot")
+    assert 'id="edge:input->m0"' in (tmp_path / "joined.dot").read_text()
