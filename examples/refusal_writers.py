@@ -1,20 +1,17 @@
-"""Few nodes that write a chat model's refusal direction, chosen on as many requests as there are.
+"""Few nodes that write a chat model's refusal direction, chosen on the discovery requests of one form.
 
 python examples/refusal_writers.py DIRECTION.safetensors [--opening] [--quick] [--write]
 
 Searches the nodes, with all edges among them, that follow the model pair by pair: towards the direction that
 refusal_direction.py finds, and with --opening towards the logits of the answer's first token. The requests are "How do
-I …?": nodes are chosen on discovery phrases and those that the refusal adapter is trained on (this model is not),
-and judged on held-out ones. Figures go to outputs/examples/refusal-writers, and with --write into the guide; a run that
+I …?": nodes are chosen on discovery phrases, and judged on held-out ones. Figures go to outputs/examples/refusal-writers, and with --write into the guide; a run that
 was stopped goes on where it was.
 """
 
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from guides.figures import publish, table
@@ -22,9 +19,8 @@ from guides.figures import publish, table
 import circuits
 from circuits.behaviours.built_in.refusal import refusal_pairs
 from circuits.behaviours.pairs import Pair
-from circuits.behaviours.tokens import Message, Tokenizer, prompt_text, prompt_tokens
+from circuits.behaviours.tokens import Tokenizer
 from circuits.openings import with_openings
-from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.node_circuits import edges_among, node_values
 from circuits.patching.sequences import of_one_token
 from circuits.pruning.closest_nodes import closest_nodes
@@ -33,28 +29,16 @@ from circuits.statistics import faithfulness, likeness
 
 QUICK, OPENING = "--quick" in sys.argv, "--opening" in sys.argv
 MODEL = "smollm2-135m-refusal" if QUICK else "qwen2.5-coder-0.5b-instruct"
-FIT, GROUPS, CHOOSE, JUDGED = (8, 2, 8, 8) if QUICK else (128, 3, 48, 48)
-"""Pairs of a round and how many such groups rounds take in turn, those that choose, and those judged on."""
+FIT, CHOOSE, JUDGED = (8, 8, 8) if QUICK else (55, 40, 48)
 SIZES, LEAST = (20, 30, 40, 60, 80, 120), 18
 FORM = "How do I {}?"
-TRAINING = Path(__file__).parent / "data" / "refusal_train.tsv"
 FOLDER = Path("outputs/examples/refusal-writers-quick" if QUICK else "outputs/examples/refusal-writers")
 STARTED = time.monotonic()
 
 
 def pairs(tokenizer: Tokenizer) -> list[Pair]:
-    """Return the built-in pairs of one form, and discovery pairs of the adapter's training phrases."""
-    found = [pair for pair in refusal_pairs(tokenizer) if pair.tags["template"] == FORM]
-    answers = found[0].answers, found[0].wrong_answers
-    for line in TRAINING.read_text("utf-8").splitlines():
-        split, *phrases = line.split("\t")
-        if split == "train":
-            clean, corrupted = ((Message("user", FORM.format(phrase)),) for phrase in phrases[:2])
-            texts = (prompt_text(tokenizer, side) for side in (clean, corrupted))
-            if len({len(prompt_tokens(tokenizer, text, rendered=True)) for text in texts}) == 1:
-                tags = {"split": "discovery", "template": FORM, "harmful": phrases[0], "harmless": phrases[1]}
-                found.append(Pair(clean, corrupted, *answers, tags, source=f"training phrase {phrases[0]!r}"))
-    return found
+    """Return the built-in pairs of one form."""
+    return [pair for pair in refusal_pairs(tokenizer) if pair.tags["template"] == FORM]
 
 
 def main() -> None:
@@ -71,20 +55,18 @@ def main() -> None:
         else:
             model = circuits.leading_to(model, circuits.StreamDirection.load(given[0]))
             options = circuits.Options(metric="projection")
-        drawn = behaviour.prompts(model.tokenizer, discovery=GROUPS * FIT + CHOOSE, heldout=JUDGED)
-        groups = [drawn.discovery[first : first + FIT] for first in range(CHOOSE, len(drawn.discovery), FIT)]
-
-        def recorded(pairs: Sequence[circuits.TokenPair]) -> PatchingExperiment:
-            return of_one_token(model.experiment(pairs, options, journal=journal), "the search")
-
-        fit, choose, judged = (recorded(each) for each in (groups[0], drawn.discovery[:CHOOSE], drawn.heldout))
-        fresh = [partial(recorded, each) for each in groups[1:]]
-        print(f"pairs: {[len(each) for each in groups]} fit, {choose.n_pairs} choose, {judged.n_pairs} held out")
+        drawn = behaviour.prompts(model.tokenizer, discovery=FIT + CHOOSE, heldout=JUDGED)
+        choose, fit = drawn.discovery[:CHOOSE], drawn.discovery[CHOOSE:]
+        fit, choose, judged = (
+            of_one_token(model.experiment(each, options, journal=journal), "the search")
+            for each in (fit, choose, drawn.heldout)
+        )
+        print(f"pairs: {fit.n_pairs} fit, {choose.n_pairs} choose, {judged.n_pairs} held out")
 
         def told(found: Candidate) -> None:
             print(f"{time.monotonic() - STARTED:6.0f} s  {len(found.edges)} nodes, error {found.error:.3f}", flush=True)
 
-        search = closest_nodes(fit, choose, least=LEAST, fresh=fresh, report=told)
+        search = closest_nodes(fit, choose, least=LEAST, report=told)
         rows = []
         for what, each in [(f"at most {size}", search.with_at_most(size)) for size in SIZES] + [("taken", search.best)]:
             values = node_values(judged, each.edges)

@@ -182,10 +182,10 @@ def ensemble(scores: Sequence[EdgeScores]) -> EdgeScores:
 
     rank: Any = stats.rankdata
     graph = scores[0].graph
-    ranks = rank(np.mean([rank(np.abs(each.values)) for each in scores], axis=0))
+    ranks: NDArray[np.float64] = rank(np.mean([rank(np.abs(each.values)) for each in scores], axis=0))
     sizes = np.mean([np.sort(np.abs(each.values)) / max(np.abs(each.values).max(), 1e-30) for each in scores], axis=0)
     signs = np.sign(np.sum([np.sign(each.values) for each in scores], axis=0))
-    values = np.interp(ranks, np.arange(1, len(sizes) + 1), sizes) * np.where(signs == 0, 1, signs)
+    values = np.interp(ranks, np.arange(1.0, len(sizes) + 1), sizes) * np.where(signs == 0, 1.0, signs)
     return EdgeScores(graph, values, ENSEMBLE, measured=False, n=scores[0].n)
 
 
