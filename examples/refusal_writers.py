@@ -4,8 +4,8 @@ python examples/refusal_writers.py DIRECTION.safetensors [--opening] [--quick] [
 
 Searches the nodes, with all edges among them, that follow the model pair by pair: towards the direction that
 refusal_direction.py finds, and with --opening towards the logits of the answer's first token. The requests are "How do
-I …?": nodes are chosen on discovery phrases, and judged on held-out ones. Figures go to outputs/examples/refusal-writers, and with --write into the guide; a run that
-was stopped goes on where it was.
+I …?": nodes are chosen on discovery phrases, and judged on held-out ones. Figures go to
+outputs/examples/refusal-writers, and with --write into the guide; a run that was stopped goes on where it was.
 """
 
 import json

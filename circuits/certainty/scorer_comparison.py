@@ -183,9 +183,12 @@ def ensemble(scores: Sequence[EdgeScores]) -> EdgeScores:
     rank: Any = stats.rankdata
     graph = scores[0].graph
     ranks: NDArray[np.float64] = rank(np.mean([rank(np.abs(each.values)) for each in scores], axis=0))
-    sizes = np.mean([np.sort(np.abs(each.values)) / max(np.abs(each.values).max(), 1e-30) for each in scores], axis=0)
+    shares = [np.sort(np.abs(each.values)) / max(float(np.abs(each.values).max()), 1e-30) for each in scores]
+    sizes: NDArray[np.float64] = np.mean(shares, axis=0)
     signs = np.sign(np.sum([np.sign(each.values) for each in scores], axis=0))
-    values = np.interp(ranks, np.arange(1.0, len(sizes) + 1), sizes) * np.where(signs == 0, 1.0, signs)
+    values: NDArray[np.float64] = np.interp(ranks, np.arange(1.0, len(sizes) + 1), sizes) * np.where(
+        signs == 0, 1.0, signs
+    )
     return EdgeScores(graph, values, ENSEMBLE, measured=False, n=scores[0].n)
 
 
