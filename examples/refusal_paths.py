@@ -127,7 +127,7 @@ class Study:
             f"refuses goes from {first.before.describe()} to {first.after.describe()} (a random direction: "
             f"{first.describe_random()})."
         )
-        show("over-refused", said, _nodes(found))
+        show("over_refused", said, _nodes(found))
 
     def gates(self) -> None:
         """Which nodes are needed and enough on both halves of the pairs."""

@@ -22,8 +22,8 @@ from circuits.behaviours.pairs import TokenPair
 
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 NAMES = ("first_circuit", "own_prompts", "refusal", "comparing_models", "heads", "from_other_tools")
-NOT_KEPT: tuple[str, ...] = ("comparing_models", "refusal")
-"""Those whose outputs have not been made yet: ``python -m tests.notebooks NAME`` makes them."""
+NOT_KEPT: tuple[str, ...] = ()
+"""Those whose outputs are not kept yet: ``python -m tests.notebooks NAME`` makes them."""
 PATIENCE = 900
 """Seconds that a cell may take."""
 STEPS, PAIRS = 60, 48
