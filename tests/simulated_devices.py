@@ -163,7 +163,7 @@ def spread(module: nn.Module) -> nn.Module:
     for name, number in blocks.items():
         block, place = module.get_submodule(name), torch.device("cpu", number)
         add_hook_to_module(block, _OnDevice(execution_device=place))
-        for part in block.modules():
+        for part in block.modules() if name.startswith(layers) else [block]:
             for kind in (part._parameters, part._buffers):
                 tensors: Any = kind
                 tensors.update({key: placed_weight(value, place) for key, value in kind.items() if value is not None})
