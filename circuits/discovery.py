@@ -233,18 +233,19 @@ def _scored(experiment: AnyExperiment, settings: DiscoverySettings, progress: St
 def _pruning(
     settings: DiscoverySettings, progress: StageProgress, fresh: Sequence[Callable[[], AnyExperiment]]
 ) -> PrunerSettings:
-    return PrunerSettings(settings.target, settings.size, settings.prune_limit, settings.seconds, progress, fresh)
+    given = settings.target, settings.size, settings.prune_limit, settings.seconds
+    return PrunerSettings(*given, progress, fresh, settings.threshold)
 
 
 def _on_size(settings: DiscoverySettings, selection: Selection) -> list[str]:
     """Return in sentences why a circuit of the best edges has fewer than were asked for."""
     missing = settings.size - len(selection.edges)
-    if settings.pruner is not PrunerName.TOP or missing <= 0:
+    if not settings.pruner.sized or missing <= 0:
         return []
     return [
         f"{settings.size} edges were asked for (size), and the circuit has {len(selection.edges)}: the other {missing} "
         f"of the best {selection.proposed} are on no path from the input to the logits through these, so they carry "
-        "nothing."
+        "nothing. --pruner ilp takes that many that are."
     ]
 
 

@@ -26,14 +26,14 @@ class DiscoverySettings:
 
     The pruner ``closest`` looks for the fewest edges with a fidelity of ``target`` on ``choose`` pairs, none of those
     it fits circuits to: ``pairs``, and in turn ``fresh`` groups of as many others, as far as there are so many; it ends
-    with the best so far after ``seconds``. ``minimal`` looks for the fewest with
-    that faithfulness, which is quicker and agrees less pair by pair, and does not prune circuits of more than
-    ``prune_limit`` edges edge by edge. ``size`` is the number of edges of ``top``. ``sample`` edges are measured
-    exactly to check the scorer; ``verify`` is what the scorer ``verified`` looks for (by default within a budget of
-    twice as many edges as it finds); ``rough`` marks what is found as a first answer. With ``by_role`` the edges
-    searched have the token roles of the pairs (:meth:`circuits.Model.by_role`). Without ``options``: the behaviour's
-    own metric, corrupted ablation, noising.
-    ``resources`` is what measuring may use.
+    with the best so far after ``seconds``. ``minimal`` looks for the fewest with that faithfulness, which is quicker
+    and agrees less pair by pair, and does not prune circuits of more than ``prune_limit`` edges edge by edge. ``size``
+    is the number of edges of ``top``, ``greedy`` and ``ilp``; ``threshold`` the least |score| of the pruner of that
+    name, and what an edge must cost to be kept by ``acdc``. ``sample`` edges are measured exactly to check the scorer;
+    ``verify`` is what the scorer ``verified`` looks for (by default within a budget of twice as many edges as it
+    finds); ``rough`` marks what is found as a first answer. With ``by_role`` the edges searched have the token roles of
+    the pairs (:meth:`circuits.Model.by_role`). Without ``options``: the behaviour's own metric, corrupted ablation,
+    noising. ``resources`` is what measuring may use.
     """
 
     scorer: ScorerName = ScorerName.EAP_IG
@@ -52,6 +52,7 @@ class DiscoverySettings:
     sample: int = 64
     rough: bool = False
     by_role: bool = False
+    threshold: float | None = None
     options: Options | None = None
     resources: Resources = field(default_factory=Resources)
 
@@ -74,6 +75,15 @@ class DiscoverySettings:
         settle(self, least={"size": 1, "prune_limit": 0, "steps": 1, "sample": 0, "seed": 0, "fresh": 0})
         if not 0 < self.target < 1:
             raise UsageError(f"the target must be between 0 and 1, got {self.target}.")
+        if self.pruner.by_threshold and (self.threshold is None or not self.threshold > 0):
+            raise UsageError(
+                f"the pruner {self.pruner} needs a threshold above 0, in the metric's unit, got {self.threshold}. Give "
+                "one with --threshold."
+            )
+        if self.by_role and self.pruner in (PrunerName.GREEDY, PrunerName.ILP, PrunerName.ACDC):
+            raise UsageError(
+                f"the pruner {self.pruner} knows no token roles (by_role); take closest, minimal, top or threshold."
+            )
         if self.seconds is not None and not self.seconds > 0:
             raise UsageError(f"the time for pruning must be more than 0 seconds, got {self.seconds}.")
         if min(self.pairs, self.heldout) < 4:

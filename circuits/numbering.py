@@ -64,3 +64,16 @@ def edges_into(graph: ComputationalGraph, place: int, places: int = 1) -> "slice
     """Return the edges into the receivers at some places from ``place`` on: by receiver, role (if any) and sender."""
     first, last = (each * graph.shape.n_roles for each in (place, place + places))
     return slice(int(graph.offsets[first]), int(graph.offsets[last]))
+
+
+def reads_of_senders(shape: ModelShape) -> list[list[int]]:
+    """Return, for every sender, the receivers through which it reads; heads of a group share its keys and values."""
+    reads: list[list[int]] = [[]]
+    for layer in range(shape.n_layers):
+        queries, keys, values = (slot_receivers(shape, layer, slot) for slot in Slot)
+        for head in range(shape.n_heads):
+            group = head // shape.heads_per_group
+            reads.append([queries[head], keys[group], values[group]])
+        if shape.mlps:
+            reads.append([mlp_receiver(shape, layer)])
+    return reads

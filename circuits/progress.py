@@ -58,6 +58,10 @@ _PRUNING = {
     "closest": (PlannedStage("pruning", 180, counts=False),),
     "nodes": (PlannedStage("pruning", 60, counts=False),),
     "top": (),
+    "greedy": (),
+    "ilp": (PlannedStage("pruning", 20, counts=False),),
+    "threshold": (),
+    "acdc": (PlannedStage("pruning", 3000),),
 }
 """Seconds of one search for the circuit of ``ioi`` in the built-in model on a busy machine: their ratios matter."""
 

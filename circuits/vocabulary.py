@@ -150,6 +150,24 @@ class PrunerName(Choice):
     """As few edges as have the model's mean effect."""
     TOP = "top"
     """The best edges of the ranking."""
+    GREEDY = "greedy"
+    """The best edges, each into what is there already, from the end of the graph back."""
+    ILP = "ilp"
+    """The connected circuit of a size with the largest total score."""
+    THRESHOLD = "threshold"
+    """The edges of at least a score."""
+    ACDC = "acdc"
+    """What is left when every edge that costs less than a threshold is removed, one after the other."""
+
+    @property
+    def sized(self) -> bool:
+        """Whether it takes a number of edges."""
+        return self in (PrunerName.TOP, PrunerName.GREEDY, PrunerName.ILP)
+
+    @property
+    def by_threshold(self) -> bool:
+        """Whether it takes a threshold."""
+        return self in (PrunerName.THRESHOLD, PrunerName.ACDC)
 
 
 class Site(Choice):

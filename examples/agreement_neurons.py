@@ -15,6 +15,7 @@ import circuits
 QUICK, SCORER = "--quick" in sys.argv, "relp" if "relp" in sys.argv else "eap-ig"
 PAIRS = 12 if QUICK else 64
 FOLDER = Path("outputs/examples/agreement-neurons")
+FOLDER.mkdir(parents=True, exist_ok=True)
 
 files = [each for each in sys.argv[1:] if each.endswith(".json")]
 circuit = circuits.Circuit.load(files[0]) if files else None

@@ -27,7 +27,8 @@ class Search:
             metavar="|".join(PrunerName),
             help="How edges are chosen: closest, as few as follow the model pair by pair; minimal, as few as have its "
             "mean effect (quicker, fewer, further off on each pair); nodes, as few heads and MLPs, with all edges "
-            "among them; top, the best of the ranking.",
+            "among them; top, the best of the ranking; greedy, the best from the end back; ilp, the connected ones of "
+            "the largest total score; threshold; acdc, every edge removed that costs less than --threshold.",
             rich_help_panel="Search",
         ),
     ] = PrunerName.CLOSEST
@@ -61,7 +62,17 @@ class Search:
             rich_help_panel="Search",
         ),
     ] = None
-    size: Annotated[int, typer.Option(help="Edges of --pruner top.", min=1, rich_help_panel="Search")] = 200
+    size: Annotated[
+        int, typer.Option(help="Edges of the pruners top, greedy and ilp.", min=1, rich_help_panel="Search")
+    ] = 200
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Least |score| of --pruner threshold; what an edge must cost to be kept by --pruner acdc.",
+            rich_help_panel="Search",
+            show_default=False,
+        ),
+    ] = None
     prune_limit: Annotated[
         int,
         typer.Option(help="Circuits of more edges are not pruned edge by edge.", min=1, rich_help_panel="Search"),
@@ -116,6 +127,7 @@ class Search:
             scorer=scorer,
             target=self.target,
             size=self.size,
+            threshold=self.threshold,
             steps=self.steps,
             choose=self.choose,
             fresh=self.fresh,

@@ -27,6 +27,7 @@ from circuits.numbering import (
     head_senders,
     mlp_receiver,
     mlp_sender,
+    reads_of_senders,
     slot_receivers,
 )
 from circuits.passes.role_sums import RoleSums
@@ -79,7 +80,7 @@ def needed_senders(
     With roles a path may lead through edges of any. Where the base was not recorded from a run, every sender differs
     from it even with base inputs, so all are origins.
     """
-    reads = _reads_of_senders(graph)
+    reads = reads_of_senders(graph.shape)
     reached = np.full(len(graph.senders), not recorded)
     reached[list(origins)] = True
     end, roles = end_receiver(graph), graph.shape.n_roles
@@ -103,20 +104,6 @@ def first_difference(graph: ComputationalGraph, masks: NDArray[np.bool_]) -> int
         return 0
     receiver = graph.receivers[int(graph.edge_receivers[differing[0]])].node
     return receiver.layer if receiver.layer >= 0 else graph.shape.n_layers
-
-
-def _reads_of_senders(graph: ComputationalGraph) -> list[list[int]]:
-    """Return, for every sender, the receivers through which it reads."""
-    shape = graph.shape
-    reads: list[list[int]] = [[]]
-    for layer in range(shape.n_layers):
-        queries, keys, values = (slot_receivers(shape, layer, slot) for slot in Slot)
-        for head in range(shape.n_heads):
-            group = head // shape.heads_per_group
-            reads.append([queries[head], keys[group], values[group]])
-        if shape.mlps:
-            reads.append([mlp_receiver(shape, layer)])
-    return reads
 
 
 @runtime_checkable

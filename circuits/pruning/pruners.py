@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from circuits.patching.protocol import Experiment, StageProgress
+from circuits.errors import UsageError
+from circuits.patching.protocol import Experiment, StageProgress, of_stage
+from circuits.pruning.acdc import acdc
 from circuits.pruning.closest import closest
 from circuits.pruning.closest_nodes import nodes
+from circuits.pruning.greedy import greedy
+from circuits.pruning.ilp import ilp
 from circuits.pruning.minimal import minimal
 from circuits.pruning.selection import PrunerSettings, Selection
+from circuits.pruning.threshold import threshold
 from circuits.pruning.top import top
 from circuits.scores import EdgeScores
 from circuits.vocabulary import PrunerName
@@ -34,8 +39,7 @@ def prune(
 ) -> Selection:
     """Choose a circuit from scores; ``choose`` may be ``fit`` for pruners that choose by no pairs of their own.
 
-    See :mod:`circuits.pruning.minimal`, :mod:`circuits.pruning.closest`, :mod:`circuits.pruning.closest_nodes` and
-    :mod:`circuits.pruning.top`.
+    See the modules of :mod:`circuits.pruning` that are called after them; nodes is ``closest_nodes``.
     """
     return PRUNERS[PrunerName.parse(pruner)].prune(fit, choose, scores, settings or PrunerSettings())
 
@@ -65,8 +69,27 @@ def _nodes(fit: Experiment, choose: Experiment, _: EdgeScores, settings: PrunerS
     return nodes(fit, choose, target=settings.target, fresh=settings.fresh, progress=settings.progress)
 
 
-def _top(fit: Experiment, _: Experiment, scores: EdgeScores, settings: PrunerSettings) -> Selection:
-    return top(fit, scores, min(settings.size, len(scores.scored)))
+def _sized(choose: Callable[[Experiment, EdgeScores, int], Selection]) -> Prune:
+    """Return the pruner that takes so many edges, or all that there are."""
+
+    def prune(fit: Experiment, _: Experiment, scores: EdgeScores, settings: PrunerSettings) -> Selection:
+        return choose(fit, scores, min(settings.size, len(scores.scored)))
+
+    return prune
+
+
+def _threshold(fit: Experiment, _: Experiment, scores: EdgeScores, settings: PrunerSettings) -> Selection:
+    return threshold(fit, scores, _given(PrunerName.THRESHOLD, settings))
+
+
+def _acdc(fit: Experiment, _: Experiment, __: EdgeScores, settings: PrunerSettings) -> Selection:
+    return acdc(fit, _given(PrunerName.ACDC, settings), progress=of_stage(settings.progress, "pruning"))
+
+
+def _given(name: PrunerName, settings: PrunerSettings) -> float:
+    if settings.threshold is None:
+        raise UsageError(f"the pruner {name} needs a threshold, in the metric's unit. Give one with --threshold.")
+    return settings.threshold
 
 
 class _Told:
@@ -87,5 +110,9 @@ PRUNERS: dict[PrunerName, Pruner] = {
     PrunerName.MINIMAL: Pruner(_minimal),
     PrunerName.CLOSEST: Pruner(_closest, chooses=True),
     PrunerName.NODES: Pruner(_nodes, chooses=True),
-    PrunerName.TOP: Pruner(_top, targets=False),
+    PrunerName.TOP: Pruner(_sized(top), targets=False),
+    PrunerName.GREEDY: Pruner(_sized(greedy), targets=False),
+    PrunerName.ILP: Pruner(_sized(ilp), targets=False),
+    PrunerName.THRESHOLD: Pruner(_threshold, targets=False),
+    PrunerName.ACDC: Pruner(_acdc, targets=False),
 }

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from circuits.equality import by_content
+from circuits.errors import UsageError
 from circuits.graph import EdgeIndices
 from circuits.patching.protocol import Experiment, StageProgress, no_stages
-from circuits.scores import Floats
+from circuits.scores import EdgeScores, Floats
 
 
 @by_content
@@ -36,11 +37,18 @@ class Selection:
     candidates: EdgeIndices | None = None
 
 
+def require_size(scores: EdgeScores, size: int) -> None:
+    """Raise :class:`UsageError` for a number of edges that scores cannot give."""
+    if not 1 <= size <= (most := len(scores.scored)):
+        raise UsageError(f"the number of edges must be between 1 and {most} (the edges that have a score), got {size}.")
+
+
 @dataclass(frozen=True)
 class PrunerSettings:
     """What pruners can be told: a target, a number of edges, up to how many to prune one by one, a time in seconds.
 
-    ``fresh`` record further groups of pairs, to which circuits are fitted in turn.
+    ``threshold`` is the least |score| of the pruner threshold, and the least cost of an edge that acdc keeps. ``fresh``
+    record further groups of pairs, to which circuits are fitted in turn.
     """
 
     target: float = 0.9
@@ -49,3 +57,4 @@ class PrunerSettings:
     seconds: float | None = None
     progress: StageProgress = no_stages
     fresh: Sequence[Callable[[], Experiment]] = ()
+    threshold: float | None = None

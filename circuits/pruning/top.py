@@ -2,21 +2,17 @@
 
 import numpy as np
 
-from circuits.errors import UsageError
 from circuits.patching.protocol import Experiment
 from circuits.pruning.connected import connected
-from circuits.pruning.selection import Selection
+from circuits.pruning.selection import Selection, require_size
 from circuits.scores import EdgeScores
 from circuits.statistics import faithfulness
 
 
 def top(experiment: Experiment, scores: EdgeScores, size: int, *, by_magnitude: bool = False) -> Selection:
     """Take the ``size`` best edges, then drop those on no path from input to logits. Cost: one circuit."""
+    require_size(scores, size)
     ranked = scores.ranked(by_magnitude=by_magnitude)
-    if not 1 <= size <= len(ranked):
-        raise UsageError(
-            f"the number of edges must be between 1 and {len(ranked)} (the edges that have a score), got {size}."
-        )
     edges = connected(scores.graph, np.sort(ranked[:size]))
     found = float(faithfulness(experiment, experiment.circuits([scores.graph.mask(edges)])[0]))
     return Selection(edges, found, proposed=size, by_magnitude=by_magnitude)

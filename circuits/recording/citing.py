@@ -90,7 +90,10 @@ def _search(run: RunRecord) -> list[str]:
 
 
 def _chosen(settings: Mapping[str, Any]) -> str:
-    bound = f"{settings['size']} edges" if settings["pruner"] == PrunerName.TOP else f"target {settings['target']:g}"
+    pruner = PrunerName.parse(settings["pruner"])
+    bound = f"{settings['size']} edges" if pruner.sized else f"target {settings.get('target') or 0:g}"
+    if pruner.by_threshold:
+        bound = f"threshold {settings['threshold']:g}"
     return f" and chosen by the pruner {settings['pruner']} ({bound})"
 
 
