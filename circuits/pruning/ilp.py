@@ -17,10 +17,13 @@ from circuits.errors import CircuitsError, UsageError
 from circuits.graph import ComputationalGraph, EdgeIndices, NodeKind
 from circuits.numbering import reads_of_senders
 from circuits.patching.protocol import Experiment
+from circuits.pruning.greedy import grown
 from circuits.pruning.selection import Selection, require_size
 from circuits.scores import EdgeScores, Floats
 from circuits.statistics import faithfulness
 
+_TIMES, _LEAST = 8, 1500
+"""Of larger graphs the program chooses among the strongest edges, so many times the size and at least so many."""
 SECONDS = 600.0
 """After so long the best circuit so far is taken."""
 
@@ -54,6 +57,10 @@ def ilp(
 ) -> Selection:
     """Take the connected circuit of at most ``size`` edges with the largest sum of |score|.
 
+    It is the best among the edges of largest |score|, eight times ``size`` and at least 1,500, and those that greedy
+    growth takes: so never worse than :mod:`circuits.pruning.greedy`. In graphs with no more edges it is the best of
+    all.
+
     Raises :class:`UnsolvedError` where there is no such circuit, or none was found in time. Cost: one circuit; seconds
     to minutes for the program.
     """
@@ -67,7 +74,7 @@ def best_edges(scores: EdgeScores, size: int, quotas: Quotas, *, seconds: float 
     """Return the edges of the best circuit, in graph order; errors as :func:`ilp`."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    allowed = _allowed(scores, quotas)
+    allowed = _strongest(scores, _allowed(scores, quotas), size)
     values = np.abs(scores.values[allowed])
     program = _Program(scores.graph, allowed)
     constraints: list[Any] = [LinearConstraint(program.matrix(), -np.inf, 0)]
@@ -105,6 +112,17 @@ def _allowed(scores: EdgeScores, quotas: Quotas) -> EdgeIndices:
 
     spread = np.maximum(scores.sd[edges] / np.sqrt(scores.n), np.finfo(np.float64).tiny)
     return edges[stats.norm.cdf(np.abs(scores.values[edges]) / spread) >= quotas.stable]
+
+
+def _strongest(scores: EdgeScores, edges: EdgeIndices, size: int) -> EdgeIndices:
+    """Return the edges that the program chooses among: the largest |score|, and what greedy growth takes of them."""
+    most = max(_LEAST, _TIMES * size)
+    if len(edges) <= most:
+        return edges
+    values = np.full(scores.graph.n_edges, np.nan)
+    values[edges] = scores.values[edges]
+    asked = EdgeScores(scores.graph, values, scores.scorer, measured=False)
+    return np.union1d(asked.ranked(by_magnitude=True)[:most], grown(asked, size))
 
 
 class _Program:

@@ -106,6 +106,16 @@ def test_the_program_keeps_the_share_of_positive_edges_and_stable_signs() -> Non
     assert np.abs(scores.values[best_edges(scores, 30, Quotas())]).min() * 2 < 1.959
 
 
+def test_the_program_takes_seconds_on_a_graph_of_the_size_of_a_real_model() -> None:
+    """Of 70,651 random edges the best 100, and what greedy growth takes of as many, are on no path at all."""
+    graph = build_graph(ModelShape(30, 9, 3, 1, 1))
+    values = np.random.default_rng(0).standard_normal(graph.n_edges) ** 5
+    scores = EdgeScores(graph, values, "random", measured=False)
+    edges = best_edges(scores, 100, Quotas(), seconds=60)
+    assert len(edges) == 100
+    assert connected(graph, edges).tolist() == edges.tolist()
+
+
 def test_what_the_program_cannot_do_is_said() -> None:
     scores = score(TOY, ScorerName.EXACT)
     part = EdgeScores(TOY.graph, np.where(np.arange(8) == 7, 1.0, np.nan), "exact", measured=True)
