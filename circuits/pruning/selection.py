@@ -39,7 +39,8 @@ class Selection:
 
 def require_size(scores: EdgeScores, size: int) -> None:
     """Raise :class:`UsageError` for a number of edges that scores cannot give."""
-    if not 1 <= size <= (most := len(scores.scored)):
+    most = len(scores.scored)
+    if not 1 <= size <= most:
         raise UsageError(f"the number of edges must be between 1 and {most} (the edges that have a score), got {size}.")
 
 

@@ -208,7 +208,8 @@ def test_a_smaller_circuit_than_was_asked_for_says_why(tiny_folder: Path, prompt
     assert edges < 12
     assert told == [
         f"12 edges were asked for (size), and the circuit has {edges}: the other {12 - edges} of the best 12 are on no "
-        "path from the input to the logits through these, so they carry nothing."
+        "path from the input to the logits through these, so they carry nothing. --pruner ilp takes that "
+        "many that are."
     ]
 
 
