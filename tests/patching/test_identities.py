@@ -251,7 +251,7 @@ def test_5_sums_of_attributions_are_float32_when_the_model_is_bfloat16() -> None
     """257 ones add up to 256 in bfloat16."""
     ones = torch.ones(1, 1, 257, dtype=torch.bfloat16)
     assert float((ones @ ones.mT).item()) == 256
-    assert _products(ones.float(), ones.unsqueeze(2), 1, None).item() == 257
+    assert _products(ones.float().unsqueeze(2), ones.unsqueeze(2), 1, None).item() == 257
 
 
 @pytest.mark.parametrize("family", FAMILIES)
