@@ -17,9 +17,6 @@ from pathlib import Path
 from guides.figures import publish, table
 
 import circuits
-from circuits.behaviours.built_in.refusal import refusal_pairs
-from circuits.behaviours.pairs import Pair
-from circuits.behaviours.tokens import Tokenizer
 from circuits.openings import with_openings
 from circuits.patching.node_circuits import edges_among, node_values
 from circuits.patching.sequences import of_one_token
@@ -36,9 +33,12 @@ FOLDER = Path("outputs/examples/refusal-writers-quick" if QUICK else "outputs/ex
 STARTED = time.monotonic()
 
 
-def pairs(tokenizer: Tokenizer) -> list[Pair]:
-    """Return the built-in pairs of one form."""
-    return [pair for pair in refusal_pairs(tokenizer) if pair.tags["template"] == FORM]
+def asked(behaviour: circuits.Behaviour) -> circuits.Behaviour:
+    """Return the requests of one form."""
+    return replace(
+        behaviour,
+        pairs=lambda tokenizer: [pair for pair in behaviour.pairs(tokenizer) if pair.tags["template"] == FORM],
+    )
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     given = [text for text in sys.argv[1:] if not text.startswith("-")]
     with circuits.Journal(FOLDER / "journal", resume=True) as journal:
         model = circuits.load_model(MODEL)
-        behaviour = replace(circuits.load_behaviour("refusal"), pairs=pairs)
+        behaviour = circuits.load_behaviour("refusal")
         if OPENING:
             behaviour, openings = with_openings(model, behaviour)
             print(openings.describe())
@@ -55,7 +55,7 @@ def main() -> None:
         else:
             model = circuits.leading_to(model, circuits.StreamDirection.load(given[0]))
             options = circuits.Options(metric="projection")
-        drawn = behaviour.prompts(model.tokenizer, discovery=FIT + CHOOSE, heldout=JUDGED)
+        drawn = asked(behaviour).prompts(model.tokenizer, discovery=FIT + CHOOSE, heldout=JUDGED)
         choose, fit = drawn.discovery[:CHOOSE], drawn.discovery[CHOOSE:]
         fit, choose, judged = (
             of_one_token(model.experiment(each, options, journal=journal), "the search")
