@@ -53,10 +53,10 @@ class RayWorkers:
         yield from run_with([_RayWorker(self.threads, self.gpus) for _ in range(min(self.count, len(jobs)))], jobs)
 
     def _join(self) -> None:
-        cpus = {"num_cpus": self.count * self.threads} if self.address == LOCAL else {}
+        cpus = self.count * self.threads if self.address == LOCAL else None
         advice = "give the address of a cluster, or --ray local to start one on this machine."
         with border(UsageError, lambda why: f"no Ray cluster at {self.address!r} ({why}); {advice}"):
-            ray.init(address=self.address, log_to_driver=False, include_dashboard=False, **cpus)
+            ray.init(address=self.address, log_to_driver=False, include_dashboard=False, num_cpus=cpus)
 
 
 class _Actor:

@@ -89,7 +89,7 @@ class Output:
         if not self.as_json:
             for result in results:
                 plain = isinstance(result, str)
-                self._results.print(_Printable(Text(result) if plain else result), soft_wrap=plain)
+                _print(self._results, _Printable(Text(result) if plain else result), words=plain)
 
     def leave(self, document: dict[str, Any], folder: Path, files: Iterable[Path] = ()) -> None:
         """Leave the record of this run beside its results, and write the result for programs.
@@ -131,4 +131,9 @@ def _told(listeners: tuple[StageProgress, ...]) -> StageProgress:
 
 
 def _message(console: Console, label: str, style: str, text: str) -> None:
-    console.print(Text(label, style=style) + Text(printable(text)), soft_wrap=True)
+    _print(console, Text(label, style=style) + Text(printable(text)), words=True)
+
+
+def _print(console: Console, shown: RenderableType, *, words: bool) -> None:
+    """Write something; ``words`` are broken between words on a terminal, and left to other readers as one line."""
+    console.print(shown, soft_wrap=words and not console.is_terminal)

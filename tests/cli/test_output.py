@@ -12,6 +12,7 @@ from typing import Annotated
 import pytest
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 from circuits.cli.command import command
@@ -54,6 +55,20 @@ def test_no_bars_without_a_terminal_or_when_quiet(capsys: pytest.CaptureFixture[
         progress("scoring", 2, 2)
     assert (capsys.readouterr(), screen.getvalue()) == (("", ""), "")
     assert seen == [("scoring", 1, 2), ("scoring", 2, 2)]
+
+
+def test_messages_are_broken_between_words_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a circuit of many edges takes long to prune " * 6
+    terminal = Output()
+    screen = on_a_terminal(terminal, width=80)
+    terminal._results = terminal._messages
+    terminal.warn(text.strip())
+    terminal.show(text.strip())
+    lines = screen.getvalue().splitlines()
+    assert max(len(Text.from_ansi(line).plain.rstrip()) for line in lines) <= 80
+    assert " ".join(Text.from_ansi(line).plain.strip() for line in lines) == f"warning: {text}{text}".strip()
+    Output().warn(text.strip())
+    assert capsys.readouterr().err == f"warning: {text.strip()}\n"
 
 
 def test_json_alone_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
