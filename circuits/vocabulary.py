@@ -131,12 +131,13 @@ class ScorerName(Choice):
     RELP = "relp"
     GIM = "gim"
     CLEAN_CORRUPTED = "clean-corrupted"
+    IFR = "ifr"
     RANDOM = "random"
 
     @property
     def by_gradients(self) -> bool:
         """Whether gradients are taken, which can be pulled back by other rules."""
-        return self not in (ScorerName.EXACT, ScorerName.RANDOM)
+        return self not in (ScorerName.EXACT, ScorerName.IFR, ScorerName.RANDOM)
 
 
 class PrunerName(Choice):

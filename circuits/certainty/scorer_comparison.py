@@ -149,7 +149,7 @@ def compare_scorers(
     if not found:
         raise UsageError(f"none of the scorers could be measured: {'; '.join(left_out.values())}")
     _add_ensemble(found)
-    estimates = [each.whole for name, each in found.items() if name not in (ScorerName.RANDOM, ENSEMBLE)]
+    estimates = [each.whole for name, each in found.items() if name != ENSEMBLE and ScorerName.parse(name).by_gradients]
     edges = stratified_sample(ensemble(estimates or [each.whole for each in found.values()]), sample, seed)
     exact = here.edge_effects(edges, progress=of_stage(progress, "measuring edges")).mean(axis=1)
     rows: list[ScorerRow] = []

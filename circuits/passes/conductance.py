@@ -7,52 +7,56 @@ edges: arXiv:2606.16920). Values at the ends of steps are taken halfway between 
 for them alone.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.graph import ComputationalGraph
 from circuits.passes.attribution import attribute
+from circuits.passes.estimate import Given
 from circuits.passes.gradients import gradients_by_layer
-from circuits.passes.role_sums import RoleSums
 from circuits.tracing.runs import Run, difference, halfway, record
 from circuits.tracing.taps import Gradients, Loss, Taps
 from circuits.tracing.tracer import Tracer
 
 
-def conductance(
-    tracer: Tracer,
-    graph: ComputationalGraph,
-    ends: tuple[Run, Run],
-    points: Sequence[float],
-    loss: Loss,
-    *,
-    checkpointing: bool = False,
-    tile: int | None = None,
-    roles: RoleSums | None = None,
-) -> Float[Tensor, "pair edge"]:
-    """Return every edge's conductance for each pair, from the first run of ``ends`` (base) to the second (clean).
+@dataclass(frozen=True)
+class Conductance:
+    """Conductance at ``points``, the middles of steps as shares of the way; their order does not matter.
 
-    ``points`` are the middles of steps, as shares of the way; their order does not matter. ``roles`` are those of the
-    positions, for a graph with roles. Cost: one forward and one
-    backward pass per point, with ``checkpointing`` two forward passes more.
+    Cost: one forward and one backward pass per point, with checkpointing two forward passes more.
     """
-    base, clean = ends
-    way = clean.stream[0] - base.stream[0]
-    total = torch.zeros(len(clean.ids), graph.n_edges, device=way.device)
-    begun, before = base, None
-    for point in sorted(points):
-        run, gradients = _middle(tracer, clean, base.stream[0] + point * way, loss, checkpointing=checkpointing)
+
+    points: tuple[float, ...]
+    of_metric: ClassVar[bool] = True
+    whole_prompts: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """What it is and what it was told."""
+        return f"conductance at {list(self.points)}"
+
+    def __call__(self, given: Given) -> Float[Tensor, "pair edge"]:
+        """Return every edge's conductance for each pair, from the base to the clean run."""
+        tracer, graph, base, clean = given.tracer, given.graph, given.base, given.clean
+        way = clean.stream[0] - base.stream[0]
+        total = torch.zeros(len(clean.ids), graph.n_edges, device=way.device)
+        begun, before = base, None
+        for point in sorted(self.points):
+            embedding = base.stream[0] + point * way
+            run, gradients = _middle(tracer, clean, embedding, given.loss, checkpointing=given.checkpointing)
+            if before is not None:
+                end = halfway(before[0], run)
+                change = difference(end, begun)
+                total += attribute(tracer, graph, change, before[1], tile=given.tile, roles=given.roles)
+                begun = end
+            before = run, gradients
         if before is not None:
-            end = halfway(before[0], run)
-            total += attribute(tracer, graph, difference(end, begun), before[1], tile=tile, roles=roles)
-            begun = end
-        before = run, gradients
-    if before is not None:
-        total += attribute(tracer, graph, difference(clean, begun), before[1], tile=tile, roles=roles)
-    return total
+            change = difference(clean, begun)
+            total += attribute(tracer, graph, change, before[1], tile=given.tile, roles=given.roles)
+        return total
 
 
 def _middle(

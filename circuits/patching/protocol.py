@@ -10,6 +10,7 @@ from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.errors import UsageError
 from circuits.files.journal import Shelf
 from circuits.graph import ComputationalGraph, EdgeIndices
+from circuits.passes.estimate import EdgeEstimate
 from circuits.vocabulary import Metric
 
 Progress = Callable[[int, int], None]
@@ -163,5 +164,16 @@ class Experiment(Protocol):
         from halfway to the point before to halfway to the one after (the ends at the first and the last), and these
         are summed. ``rules`` take the place of plain derivatives. Cost: one forward and one backward pass per point.
         Raises :class:`UnsupportedModelError` for a model that the rules cannot be applied to.
+        """
+        ...
+
+    def estimates(
+        self, estimate: EdgeEstimate, *, rules: BackwardRules = PLAIN, progress: Progress = no_progress
+    ) -> NDArray[np.float64]:
+        """Estimate all edges some other way, shape ``(2, edge)``: the mean over pairs and the standard deviation.
+
+        Sign as in :meth:`edge_effects` where the estimate is one of the metric. Cost: its own; a forward pass of both
+        sides of the pairs more where it needs whole prompts and a prefix was cached. Raises
+        :class:`UnsupportedModelError` for a model that it cannot be made of.
         """
         ...

@@ -23,6 +23,8 @@ from circuits.errors import PromptError, UsageError
 from circuits.files.journal import Shelf
 from circuits.graph import ComputationalGraph, Edges
 from circuits.memory.memory_plan import MemoryPlan
+from circuits.passes.conductance import Conductance
+from circuits.passes.estimate import EdgeEstimate
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.keeping import mean_and_spread
 from circuits.patching.measurement import Options
@@ -154,17 +156,40 @@ class SequenceExperiment:
 
         Pair by pair, since its rows lie in batches of several lengths and the spread is that over pairs.
         """
+        if stepwise:
+            return self.estimates(Conductance(tuple(points)), rules=rules, progress=progress)
         if not rules.plain:
-            return self.ruled(rules).attributions(points, stepwise=stepwise, progress=progress)
-        kind = "conductance by pair" if stepwise else f"attribution by pair, {self.options.direction}"
-        found = self.kept.arrays(kind, list(points), lambda: self._attributed(points, stepwise, progress))
+            return self.ruled(rules).attributions(points, progress=progress)
+        kind = f"attribution by pair, {self.options.direction}"
+
+        def of_part(part: PatchingExperiment) -> Floats:
+            return part.attributions(points)[0] * part.n_pairs
+
+        found = self.kept.arrays(kind, list(points), lambda: self._over_pairs(of_part, progress))
         return np.stack([found["mean"], found["spread"]])
 
-    def _attributed(self, points: Sequence[float], stepwise: bool, progress: Progress) -> dict[str, Floats]:
+    def estimates(
+        self, estimate: EdgeEstimate, *, rules: BackwardRules = PLAIN, progress: Progress = no_progress
+    ) -> Floats:
+        """Estimate all edges some other way; see :meth:`Experiment.estimates`.
+
+        What is no estimate of the metric is a mean over a pair's rows.
+        """
+        if not rules.plain:
+            return self.ruled(rules).estimates(estimate, progress=progress)
+
+        def of_part(part: PatchingExperiment) -> Floats:
+            return part.estimates(estimate)[0] * (part.n_pairs if estimate.of_metric else 1)
+
+        kind, what = "estimate by pair", [self.options.direction, estimate.name]
+        found = self.kept.arrays(kind, what, lambda: self._over_pairs(of_part, progress))
+        return np.stack([found["mean"], found["spread"]])
+
+    def _over_pairs(self, of_part: Callable[[PatchingExperiment], Floats], progress: Progress) -> dict[str, Floats]:
         total, squares = np.zeros(self.graph.n_edges), np.zeros(self.graph.n_edges)
         parts = [self._rows.part(int(begin), int(end)) for begin, end in pairwise(self._starts)]
         for done, part in enumerate(parts):
-            values = part.attributions(points, stepwise=stepwise)[0] * part.n_pairs
+            values = of_part(part)
             total += values
             squares += values**2
             progress(done + 1, self.n_pairs)

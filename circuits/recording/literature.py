@@ -136,10 +136,19 @@ GIM = Paper(
     2025,
     "2505.17630",
 )
+IFR = Paper(
+    "ferrando2024information",
+    "Ferrando and Voita, 2024",
+    "Ferrando, Javier and Voita, Elena",
+    "Information Flow Routes: Automatically Interpreting Language Models at Scale",
+    2024,
+    "2403.00824",
+)
 
 SCORERS: dict[str, Paper] = {
     ScorerName.RELP: RELP,
     ScorerName.GIM: GIM,
+    ScorerName.IFR: IFR,
     ScorerName.EAP_IG: EAP_IG,
     ScorerName.CLEAN_CORRUPTED: EAP_IG,
     ScorerName.EAP: EAP,

@@ -10,6 +10,8 @@ import numpy as np
 from circuits.adapters.rules import GIM, PLAIN, RELP, BackwardRules
 from circuits.errors import UsageError
 from circuits.graph import Edges
+from circuits.passes.estimate import EdgeEstimate
+from circuits.passes.information_flow import InformationFlow
 from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.scores import EdgeScores
 from circuits.scoring.shards import shared_effects
@@ -51,9 +53,11 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
     (arXiv:2606.16920, after Dhamdhere et al. 2018, arXiv:1805.12233), so that edges into the logits sum to the gap.
     ``clean-corrupted`` averages gradients at the two ends. ``relp`` and ``gim`` are eap with other derivatives
     (:mod:`circuits.adapters.rules`); relp takes attention patterns as constants, so edges into queries and keys score
-    0. ``verified`` finds the ``top.k`` edges of largest exact effect with a stated
-    error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`). ``random`` is the
-    baseline: independent normal numbers.
+    0. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver reads, from one forward pass,
+    never negative, and the same whatever is measured (Ferrando and Voita 2024, arXiv:2403.00824,
+    :mod:`circuits.passes.information_flow`). ``verified`` finds the ``top.k`` edges of largest exact effect with a
+    stated error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`). ``random`` is
+    the baseline: independent normal numbers.
     """
     settings, name = settings or Settings(), ScorerName.parse(scorer)
     if settings.steps < 1:
@@ -150,6 +154,16 @@ def _verified(experiment: Experiment, settings: Settings) -> EdgeScores:
     )
 
 
+def _estimate(experiment: Experiment, settings: Settings, estimate: EdgeEstimate, name: ScorerName) -> EdgeScores:
+    rules = PLAIN.freezing(norms=settings.freeze_norms, patterns=settings.freeze_patterns)
+    mean, sd = experiment.estimates(estimate, rules=rules, progress=settings.progress)
+    return _chosen(EdgeScores(experiment.graph, mean, name, measured=False, sd=sd, n=experiment.n_pairs), settings)
+
+
+def _ifr(experiment: Experiment, settings: Settings) -> EdgeScores:
+    return _estimate(experiment, settings, InformationFlow(), ScorerName.IFR)
+
+
 def _random(experiment: Experiment, settings: Settings) -> EdgeScores:
     values = np.random.default_rng(settings.seed).standard_normal(experiment.graph.n_edges)
     return _chosen(EdgeScores(experiment.graph, values, ScorerName.RANDOM, measured=False), settings)
@@ -174,5 +188,6 @@ _SCORERS: dict[ScorerName, Callable[[Experiment, Settings], EdgeScores]] = {
     ScorerName.EAP_IG: _eap_ig,
     ScorerName.CONDUCTANCE: _conductance,
     ScorerName.CLEAN_CORRUPTED: _clean_corrupted,
+    ScorerName.IFR: _ifr,
     ScorerName.RANDOM: _random,
 }

@@ -78,7 +78,8 @@ def test_scorers_that_the_metric_or_the_model_does_not_allow_are_left_out_with_t
     by_kl = compare_scorers(model, replace(behaviour, metric=Metric.KL), **FEW)
     assert sorted(by_kl.left_out) == ["eap", "gim", "relp"]
     assert "zero gradient at the clean run" in by_kl.left_out["gim"]
-    assert [row.scorer for row in by_kl.rows] == ["eap-ig", "conductance", "clean-corrupted", "random", ENSEMBLE]
+    names = ["eap-ig", "conductance", "clean-corrupted", "ifr", "random", ENSEMBLE]
+    assert [row.scorer for row in by_kl.rows] == names
     experts = model_of(ZOO["mixtral"](vocab_size=320))
     found = compare_scorers(experts, behaviour, scorers=["relp", "eap"], **FEW)
     assert "has the parts gate, experts" in found.left_out["relp"]

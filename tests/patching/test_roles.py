@@ -30,7 +30,7 @@ from tests.subjects import (
 )
 from tests.zoo import ZOO
 
-SCORED = [("llama", name) for name in ("eap", "eap-ig", "conductance", "clean-corrupted", "relp", "gim")]
+SCORED = [("llama", name) for name in ("eap", "eap-ig", "conductance", "clean-corrupted", "relp", "gim", "ifr")]
 SCORED += [("gpt2", "eap"), ("olmo2", "eap")]
 
 

@@ -11,6 +11,8 @@ from circuits.vocabulary import Direction, Metric, ScorerName
 from tests.toy import PENCIL_EFFECTS, LinearToy, ToyExperiment, pencil_toy, planted_toy
 
 SHAPE = ModelShape(n_layers=3, n_heads=4, n_kv_heads=2, d_model=8, d_head=2)
+NOT_ON_TOYS = (ScorerName.VERIFIED, ScorerName.IFR)
+"""The first does not score all edges; the others are made of the runs of a model."""
 GRADIENT_SCORERS = [ScorerName.EAP, ScorerName.EAP_IG, ScorerName.CLEAN_CORRUPTED]
 
 
@@ -124,7 +126,7 @@ def test_fewer_than_one_step_is_refused() -> None:
 # -------------------------------------------------------------------------------------------------------- some edges
 
 
-@pytest.mark.parametrize("scorer", [name for name in ScorerName if name is not ScorerName.VERIFIED])
+@pytest.mark.parametrize("scorer", [name for name in ScorerName if name not in NOT_ON_TOYS])
 def test_only_the_edges_asked_for_get_a_score_and_it_is_the_same(scorer: ScorerName) -> None:
     toy = planted_toy(SHAPE, 15, seed=2)
     edges = np.array([40, 3, 3, 77])
