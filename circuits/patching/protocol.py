@@ -1,7 +1,7 @@
 """What scoring, pruning and evaluation may ask of a model: the protocol of an experiment."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,10 @@ from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.errors import UsageError
 from circuits.files.journal import Shelf
 from circuits.graph import ComputationalGraph, EdgeIndices
-from circuits.passes.estimate import EdgeEstimate
 from circuits.vocabulary import Metric
+
+if TYPE_CHECKING:
+    from circuits.passes.estimate import EdgeEstimate
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all) during long work."""
@@ -168,7 +170,7 @@ class Experiment(Protocol):
         ...
 
     def estimates(
-        self, estimate: EdgeEstimate, *, rules: BackwardRules = PLAIN, progress: Progress = no_progress
+        self, estimate: "EdgeEstimate", *, rules: BackwardRules = PLAIN, progress: Progress = no_progress
     ) -> NDArray[np.float64]:
         """Estimate all edges some other way, shape ``(2, edge)``: the mean over pairs and the standard deviation.
 
