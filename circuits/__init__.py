@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from circuits.openings import choose_openings
     from circuits.patching.measurement import Options, Resources
     from circuits.patching.paths import Path, path_effects
+    from circuits.patching.shared_experiment import share
     from circuits.patching.site_results import SitePatching
     from circuits.patching.sites import patch_sites, position_labels
     from circuits.progress_line import show_progress
@@ -174,6 +175,7 @@ _HOMES = {
     "save_discovery": "circuits.results",
     "score": "circuits.scoring",
     "score_shared": "circuits.scoring.scorers",
+    "share": "circuits.patching.shared_experiment",
     "show_progress": "circuits.progress_line",
     "write_ablated_weights": "circuits.steering.ablated_weights",
 }
@@ -275,6 +277,7 @@ __all__ = [
     "save_discovery",
     "score",
     "score_shared",
+    "share",
     "show_progress",
     "write_ablated_weights",
 ]

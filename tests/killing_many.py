@@ -319,7 +319,7 @@ def main() -> None:
     import circuits.campaigns.running
     import circuits.campaigns.worker
     import circuits.discovery
-    import circuits.scoring.shards  # noqa: F401 - loaded once, before the forks
+    import circuits.patching.shards  # noqa: F401 - loaded once, before the forks
     from circuits.files import journal
 
     journal.SECONDS = SECONDS

@@ -106,6 +106,7 @@ PROMISED = [
     "save_discovery",
     "score",
     "score_shared",
+    "share",
     "show_progress",
     "write_ablated_weights",
 ]

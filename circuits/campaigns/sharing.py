@@ -1,4 +1,4 @@
-"""Processes that share one command: each is typed alike, and all meet in a folder (:mod:`circuits.scoring.shards`)."""
+"""Processes that share one command: each is typed alike, and all meet in a folder (:mod:`circuits.patching.shards`)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing

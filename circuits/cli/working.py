@@ -74,8 +74,8 @@ class Sharing(Working):
     share: Annotated[
         Path | None,
         typer.Option(
-            help="Folder in which processes meet that share the edges of --scorer exact: any number of them, on any "
-            "machines that see it. With --workers they are started here.",
+            help="Folder in which processes meet that share the edges of --scorer exact or verified: any number of "
+            "them, on any machines that see it. With --workers they are started here.",
             rich_help_panel=PANEL,
             show_default=False,
         ),

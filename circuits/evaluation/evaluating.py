@@ -10,6 +10,7 @@ from circuits.evaluation.random_circuits import random_circuits
 from circuits.graph import EdgeIndices, Edges
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.protocol import Experiment, Progress, no_progress
+from circuits.patching.shared_experiment import SharedExperiment
 from circuits.records import Areas, CurvePoint, Evaluation, RandomBaseline
 from circuits.scores import EdgeScores, Floats
 from circuits.statistics import faithfulness, faithfulness_interval, fidelity, likeness
@@ -74,9 +75,11 @@ def accuracy(values: Floats) -> float:
 
 def _divergences(experiment: Experiment, mask: NDArray[np.bool_]) -> Floats | None:
     """Return each pair's divergence of the next-token distribution from the model's, where there is one to speak of."""
-    if not isinstance(experiment, PatchingExperiment) or experiment.metric.along_direction:
+    alone = experiment.alone if isinstance(experiment, SharedExperiment) else experiment
+    if not isinstance(alone, PatchingExperiment) or experiment.metric.along_direction:
         return None
-    return experiment.with_metric(Metric.KL).circuits([mask])[0]
+    other = experiment if isinstance(experiment, SharedExperiment) else alone
+    return other.with_metric(Metric.KL).circuits([mask])[0]
 
 
 def _random_baseline(experiment: Experiment, edges: EdgeIndices, seed: int) -> RandomBaseline | None:

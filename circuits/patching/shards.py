@@ -1,32 +1,34 @@
-"""One exact sweep shared among processes that meet in a folder: every one measures what no other has or is at.
+"""Measurements shared among processes that meet in a folder: every one measures what no other has or is at.
 
 Edges are cut into *shards*: those into one layer through one kind of receiver, which share the run of that layer's
-attention and everything before it. A shard's result is a file under the digest of what it depends on (model, prompt
-pairs, metric, ablation, direction, edges), so that it does not matter who measured it, when, in which order, or how
-often. A process locks the shard it is at; where it is killed the lock is gone, and another measures the shard.
+attention and everything before it. Circuits are cut by their number, slopes of a circuit by pairs
+(:mod:`circuits.patching.shared_experiment`). The result of a piece is a file under the digest of what it depends on
+(model, prompt pairs, metric, ablation, direction, edges), so that it does not matter who measured it, when, in which
+order, or how often. A process locks the piece it is at; where it is killed the lock is gone, and another measures it.
 
-Where the memory plan is the same everywhere, batches are those of one process, and so is every bit of the result.
+Where the memory plan is the same everywhere, batches of edges are those of one process, and so is every bit of the
+result.
 """
 
 import hashlib
 import logging
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from circuits.errors import DeviceError, OutputError, UsageError
+from circuits.errors import DeviceError, OutputError
 from circuits.files.atomic import make_folder, write
-from circuits.files.journal import NOWHERE, arrays_in, bytes_of
+from circuits.files.journal import Arrays, arrays_in, bytes_of
 from circuits.graph import ComputationalGraph, EdgeIndices
 from circuits.passes.exact import receiver_groups
 from circuits.patching.experiment import PatchingExperiment
-from circuits.patching.protocol import Experiment, Progress, no_progress
-from circuits.patching.sequences import AnyExperiment, SequenceExperiment
-from circuits.scores import Floats
+from circuits.patching.protocol import Progress
+from circuits.patching.sequences import AnyExperiment
 
 _LOGGER = logging.getLogger(__name__)
 MOST = 512
@@ -60,68 +62,74 @@ def shards_of(graph: ComputationalGraph, edges: EdgeIndices, *, at_once: int | N
     return sorted(shards, key=lambda shard: -shard.cost)
 
 
-def shared_effects(
-    experiment: Experiment,
-    edges: EdgeIndices,
-    folder: Path,
-    *,
-    progress: Progress = no_progress,
-) -> Floats:
-    """Return the exact effects of sorted edges, shape ``(edge, pair)``, measured together with other processes.
+@dataclass(frozen=True)
+class Piece:
+    """What one process measures at once.
 
-    They do the same in the same folder. After :data:`PATIENCE` a shard that another is at is measured here too;
-    ``progress`` is told how many edges are measured, by whomever. Raises :class:`UsageError` for an experiment without
-    journal, by which it is known what belongs together; :class:`OutputError` for a folder that cannot be written to;
-    and :class:`DeviceError` for effects that are no numbers in two tries: such a shard is never kept.
+    Attributes:
+        name: Says from what it is measured: pieces of the same name are the same.
+        what: Says it to people, such as ``512 edges``.
+        size: How much of the whole it is, for the progress report.
+        shapes: Those of the arrays that it gives.
+        measure: Measures it.
     """
-    if experiment.kept is NOWHERE or not isinstance(experiment, PatchingExperiment | SequenceExperiment):
-        raise UsageError(
-            "shards are known by what they are measured from; make the experiment with a journal: "
-            "model.experiment(pairs, journal=circuits.Journal(path))."
-        )
+
+    name: bytes
+    what: str
+    size: int
+    shapes: Mapping[str, tuple[int, ...]]
+    measure: Callable[[], Arrays]
+
+
+def measured_together(pieces: Sequence[Piece], folder: Path, *, progress: Progress) -> list[Arrays]:
+    """Return what is measured of every piece, by this process or by others that do the same in the same folder.
+
+    Pieces are taken in their order. After :data:`PATIENCE` one that another process is at is measured here too;
+    ``progress`` is told the sizes of pieces that are there, by whomever. Raises :class:`OutputError` for a folder that
+    cannot be written to, and :class:`DeviceError` for what is no number in two tries: such a piece is never kept.
+    """
     make_folder(folder)
-    return _Sharing(experiment, folder, progress).measured(edges)
+    return _Meeting(folder, progress).measured(pieces)
 
 
-class _Sharing:
-    """Measures shards that nobody else has measured or is at, and reads the others."""
+class _Meeting:
+    """Measures pieces that nobody else has measured or is at, and reads the others."""
 
-    def __init__(self, experiment: AnyExperiment, folder: Path, progress: Progress) -> None:
-        self._experiment, self._folder, self._progress, self._slowest = experiment, folder, progress, 0.0
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self._folder, self._progress, self._slowest = folder, progress, 0.0
 
-    def measured(self, edges: EdgeIndices) -> Floats:
-        """Return the effects of all edges, shape ``(edge, pair)``."""
-        left = shards_of(self._experiment.graph, edges, at_once=_edges_at_once(self._experiment))
-        effects = np.full((len(edges), self._experiment.n_pairs), np.nan)
+    def measured(self, pieces: Sequence[Piece]) -> list[Arrays]:
+        """Return what is measured of every piece."""
+        found: dict[int, Arrays] = {}
+        left, total = list(range(len(pieces))), sum(piece.size for piece in pieces)
         while left:
-            busy: list[Shard] = []
-            for shard in left:
-                found = self._found(shard, wait=0.0)
-                if found is None:
-                    busy.append(shard)
+            busy: list[int] = []
+            for place in left:
+                arrays = self._found(pieces[place], wait=0.0)
+                if arrays is None:
+                    busy.append(place)
                     continue
-                effects[np.searchsorted(edges, shard.edges)] = found
-                self._progress(int(np.count_nonzero(~np.isnan(effects[:, 0]))), len(edges))
+                found[place] = arrays
+                self._progress(sum(pieces[each].size for each in found), total)
             left = busy
             if left:  # others are at all that is left: wait for the first of it
-                found = self._found(left[0], wait=max(PATIENCE, 3 * self._slowest))
-                if found is None:
-                    count = len(left[0].edges)
-                    _LOGGER.warning("another process has %d edges for long; they are measured here too", count)
-                    self._measure(left[0])
-        return effects
+                piece = pieces[left[0]]
+                if self._found(piece, wait=max(PATIENCE, 3 * self._slowest)) is None:
+                    _LOGGER.warning("another process has %s for long; they are measured here too", piece.what)
+                    self._measure(piece)
+        return [found[place] for place in range(len(pieces))]
 
-    def _found(self, shard: Shard, *, wait: float) -> Floats | None:
-        """Return a shard's effects, measured here unless another process is at it; None where that lasts."""
-        file, until = self._file(shard), time.monotonic() + wait
+    def _found(self, piece: Piece, *, wait: float) -> Arrays | None:
+        """Return what is measured of a piece, here unless another process is at it; None where that lasts."""
+        file, until = self._file(piece), time.monotonic() + wait
         while True:
-            found = self._read(shard)
+            found = self._read(piece)
             if found is not None:
                 return found
             try:
                 with FileLock(f"{file}.lock", timeout=0):
-                    found = self._read(shard)
-                    return self._measure(shard) if found is None else found
+                    found = self._read(piece)
+                    return self._measure(piece) if found is None else found
             except Timeout:
                 if time.monotonic() >= until:
                     return None
@@ -131,40 +139,40 @@ class _Sharing:
                     raise
                 raise OutputError(f"cannot write {file}.lock: {error.strerror}.") from error
 
-    def _measure(self, shard: Shard) -> Floats:
+    def _measure(self, piece: Piece) -> Arrays:
         begun = time.monotonic()
-        effects = self._experiment.edge_effects(shard.edges)
-        if not np.isfinite(effects).all():
-            effects = self._experiment.edge_effects(shard.edges)
-        if not np.isfinite(effects).all():
-            count = int((~np.isfinite(effects)).any(axis=1).sum())
+        arrays = piece.measure()
+        if _wrong(arrays):
+            arrays = piece.measure()
+        if _wrong(arrays):
             raise DeviceError(
-                f"the effects of {count} of {len(shard.edges)} edges are no numbers, twice; measure with --dtype "
+                f"{_wrong(arrays)} numbers measured of {piece.what} are no numbers, twice; measure with --dtype "
                 "float32, or on another device."
             )
-        write(self._file(shard), bytes_of({"edges": shard.edges, "effects": effects}), make_folder=True)
+        write(self._file(piece), bytes_of(arrays), make_folder=True)
         self._slowest = max(self._slowest, time.monotonic() - begun)
-        return effects
+        return arrays
 
-    def _read(self, shard: Shard) -> Floats | None:
-        """Return what is kept of a shard; None where nothing whole is."""
+    def _read(self, piece: Piece) -> Arrays | None:
+        """Return what is kept of a piece; None where nothing whole is."""
         try:
-            kept = arrays_in(self._file(shard).read_bytes())
+            kept = arrays_in(self._file(piece).read_bytes())
         except OSError:
             return None
-        if kept is None or not np.array_equal(kept.get("edges", ()), shard.edges):
+        if kept is None or {name: array.shape for name, array in kept.items()} != dict(piece.shapes):
             return None
-        effects = kept.get("effects", np.empty(0))
-        whole = effects.shape == (len(shard.edges), self._experiment.n_pairs)
-        return effects if whole and np.isfinite(effects).all() else None
+        return None if _wrong(kept) else kept
 
-    def _file(self, shard: Shard) -> Path:
-        digest = hashlib.sha256(self._experiment.kept.of + self._experiment.options.direction.encode())
-        digest.update(np.ascontiguousarray(shard.edges, dtype="<i8").tobytes())
-        return self._folder / f"{digest.hexdigest()[:32]}.npz"
+    def _file(self, piece: Piece) -> Path:
+        return self._folder / f"{hashlib.sha256(piece.name).hexdigest()[:32]}.npz"
 
 
-def _edges_at_once(experiment: AnyExperiment) -> int | None:
+def _wrong(arrays: Arrays) -> int:
+    """Return how many numbers are none."""
+    return sum(int(np.count_nonzero(~np.isfinite(array))) for array in arrays.values())
+
+
+def edges_at_once(experiment: AnyExperiment) -> int | None:
     """Return how many edges, or a multiple, run in one batch whatever the pairs; None where that cannot be told."""
     if not isinstance(experiment, PatchingExperiment):
         return None

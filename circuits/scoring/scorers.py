@@ -13,11 +13,14 @@ from circuits.graph import Edges
 from circuits.passes.estimate import EdgeEstimate
 from circuits.passes.information_flow import InformationFlow
 from circuits.patching.protocol import Experiment, Progress, no_progress
+from circuits.patching.shared_experiment import share
 from circuits.scores import EdgeScores
-from circuits.scoring.shards import shared_effects
 from circuits.scoring.verified import TopK, verify
 from circuits.settings import settle
 from circuits.vocabulary import ScorerName
+
+SHARED = (ScorerName.EXACT, ScorerName.VERIFIED)
+"""Scorers that processes can share."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Settings:
 
     ``freeze_norms`` takes the scales of norms as constants where gradients are taken, ``freeze_patterns`` the attention
     patterns (then edges into queries and keys have a score of 0). ``share`` is the folder in which processes meet that
-    share the edges of the scorer exact.
+    measure single edges together, by the scorers exact and verified.
     """
 
     edges: Edges | None = None
@@ -67,11 +70,23 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
             f"the scorer {name} takes no gradients, so norms and patterns cannot be frozen in them. Use --scorer "
             "eap-ig, or leave --freeze-norms and --freeze-patterns out."
         )
-    if settings.share is not None and name is not ScorerName.EXACT:
-        raise UsageError(
-            f"processes share the edges of the scorer exact, and {name} is not shared. Leave out --workers and --share."
-        )
+    if settings.share is not None:
+        _require_shareable(name, settings.top)
+        experiment = share(experiment, settings.share)
     return _SCORERS[name](experiment, settings)
+
+
+def _require_shareable(name: ScorerName, top: TopK) -> None:
+    if name not in SHARED:
+        raise UsageError(
+            f"processes share the edges of the scorers {' and '.join(SHARED)}, and {name} is not shared. Leave out "
+            "--workers and --share."
+        )
+    if name is ScorerName.VERIFIED and top.budget.seconds is not None:
+        raise UsageError(
+            "processes that verify together must measure the same edges, and in a given time each measures others; "
+            "give a number of edges as the budget, such as --budget 2000, or none."
+        )
 
 
 def score_shared(experiment: Experiment, folder: str | Path, *, edges: Edges | None = None) -> EdgeScores:
@@ -82,7 +97,10 @@ def score_shared(experiment: Experiment, folder: str | Path, *, edges: Edges | N
         folder: Where processes meet and leave what they measured; all must see it, under a path of their own.
         edges: Which edges; default: all.
 
-    The scores are those of ``score(experiment, "exact")`` (:mod:`circuits.scoring.shards`, also for errors).
+    The scores are those of ``score(experiment, "exact")``; anything else is shared by :func:`circuits.share`, such as
+    ``score(share(experiment, folder), "verified")``. Raises :class:`UsageError` for an experiment without journal,
+    :class:`OutputError` for a folder that cannot be written to, and :class:`DeviceError` for effects that are no
+    numbers.
     """
     return score(experiment, ScorerName.EXACT, Settings(edges=edges, share=Path(folder)))
 
@@ -90,10 +108,7 @@ def score_shared(experiment: Experiment, folder: str | Path, *, edges: Edges | N
 def _exact(experiment: Experiment, settings: Settings) -> EdgeScores:
     graph = experiment.graph
     edges = np.arange(graph.n_edges) if settings.edges is None else np.unique(graph.indices(settings.edges))
-    if settings.share is not None:
-        effects = shared_effects(experiment, edges, settings.share, progress=settings.progress)
-    else:
-        effects = experiment.edge_effects(edges, progress=settings.progress)
+    effects = experiment.edge_effects(edges, progress=settings.progress)
     values, sd = np.full(graph.n_edges, np.nan), np.full(graph.n_edges, np.nan)
     values[edges] = effects.mean(axis=1)
     if experiment.n_pairs > 1:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import pytest
+
 from circuits.campaigns.jobs import Ended, Job
 from circuits.campaigns.sharing import share_out
 from circuits.circuit import Circuit
@@ -39,10 +41,11 @@ def test_a_wrong_campaign_is_wrong_usage(tmp_path: Path) -> None:
     assert "a campaign needs at least one of its behaviours" in ended.stderr
 
 
-def test_processes_share_an_exact_sweep_and_the_scores_are_those_of_one(
-    tiny_folder: Path, prompts: Path, tmp_path: Path
+@pytest.mark.parametrize("scorer", [("exact",), ("verified", "--top", 5)], ids=["exact", "verified"])
+def test_processes_share_a_sweep_and_the_scores_are_those_of_one(
+    tiny_folder: Path, prompts: Path, tmp_path: Path, scorer: tuple[object, ...]
 ) -> None:
-    common = ["score", prompts, "--model", tiny_folder, "--scorer", "exact", "--pairs", 4, "--quiet"]
+    common = ["score", prompts, "--model", tiny_folder, "--scorer", *scorer, "--pairs", 4, "--quiet"]
     done(*common, "--out", tmp_path / "one.csv")
     meeting = tmp_path / "meeting"
     done(*common, "--out", tmp_path / "two.csv", "--workers", 2, "--threads", 1, "--share", meeting)
@@ -52,10 +55,10 @@ def test_processes_share_an_exact_sweep_and_the_scores_are_those_of_one(
     assert list(meeting.glob("*.npz"))
 
 
-def test_only_an_exact_sweep_is_shared(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
+def test_only_sweeps_of_measured_edges_are_shared(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:
     ended = invoke("score", prompts, "--model", tiny_folder, "--workers", 2, "--out", tmp_path / "scores.csv")
     assert ended.exit_code == 2
-    assert "processes share the edges of the scorer exact, and eap-ig is not shared" in ended.stderr
+    assert "processes share the edges of the scorers exact and verified, and eap-ig is not shared" in ended.stderr
 
 
 def test_what_says_where_workers_are_is_not_typed_for_the_workers(tmp_path: Path) -> None:

@@ -71,11 +71,11 @@ def score(
     file = prepared_file(out or default_folder(model_name(model_options), chosen.name) / default, SUFFIXES, default)
 
     from circuits.scoring import score as score_edges
-    from circuits.scoring.scorers import Settings
+    from circuits.scoring.scorers import SHARED, Settings
 
     seed = measurement.seed or 0
     with kept_until_done(file, output, resume=resume) as journal, output.progress(plan=PLANS["score"]) as progress:
-        if name is ScorerName.EXACT:
+        if name in SHARED:
             sharing.share_out(file, output, progress, resume=resume)
         session = Session(model_options, resources, measurement, output, file.parent)
         begun = recorded(session, chosen, options, progress, by_role=by_role, journal=journal)
