@@ -17,6 +17,7 @@ from circuits.adapters.rules import PLAIN, BackwardRules
 from circuits.errors import UsageError
 from circuits.files.journal import NOWHERE, Arrays, Shelf
 from circuits.graph import ComputationalGraph, EdgeIndices, Edges
+from circuits.passes.estimate import EdgeEstimate
 from circuits.patching.keeping import mask_item
 from circuits.patching.measurement import Options
 from circuits.patching.protocol import Experiment, Masks, Progress, no_progress, one_per_edge, stacked_masks
@@ -171,6 +172,12 @@ class SharedExperiment:
     ) -> Floats:
         """Estimate all edges to first order, in this process; see :meth:`Experiment.attributions`."""
         return self.alone.attributions(points, stepwise=stepwise, rules=rules, progress=progress)
+
+    def estimates(
+        self, estimate: EdgeEstimate, *, rules: BackwardRules = PLAIN, progress: Progress = no_progress
+    ) -> Floats:
+        """Estimate all edges some other way, in this process; see :meth:`Experiment.estimates`."""
+        return self.alone.estimates(estimate, rules=rules, progress=progress)
 
     def _name(self, *what: bytes) -> bytes:
         return b"".join([self.kept.of, self.options.direction.encode(), *what])

@@ -22,7 +22,7 @@ from circuits.scoring import score
 from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings, score_shared
 from circuits.scoring.verified import TopK
-from circuits.vocabulary import Direction, Metric
+from circuits.vocabulary import Direction, Metric, ScorerName
 from tests.subjects import PAIRS, Floats, Subject, random_pairs, subject_of
 
 Made = Callable[..., PatchingExperiment]
@@ -287,3 +287,14 @@ def test_edges_in_any_order_and_twice_have_their_rows(tmp_path: Path, made: Made
     together = share(share(made(subject), tmp_path / "elsewhere"), tmp_path / "meeting")
     np.testing.assert_allclose(together.edge_effects(wanted), made(subject).edge_effects(wanted), atol=1e-6)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_estimates_of_all_edges_are_made_by_every_process(tmp_path: Path, made: Made) -> None:
+    subject = subject_of("llama")
+    for name in ScorerName:
+        if name not in (ScorerName.EXACT, ScorerName.VERIFIED, ScorerName.RANDOM):
+            together, alone = (
+                score(each, name) for each in (share(made(subject), tmp_path / "meeting"), made(subject))
+            )
+            assert np.array_equal(together.values, alone.values, equal_nan=True)
+    assert not (tmp_path / "meeting").exists()
