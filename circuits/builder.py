@@ -30,7 +30,7 @@ def build_graph(shape: ModelShape) -> ComputationalGraph:
         receivers += readers
         fan_in += [before] * len(readers)
         senders += heads
-        if shape.mlps:
+        if shape.has_mlp(layer):
             receivers.append(Receiver(mlp))
             fan_in.append(before if shape.parallel else before + len(heads))
             senders.append(mlp)

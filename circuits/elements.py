@@ -24,11 +24,13 @@ class NodeKind(StrEnum):
     """The final norm and the unembedding; reads only."""
     RESID = "resid"
     """The residual stream that enters a layer, at the last position; the end of a graph that does not lead further."""
+    MIDDLE = "mid"
+    """The same between a layer's attention and its MLP."""
 
     @property
     def is_end(self) -> bool:
         """Whether graphs end in it."""
-        return self in (NodeKind.LOGITS, NodeKind.RESID)
+        return self in (NodeKind.LOGITS, NodeKind.RESID, NodeKind.MIDDLE)
 
 
 class Slot(StrEnum):
@@ -45,7 +47,7 @@ class Slot(StrEnum):
 
 
 _NODE_PATTERN = re.compile(
-    r"input|logits|(?P<kind>m|resid)(?P<of>[0-9]{1,9})|a(?P<layer>[0-9]{1,9})\.(?P<unit>h|kv)(?P<index>[0-9]{1,9})"
+    r"input|logits|(?P<kind>mid|m|resid)(?P<of>[0-9]{1,9})|a(?P<layer>[0-9]{1,9})\.(?P<unit>h|kv)(?P<index>[0-9]{1,9})"
 )
 _HEAD_OF_PAPERS = re.compile(r"[Ll]([0-9]{1,9})\.?[Hh]([0-9]{1,9})|([0-9]{1,9})\.([0-9]{1,9})")
 """Heads as papers and other tools write them: ``L10H7``, ``10.7``."""
@@ -62,7 +64,7 @@ def require_role(name: object) -> str:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Node:
-    """One component of the model: ``input``, ``a3.h5``, ``a3.kv1``, ``m3``, ``logits``, or ``resid16`` as text."""
+    """One component of the model: ``input``, ``a3.h5``, ``a3.kv1``, ``m3``, ``logits``, ``resid6`` or ``mid6``."""
 
     kind: NodeKind
     layer: int = -1
@@ -72,8 +74,8 @@ class Node:
         match self.kind:
             case NodeKind.HEAD | NodeKind.KV:
                 return f"a{self.layer}.{'h' if self.kind is NodeKind.HEAD else 'kv'}{self.index}"
-            case NodeKind.MLP | NodeKind.RESID:
-                return f"{'m' if self.kind is NodeKind.MLP else 'resid'}{self.layer}"
+            case NodeKind.MLP | NodeKind.RESID | NodeKind.MIDDLE:
+                return f"{'m' if self.kind is NodeKind.MLP else self.kind.value}{self.layer}"
             case NodeKind.INPUT | NodeKind.LOGITS:
                 return self.kind.value
 
@@ -88,7 +90,7 @@ class Node:
         if found is None:
             raise UsageError(f"'{text}' is not a node; expected input, logits, m3, a3.h5 or a3.kv1.")
         if found["kind"] is not None:
-            node = cls(NodeKind.MLP if found["kind"] == "m" else NodeKind.RESID, int(found["of"]))
+            node = cls(NodeKind.MLP if found["kind"] == "m" else NodeKind(found["kind"]), int(found["of"]))
         elif found["layer"] is not None:
             kind = NodeKind.HEAD if found["unit"] == "h" else NodeKind.KV
             node = cls(kind, int(found["layer"]), int(found["index"]))

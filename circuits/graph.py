@@ -48,8 +48,9 @@ class ModelShape:
     ``n_kv_heads`` is the number of key/value heads (equal to ``n_heads`` without grouped queries). In a ``parallel``
     block the MLP reads the same stream as the attention beside it; in a sequential one it also reads that attention.
     Without ``mlps`` a block is its attention alone. With ``to_stream`` these are a model's first layers only, and the
-    graph ends in the stream behind them instead of in the logits. With ``roles`` of token positions every place where
-    the stream is read is there once for each role.
+    graph ends in the stream behind them instead of in the logits; with ``half`` the last of them is its attention
+    alone, and the graph ends before its MLP. With ``roles`` of token positions every place where the stream is read is
+    there once for each role.
     """
 
     n_layers: int
@@ -60,6 +61,7 @@ class ModelShape:
     parallel: bool = False
     mlps: bool = True
     to_stream: bool = False
+    half: bool = False
     roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,7 +80,9 @@ class ModelShape:
         """How many edges the graph has: every receiver can read what earlier layers, and the input, send."""
         beside = 0 if self.parallel or not self.mlps else self.n_layers * self.n_heads
         earlier = self.n_layers + self.senders_per_layer * self.n_layers * (self.n_layers - 1) // 2
-        return self.n_roles * (self.receivers_per_layer * earlier + beside + 1 + self.n_layers * self.senders_per_layer)
+        whole = self.receivers_per_layer * earlier + beside + 1 + self.n_layers * self.senders_per_layer
+        left_out = 2 + self.senders_per_layer * (self.n_layers - 1) + self.n_heads  # those of the MLP that is not there
+        return self.n_roles * (whole - left_out * self.half)
 
     @property
     def n_roles(self) -> int:
@@ -88,7 +92,13 @@ class ModelShape:
     @property
     def end(self) -> Node:
         """The node that every path leads to: the logits, or the stream behind the last of the layers."""
+        if self.half:
+            return Node(NodeKind.MIDDLE, self.n_layers - 1)
         return Node(NodeKind.RESID, self.n_layers) if self.to_stream else Node(NodeKind.LOGITS)
+
+    def has_mlp(self, layer: int) -> bool:
+        """Return whether a layer has an MLP."""
+        return self.mlps and not (self.half and layer == self.n_layers - 1)
 
     @property
     def senders_per_layer(self) -> int:

@@ -99,8 +99,8 @@ class Model:
             resources: What measuring may use: memory, rows per pass, the prefix cache, checkpointing.
             reference: Of the metric ``projection``, the pairs that its direction is taken from
                 (``behaviour.prompts(...).reference``); never those it is judged on. Not needed where the model's
-                circuits lead to a direction (:func:`circuits.leading_to`). Of mean ablations, those whose corrupted
-                prompts the means are taken over.
+                circuits lead to a given direction or a neuron (:func:`circuits.leading_to`). Of mean ablations, those
+                whose corrupted prompts the means are taken over.
             journal: Keeps what is measured, and gives back what an earlier run has measured of the same.
 
         Cost: two forward passes of the pairs; of answers of several tokens, of all their rows; of ``projection``, one
@@ -145,7 +145,8 @@ class Model:
 
     def _finds_direction(self, options: Options) -> bool:
         """Whether the direction that is read is found in reference pairs, not given by where circuits lead."""
-        return options.metric.along_direction and self.info.target is None
+        target = self.info.target
+        return options.metric.along_direction and (target is None or target.receiver is not None)
 
     def shelf(self, journal: Journal | None) -> Shelf:
         """Return where a journal keeps what is measured with these weights, at this precision."""

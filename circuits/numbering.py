@@ -74,6 +74,6 @@ def reads_of_senders(shape: ModelShape) -> list[list[int]]:
         for head in range(shape.n_heads):
             group = head // shape.heads_per_group
             reads.append([queries[head], keys[group], values[group]])
-        if shape.mlps:
+        if shape.has_mlp(layer):
             reads.append([mlp_receiver(shape, layer)])
     return reads

@@ -5,38 +5,69 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from circuits.elements import NodeKind, Receiver, Slot
 from circuits.errors import UsageError
 from circuits.graph import ModelShape
 from circuits.statistics import Likeness, Number
 
+_NEURON = r"m([0-9]{1,9})\.n([0-9]{1,9})"
+
 
 @dataclass(frozen=True)
 class Target:
-    """What a circuit leads to instead of the logits: a place in the residual stream, read along a direction.
+    """What a circuit leads to instead of the logits: one number that is read in the residual stream.
 
     Attributes:
         layer: The stream that enters this layer; the number of layers of the model is the stream the final norm reads.
-        digest: SHA-256 of the direction.
+        digest: SHA-256 of the direction that the stream is read along.
         position: The last token of the prompt; no other can be chosen yet.
+        site: What reads the stream there: a head's query, key or value (``a14.h5<q>``), a neuron (``m14.n123``);
+            empty: the stream itself is read, along a direction.
     """
 
     layer: int
     digest: str = ""
     position: str = "last"
+    site: str = ""
 
     def __str__(self) -> str:
-        return f"resid:{self.layer}:{self.position}"
+        return f"{self.site}:{self.position}" if self.site else f"resid:{self.layer}:{self.position}"
+
+    @property
+    def neuron(self) -> int | None:
+        """Which neuron of the layer's MLP is read, if one is."""
+        found = re.fullmatch(_NEURON, self.site)
+        return int(found[2]) if found else None
+
+    @property
+    def receiver(self) -> Receiver | None:
+        """Which query, key or value is read, if one is."""
+        return Receiver.parse(self.site) if self.site and self.neuron is None else None
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a target from its text form; raises :class:`UsageError` for any other."""
-        found = re.fullmatch(r"resid:([0-9]{1,9})(?::last)?", text)
-        if found is None:
+        place = text.removesuffix(":last")
+        if found := re.fullmatch(r"resid:([0-9]{1,9})", place):
+            return cls(int(found[1]))
+        if found := re.fullmatch(_NEURON, place):
+            return cls(int(found[1]), site=f"m{int(found[1])}.n{int(found[2])}")
+        try:
+            receiver = Receiver.parse(place)
+        except UsageError:
+            receiver = None
+        if receiver is None or receiver.role or receiver.node.kind not in (NodeKind.HEAD, NodeKind.KV):
             raise UsageError(
                 f"'{text}' is no place that a circuit can lead to; expected resid:LAYER:last, the residual stream that "
-                "enters a layer, at the last token, such as resid:16:last."
+                "enters a layer, at the last token, such as resid:16:last; the input of a head, such as 'a14.h5<q>'; "
+                "or a neuron, such as m14.n123."
             )
-        return cls(int(found[1]))
+        if receiver.slot is None:
+            inputs = ", ".join(f"'{receiver.node}<{slot}>'" for slot in Slot)
+            raise UsageError(
+                f"'{text}' does not say which input of the head a circuit shall lead to; expected one of {inputs}."
+            )
+        return cls(receiver.node.layer, site=str(receiver))
 
 
 @dataclass(frozen=True)
@@ -65,10 +96,12 @@ class ModelInfo:
     @property
     def shape(self) -> ModelShape:
         """The shape from which the graph is built."""
-        layers = self.n_layers if self.target is None else self.target.layer
+        target = self.target
+        half = target is not None and target.neuron is not None and not self.parallel
+        layers = self.n_layers if target is None else target.layer + half
         sizes = layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head
         kind = {"parallel": self.parallel, "mlps": self.mlps}
-        return ModelShape(*sizes, **kind, to_stream=self.target is not None, roles=self.roles)
+        return ModelShape(*sizes, **kind, to_stream=target is not None, half=half, roles=self.roles)
 
     def remark_on(self, model: "ModelInfo", *, nodes: bool = False) -> str:
         """Return a remark on a circuit of this model where it is run on another; empty where that is this one.

@@ -153,7 +153,7 @@ def test_parsing_is_the_inverse_of_printing(kind: NodeKind, layer: int, index: i
     match kind:
         case NodeKind.INPUT | NodeKind.LOGITS:
             node = Node(kind)
-        case NodeKind.MLP | NodeKind.RESID:
+        case NodeKind.MLP | NodeKind.RESID | NodeKind.MIDDLE:
             node = Node(kind, layer)
         case _:
             node = Node(kind, layer, index)

@@ -196,15 +196,35 @@ class Measurement(SkipOptions, Prompting):
         typer.Option(metavar=_choices(Ablation), help="What replaces a corrupted edge.", rich_help_panel="Measurement"),
     ] = None
     to: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="DIRECTION.safetensors",
-            help="Circuits lead to this direction of the residual stream, at its layer and the last token, instead of "
-            "to the logits (circuits direction finds one).",
+            metavar="FILE|PLACE",
+            help="Circuits lead to what is read at the last token, instead of to the logits: a direction of the "
+            "residual stream (a .safetensors file, as circuits direction writes it), a linear probe (.npz or "
+            ".safetensors, with 'coef_', 'intercept_' and 'layer'), a head's query, key or value ('a14.h5<q>') or a "
+            "neuron (m14.n123).",
             rich_help_panel="Measurement",
             show_default=False,
         ),
     ] = None
+
+    @property
+    def towards(self) -> "Path | Target | None":
+        """Where ``--to`` lets circuits lead: the file of a direction or probe, or a place."""
+        if self.to is None:
+            return None
+        file = Path(self.to)
+        if file.is_file():
+            return file
+        if file.suffix in (".safetensors", ".npz"):
+            raise UsageError(f"--to: there is no file {file}; `circuits direction` writes one.")
+        try:
+            found = Target.parse(self.to)
+        except UsageError as error:
+            raise UsageError(f"--to: {error} Or the file of a direction or a linear probe.") from error
+        if not found.site:
+            raise UsageError(f"--to: {found} is a vector; give the file of the direction that it is read along.")
+        return found
 
     def led(self, model: "Model", *, beside: Path | None = None, target: Target | None = None) -> "Model":
         """Return the model, its circuits leading where ``--to`` says, or to the ``target`` that a circuit has already.
@@ -212,34 +232,36 @@ class Measurement(SkipOptions, Prompting):
         The direction of a circuit is looked for ``beside`` it. Raises :class:`UsageError` where it is not there, or is
         another than the circuit's.
         """
-        file = self.to
-        if file is None and target is not None and beside is not None:
-            file = beside.with_name(DIRECTION)
-            if not file.is_file():
+        to = self.towards
+        if to is None and target is not None and target.site:
+            to = target
+        elif to is None and target is not None and beside is not None:
+            to = beside.with_name(DIRECTION)
+            if not to.is_file():
                 raise UsageError(
-                    f"the circuit leads to {target}, and its direction is not beside it ({file}); give it with --to."
+                    f"the circuit leads to {target}, and its direction is not beside it ({to}); give it with --to."
                 )
-        if file is None:
+        if to is None:
             return model
 
         from circuits.directions.stream_direction import StreamDirection
         from circuits.directions.target import leading_to
 
-        direction = StreamDirection.load(file)
-        if target is not None and direction.target != target:
+        found = StreamDirection.load(to) if isinstance(to, Path) else to
+        if target is not None and (found.target if isinstance(found, StreamDirection) else found) != target:
             raise UsageError(
-                f"the circuit leads to {target} along another direction than that of {file} (layer "
-                f"{direction.layer}); give the one it was found with."
+                f"the circuit leads to {target}, and to another place or along another direction than {self.to} "
+                f"(layer {found.layer}); give what it was found with, or leave --to out."
             )
-        return leading_to(model, direction)
+        return leading_to(model, found)
 
     def behaviour(self, name: str | Path, *, recorded: BehaviourInfo | None = None) -> Behaviour:
         """Load a behaviour as it was asked for; what was not asked for is as a circuit has recorded it."""
         behaviour = self.varied(load_behaviour(name, recorded=recorded, skip_unusable=self.skip_unusable))
-        if self.to is not None:
+        if self.towards is not None:
             if self.metric not in (None, Metric.PROJECTION):
                 raise UsageError(
-                    f"what leads to a direction (--to) is measured by the metric {Metric.PROJECTION}, got "
+                    f"what does not lead to the logits (--to) is measured by the metric {Metric.PROJECTION}, got "
                     f"'{self.metric}'; leave --metric out."
                 )
             return replace(behaviour, metric=Metric.PROJECTION)

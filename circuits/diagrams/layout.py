@@ -29,7 +29,7 @@ NOTE_LIMIT = 900
 """The longest tooltip, in characters."""
 
 _LAST_ROW = 10**9
-_ROW_IN_LAYER = {NodeKind.RESID: -1, NodeKind.KV: 0, NodeKind.HEAD: 1, NodeKind.MLP: 2}
+_ROW_IN_LAYER = {NodeKind.RESID: -1, NodeKind.MIDDLE: -1, NodeKind.KV: 0, NodeKind.HEAD: 1, NodeKind.MLP: 2}
 _SHAPES = {NodeKind.HEAD: 'shape=box, style="filled,rounded"', NodeKind.KV: "shape=ellipse, style=filled"}
 
 Row = tuple[int, int]
@@ -211,8 +211,9 @@ def describe(node: Node) -> str:
             return "input embedding"
         case NodeKind.LOGITS:
             return "logits"
-        case NodeKind.RESID:
-            return f"{node}, the residual stream that enters layer {node.layer}, along the direction"
+        case NodeKind.RESID | NodeKind.MIDDLE:
+            where = "that enters" if node.kind is NodeKind.RESID else "between attention and MLP of"
+            return f"{node}, the residual stream {where} layer {node.layer}, as it is read there"
 
 
 def _line(line: Line, *, labelled: bool) -> str:

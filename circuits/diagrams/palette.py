@@ -41,6 +41,7 @@ NODE_FILLS = {
     NodeKind.MLP: "#EBDDF0",
     NodeKind.LOGITS: "#E4E4E4",
     NodeKind.RESID: "#E4E4E4",
+    NodeKind.MIDDLE: "#E4E4E4",
 }
 NODE_BORDERS = {
     NodeKind.INPUT: GREY,
@@ -49,6 +50,7 @@ NODE_BORDERS = {
     NodeKind.MLP: "#7D4B93",
     NodeKind.LOGITS: GREY,
     NodeKind.RESID: GREY,
+    NodeKind.MIDDLE: GREY,
 }
 
 MEMBER_COLOURS = {

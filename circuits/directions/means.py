@@ -2,7 +2,8 @@
 
 Difference of means (Arditi et al. 2024, arXiv:2406.11717) of what the unembedding reads: the final residual stream at
 the last position, after the final norm; unit length, from corrupted to clean. The paper chooses a layer and position;
-here it is the end of the model, to which every edge leads.
+here it is the end of the model, to which every edge leads. Where circuits lead to a head's query, key or value, it is
+the difference of the means of that.
 """
 
 from collections.abc import Sequence

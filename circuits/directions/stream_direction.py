@@ -2,7 +2,8 @@
 
 It is kept as ``NAME.safetensors``, which holds the tensor ``direction`` (unit length, float32) and says in its metadata
 where it belongs, beside ``NAME.json`` with the same facts in plain text. Files of other tools are read too: any
-safetensors file with one vector, beside a JSON file with ``layer`` and ``pos``.
+safetensors file with one vector, beside a JSON file with ``layer`` and ``pos``; and linear probes, which are directions
+with a bias (:mod:`circuits.directions.direction_files`).
 """
 
 import hashlib
@@ -12,9 +13,9 @@ from typing import Any, Self, cast
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from circuits.directions.direction_files import TENSOR, read_vector
 from circuits.equality import by_content
 from circuits.errors import FormatError, UsageError
 from circuits.files.atomic import write
@@ -23,7 +24,8 @@ from circuits.records import ModelInfo, Target
 from circuits.scores import Floats
 
 FORMAT, VERSION = "circuits/direction", 1
-SUFFIX, TENSOR = ".safetensors", "direction"
+SUFFIX = ".safetensors"
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class StreamDirection:
             that the final norm reads.
         position: At this token, counted from the end of the prompt: -1 is the last one.
         size: The distance between the two means, in the stream's own units; what is added when it is added.
+        bias: What is added to the length along it where circuits lead to it: the constant of a linear probe. Given in
+            the vector's own length, and scaled with it: the sum is the distance from the probe's boundary.
         origin: What it was taken from.
     """
 
@@ -56,22 +60,26 @@ class StreamDirection:
     position: int = -1
     size: float = 1.0
     origin: Origin = Origin()
+    bias: float = 0.0
 
     def __post_init__(self) -> None:
         length = float(np.linalg.norm(self.vector))
-        if self.vector.ndim != 1 or not np.isfinite(length) or length == 0 or self.layer < 0 or self.position > -1:
+        sound = self.vector.ndim == 1 and np.isfinite(length) and length > 0 and np.isfinite(self.bias)
+        if not sound or self.layer < 0 or self.position > -1:
             raise UsageError(
                 f"a direction is one vector of finite numbers that are not all 0, a layer from 0 up and a position of "
                 f"-1 or less; got shape {self.vector.shape}, length {length:g}, layer {self.layer}, position "
                 f"{self.position}."
             )
+        length = 1.0 if abs(length - 1) < _ROUNDING else length  # what a file holds stays as it is, and so its digest
         object.__setattr__(self, "vector", np.asarray(self.vector, dtype=np.float64) / length)
+        object.__setattr__(self, "bias", float(self.bias) / length)
         self.vector.setflags(write=False)
 
     @property
     def digest(self) -> str:
         """A SHA-256 over the direction, as the file holds it, and its place."""
-        place = f"{self.layer} {self.position} ".encode()
+        place = f"{self.layer} {self.position} {f'{self.bias:.6g}' if self.bias else ''}".encode()
         return hashlib.sha256(place + self.vector.astype("<f4").tobytes()).hexdigest()
 
     @property
@@ -101,6 +109,7 @@ class StreamDirection:
             "layer": self.layer,
             "pos": self.position,
             "size": self.size,
+            **({"bias": self.bias} if self.bias else {}),
             **asdict(self.origin),
         }
 
@@ -117,18 +126,19 @@ class StreamDirection:
         """Read a direction; raises :class:`FormatError` for a file that is none or does not say where it belongs."""
         file = Path(path)
         beside = file.with_suffix(".json")
-        vector, facts = _read(file)
+        vector, facts = read_vector(file)
         if "layer" not in facts and beside.is_file():
-            facts = _document(beside)
+            facts |= _document(beside)
         if "layer" not in facts:
             raise FormatError(
-                f"{file} does not say of which layer its direction is; expected it in the file's metadata or in "
-                f'{beside.name}: {{"layer": 16, "pos": -1}}.'
+                f"{file} does not say of which layer its direction is; expected it in the file's metadata (of .npz: as "
+                f'an array `layer`) or in {beside.name}: {{"layer": 16, "pos": -1}}.'
             )
         try:
             place = TypeAdapter(_Place).validate_python(facts)
             origin = {each.name: facts[each.name] for each in fields(Origin) if each.name in facts}
-            return cls(vector, place.layer, place.pos, place.size, TypeAdapter(Origin).validate_python(origin))
+            known = TypeAdapter(Origin).validate_python(origin)
+            return cls(vector, place.layer, place.pos, place.size, known, place.bias)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -142,21 +152,7 @@ class _Place:
     layer: int
     pos: int = -1
     size: float = 1.0
-
-
-def _read(file: Path) -> tuple[Floats, dict[str, Any]]:
-    try:
-        with cast(Any, safe_open)(file, framework="numpy") as tensors:
-            names: list[str] = list(tensors.keys())
-            name = TENSOR if TENSOR in names else names[0] if len(names) == 1 else None
-            if name is None:
-                raise FormatError(f"{file} holds the tensors {', '.join(names)}; expected one called '{TENSOR}'.")
-            return cast("Floats", tensors.get_tensor(name)).reshape(-1), dict(tensors.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise FormatError(
-            f"{file} is no direction that can be read ({str(error).splitlines()[0]}); expected a .safetensors file, as "
-            "`circuits direction` writes it."
-        ) from error
+    bias: float = 0.0
 
 
 def _document(file: Path) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def _tooltip(circuit: Circuit, i: int) -> str:
 def circuit_facts(circuit: Circuit) -> list[str]:
     """Return in lines how large a circuit is, and what it was judged to be."""
     size = f"{len(circuit):,} of {circuit.graph.n_edges:,} edges, {count_nodes(circuit)}"
+    size += f", towards {circuit.model.target}" if circuit.model.target else ""
     evaluation = circuit.evaluation
     if evaluation is None:
         return [size, "not evaluated on held-out prompts"]

@@ -15,6 +15,7 @@ _BRACKETS = {
     NodeKind.MLP: ("[", "]"),
     NodeKind.LOGITS: ("[", "]"),
     NodeKind.RESID: ("[", "]"),
+    NodeKind.MIDDLE: ("[", "]"),
 }
 
 

@@ -23,6 +23,7 @@ _KINDS = {
     NodeKind.MLP: "cross layer transcoder",
     NodeKind.LOGITS: "logit",
     NodeKind.RESID: "logit",
+    NodeKind.MIDDLE: "logit",
 }
 _NO_POSITIONS = (
     "Edges hold for all token positions at once, so the whole prompt stands for one position; it is one of those that "

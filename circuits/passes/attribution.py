@@ -77,7 +77,7 @@ def _attribute(
             if (count := fan_in_of(graph, first) - begin) > 0:
                 pulled = _pull_back(tracer, layer, gradients)
                 _fill(scores, graph, first, _products(changes, pulled, count, roles), begin)
-            if graph.shape.mlps and (count := fan_in_of(graph, mlp) - begin) > 0:
+            if graph.shape.has_mlp(layer) and (count := fan_in_of(graph, mlp) - begin) > 0:
                 read = gradients.mlp[layer].unsqueeze(1)
                 _fill(scores, graph, mlp, _products(changes, read, count, roles), begin)
         products = _products(changes, gradients.final.unsqueeze(1), size, roles)

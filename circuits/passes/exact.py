@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuits.graph import ComputationalGraph, EdgeIndices, NodeKind, Slot
+from circuits.graph import ComputationalGraph, EdgeIndices, Slot
 from circuits.memory.batching import RowBudget, in_batches
 from circuits.passes.role_sums import RoleSums
 from circuits.tracing.plan import LayerSite, Plan, Visit, put
@@ -89,7 +89,7 @@ def receiver_groups(graph: ComputationalGraph, edges: EdgeIndices) -> Iterator[R
     slots: list[Slot | None] = [*Slot, None]
     for edge in edges:
         receiver = graph.receivers[int(graph.edge_receivers[edge])]
-        layer = receiver.node.layer if receiver.node.kind is not NodeKind.LOGITS else graph.shape.n_layers
+        layer = graph.shape.n_layers if receiver.node.kind.is_end else receiver.node.layer
         keyed.setdefault((layer, slots.index(receiver.slot)), []).append(int(edge))
     for (layer, slot), members in sorted(keyed.items()):
         array = np.array(members, dtype=np.int64)

@@ -103,7 +103,7 @@ def first_difference(graph: ComputationalGraph, masks: NDArray[np.bool_]) -> int
     if not len(differing):
         return 0
     receiver = graph.receivers[int(graph.edge_receivers[differing[0]])].node
-    return receiver.layer if receiver.layer >= 0 else graph.shape.n_layers
+    return graph.shape.n_layers if receiver.kind.is_end else receiver.layer
 
 
 @runtime_checkable
@@ -210,7 +210,7 @@ class MaskedPass:
         shape, computable = self.graph.shape, self._computable()
         heads = head_senders(shape, layer)
         computed = [sender - heads.start for sender in computable if sender in heads]
-        return computed, shape.mlps and mlp_sender(shape, layer) in computable
+        return computed, shape.has_mlp(layer) and mlp_sender(shape, layer) in computable
 
     def _computable(self) -> list[int]:
         return [sender for sender in self.needed if sender not in self.given]

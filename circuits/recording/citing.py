@@ -133,7 +133,7 @@ def _of_prompts(run: RunRecord) -> list[Paper]:
 
 
 def _of_models(run: RunRecord) -> list[Paper]:
-    directed = [REFUSAL] if run.settings.get("to") else []
+    directed = [REFUSAL] if str(run.settings.get("to")).endswith(".safetensors") else []
     return [*(paper for model in run.models for paper in _of_model(model)), *directed]
 
 

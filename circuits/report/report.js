@@ -17,7 +17,7 @@ const groups = all('#stage [id^="group:"]').map((shape) => {
   return { shape, from, to, shown: true, on: false };
 });
 const nodes = new Map(all('#stage [id^="node:"]').map((shape) => [shape.id.slice("node:".length), shape]));
-const end = [...nodes.keys()].find((name) => /^(logits|resid\d+)$/.test(name)) ?? "logits";
+const end = [...nodes.keys()].find((name) => /^(logits|(?:resid|mid)\d+)$/.test(name)) ?? "logits";
 const evidence = new Map(all("#heads tr[data-node]").map((row) => [row.dataset.node, row.cells[1]]));
 const steps = [...new Set(edges.map((edge) => edge.size))].sort((a, b) => a - b);
 const READABLE = 0.78; // the smallest scale at which names of nodes are read

@@ -114,6 +114,7 @@ def facts(circuit: Circuit) -> list[tuple[str, str]]:
         ("Model", model.id),
         ("Revision", model.revision),
         ("Weights", model.digest),
+        ("Leads to", str(model.target or "")),
         ("Tokenizer", model.tokenizer_digest),
         ("Behaviour", f"{behaviour.name}, {behaviour.n_discovery} pairs for discovery, {behaviour.n_heldout} held out"),
         ("Prompts", behaviour.digest),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.forms import first_of
 from circuits.adapters.mlp_parts import mlp_parts, projects
+from circuits.adapters.readings import NeuronReading, Reading, norms_of
 from circuits.adapters.slopes import by_ratio, passing_on
 from circuits.adapters.surrogates import Surrogates, require_replaced
 from circuits.errors import UnsupportedModelError
@@ -39,6 +40,11 @@ class RulesAtWork:
                 for number, layer in enumerate(layers)
             }
         self._mlps: list[_RuledMlp] = []
+        if self._rules.within_mlps and isinstance(anatomy.module.get_submodule(anatomy.reader), NeuronReading):
+            raise UnsupportedModelError(
+                "relp and gim change derivatives within whole MLPs, and the circuit leads to a neuron inside of one. "
+                "Use a scorer that takes plain derivatives, such as eap-ig."
+            )
         if self._rules.within_mlps and names.mlp is not None:
             self._mlps = [
                 _RuledMlp(anatomy, layer, f"{names.layers}.{number}", self.changed)
@@ -70,8 +76,11 @@ def _norms(anatomy: Anatomy) -> dict[str, nn.Module]:
         for layer in anatomy.layers
         for norm in (layer.attention_norm, layer.attention_post_norm, layer.mlp_norm, *layer.projection_norms.values())
     ]
+    declared += norms_of(anatomy.module)
     found: dict[str, nn.Module] = {}
     for name, module in cast(Any, anatomy.module).named_modules():
+        if isinstance(module, Reading | nn.Identity):  # what a circuit that does not lead to the logits ends in
+            continue
         known = any(module is norm for norm in declared) or name == anatomy.architecture.final_norm
         if known or ("Norm" in type(module).__name__ and not list(module.children())):
             found[name] = module

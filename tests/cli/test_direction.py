@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import circuits
@@ -108,6 +110,47 @@ def test_circuits_lead_to_the_direction_and_are_judged_by_it(
     ] == len(circuit)
 
 
+@pytest.mark.parametrize("place", ["m1.n3", "a1.h1<q>", "probe.npz"])
+def test_circuits_lead_to_heads_neurons_and_probes(
+    place: str, found: Path, words: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    known = circuits.StreamDirection.load(found / "direction.safetensors")
+    np.savez(tmp_path / "probe.npz", coef_=known.vector[None], intercept_=np.array([0.3]), layer=known.layer)
+    to = tmp_path / place if place.endswith("npz") else place
+    node = "mid1" if place == "m1.n3" else "resid1" if to == place else f"resid{known.layer}"
+    folder = tmp_path / "circuit"
+    options = ["--pairs", "4", "--heldout", "4", "--pruner", "top", "--size", "5"]
+    done("discover", words, "--to", to, "--model", tiny_folder, "--out", folder, *options)
+    circuit = Circuit.load(folder / "circuit.json")
+    assert str(circuit.graph.shape.end) == node
+    assert f'label="{node}"' in (folder / "circuit.dot").read_text()
+    assert f"towards {escape(str(circuit.model.target))}" in (folder / "circuit.dot").read_text()
+    assert (folder / "direction.safetensors").is_file() == place.endswith("npz")
+    options = ["--behaviour", words, "--model", tiny_folder, "--pairs", "4"]
+    judged = as_json("evaluate", folder / "circuit.json", *options)
+    assert judged["evaluation"]["faithfulness"] == pytest.approx(circuit.evaluation.faithfulness, rel=1e-4)
+    other = invoke("evaluate", folder / "circuit.json", *options, "--to", "m0.n1")
+    assert other.exit_code == 2
+    assert f"the circuit leads to {circuit.model.target}, and to another place" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("a1h1", "--to: 'a1h1' is no place that a circuit can lead to; expected resid:LAYER:last"),
+        ("a1.h1", "does not say which input of the head a circuit shall lead to; expected one of 'a1.h1<q>'"),
+        ("a7.h1<q>", "there is no place for a circuit to lead to 'a7.h1<q>'. Closest: 'a2.h1<q>'"),
+        ("m1.n9999", "there is no neuron 'm1.n9999'"),
+        ("resid:1:last", "--to: resid:1:last is a vector; give the file of the direction that it is read along."),
+        ("gone.safetensors", "--to: there is no file gone.safetensors; `circuits direction` writes one."),
+    ],
+)
+def test_places_that_circuits_cannot_lead_to_are_refused(place: str, said: str, words: Path, tiny_folder: Path) -> None:
+    refused = invoke("discover", words, "--to", place, "--model", tiny_folder)
+    assert refused.exit_code == 2
+    assert said in " ".join(refused.stderr.split())
+
+
 def test_nodes_of_a_circuit_that_leads_to_a_direction_are_ablated_in_the_whole_model(
     found: Path, words: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -142,7 +185,7 @@ def test_options_that_do_not_go_with_a_direction_are_refused(found: Path, words:
     assert "expected a circuit (CIRCUIT.json), or a direction (--direction FILE" in neither.stderr
     metric = invoke("discover", words, "--to", file, "--metric", "kl", "--model", tiny_folder)
     assert metric.exit_code == 2
-    assert "what leads to a direction (--to) is measured by the metric projection, got 'kl'" in metric.stderr
+    assert "what does not lead to the logits (--to) is measured by the metric projection, got 'kl'" in metric.stderr
 
 
 def test_a_model_is_written_that_answers_as_the_ablated_one(

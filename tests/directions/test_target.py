@@ -5,6 +5,7 @@ The slow reference runs the whole model: what reads the stream at the target's l
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -23,7 +24,7 @@ from circuits.model import Model, load_model
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options
 from circuits.patching.paths import Path as EdgePath
-from circuits.records import BehaviourInfo, Method, Target
+from circuits.records import BehaviourInfo, Method, ModelInfo, Target
 from circuits.vocabulary import Direction, Metric
 from tests.reference.anatomy import Anatomy, anatomy_of
 from tests.reference.hooks import LOGITS, hooked, last_logits, rewired, sender_values
@@ -257,8 +258,12 @@ def test_a_cut_that_changes_what_the_layers_compute_is_refused(monkeypatch: pyte
 
     cut = module._cut
 
-    monkeypatch.setattr(module, "_cut", lambda anatomy, layer: cut(anatomy, layer - 1))
-    with pytest.raises(GuardError, match="first 2 layers alone make another stream"):
+    def early(anatomy: object, info: ModelInfo, reading: object) -> object:
+        assert info.target is not None
+        return cut(anatomy, replace(info, target=replace(info.target, layer=info.target.layer - 1)), reading)
+
+    monkeypatch.setattr(module, "_cut", early)
+    with pytest.raises(GuardError, match="first 2 layers alone make something else at resid:2:last"):
         leading_to(model("llama"), direction("llama", 2))
 
 

@@ -124,8 +124,8 @@ def _found(
         found = find(
             model, behaviour, settings, folder=folder, journal=journal, progress=progress, command=command_line()
         )
-        if session.measurement.to is not None:
-            StreamDirection.load(session.measurement.to).save(folder / DIRECTION)
+        if isinstance(towards := session.measurement.towards, Path):
+            StreamDirection.load(towards).save(folder / DIRECTION)
         found = leave_evidence(found, folder, model, heads=heads, settings=settings, progress=progress, journal=journal)
         crossed = None
         if exchanged:
