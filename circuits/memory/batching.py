@@ -88,11 +88,19 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
-def budget_of(device: torch.device, memory: str, *, alone: bool = True) -> MemoryBudget:
+def budget_of(devices: Iterable[torch.device], memory: str) -> MemoryBudget:
     """Turn what a user said about memory into a budget; see :func:`~circuits.memory.memory_plan.parse_budget`.
 
-    Beside other devices nothing waits in the host's memory, from where it comes back to one.
+    Of several devices that of the one with the least free memory: the rows of a pass go through all of them. Recorded
+    values stay with their layers, so that counting them as if they were all there is on the safe side. Beside other
+    devices nothing waits in the host's memory, from where it comes back to one.
     """
+    places = list(dict.fromkeys(devices))
+    budgets = [_budget_of(place, memory, alone=len(places) == 1) for place in places]
+    return min(budgets, key=lambda budget: budget.limit)
+
+
+def _budget_of(device: torch.device, memory: str, *, alone: bool) -> MemoryBudget:
     free = free_memory(device)
     if device.type == "cpu":
         share = min(int(_SHARE_OF_HOST * free), shared_memory() // 3)

@@ -44,7 +44,7 @@ class WeightedNeurons:
 
 def _weighed(base: Tensor, weights: Tensor, value: Tensor) -> Tensor:
     rows = rearrange(value, "(s b) p n -> s b p n", s=len(weights))
-    return torch.lerp(base.expand_as(rows), rows, weights.expand_as(rows)).flatten(0, 1)
+    return torch.lerp(base.expand_as(rows), rows, weights.to(rows.device).expand_as(rows)).flatten(0, 1)
 
 
 def record_neurons(tracer: Tracer, run: Run, layers: Sequence[int]) -> dict[int, Float[Tensor, "pair pos neuron"]]:

@@ -95,7 +95,7 @@ class RecordedExperiment:
         return plan_memory(
             ModelSizes.of(anatomy),
             prompts,
-            budget_of(anatomy.device, self.resources.memory, alone=anatomy.one_device),
+            budget_of(anatomy.devices, self.resources.memory),
             runs=runs,
             batch_size=self.resources.batch_size,
             checkpointing=self.resources.checkpointing,

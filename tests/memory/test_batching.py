@@ -34,14 +34,28 @@ def test_at_most_half_of_the_free_memory_of_a_host_is_used_unless_told_otherwise
 ) -> None:
     monkeypatch.setattr(batching, "free_memory", lambda _: 10**9)
     monkeypatch.setattr(batching, "shared_memory", lambda: 10**9)
-    assert budget_of(CPU, "auto").limit == 5 * 10**8
-    assert budget_of(CPU, "30%").limit == 3 * 10**8
-    assert budget_of(CPU, "4 GB").limit == 4 * 10**9
-    assert budget_of(CPU, "auto").host == 0
-    assert budget_of(CPU, "auto").modest == Modest(320, 10**9 // 3)
-    assert budget_of(CPU, "4 GB").modest is None
+    assert budget_of([CPU], "auto").limit == 5 * 10**8
+    assert budget_of([CPU], "30%").limit == 3 * 10**8
+    assert budget_of([CPU], "4 GB").limit == 4 * 10**9
+    assert budget_of([CPU], "auto").host == 0
+    assert budget_of([CPU], "auto").modest == Modest(320, 10**9 // 3)
+    assert budget_of([CPU], "4 GB").modest is None
     monkeypatch.setattr(batching, "shared_memory", lambda: 6 * 10**9)  # and a limit on this process alone
-    assert budget_of(CPU, "auto").modest == Modest(320, 5 * 10**8)
+    assert budget_of([CPU], "auto").modest == Modest(320, 5 * 10**8)
+
+
+def test_of_several_devices_the_one_with_the_least_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [torch.device("cpu", number) for number in (0, 1, 1, 2)]
+    free = {0: 8 * 10**9, 1: 2 * 10**9, 2: 4 * 10**9}
+    monkeypatch.setattr(batching, "free_memory", lambda device: free[device.index])
+    assert budget_of(devices, "auto").limit == 10**9
+    assert budget_of(devices, "10%").limit == 2 * 10**8
+    assert budget_of(devices[:1], "auto").limit == 4 * 10**9
+    monkeypatch.setattr(torch, "get_device_module", lambda _: Device)
+    monkeypatch.setattr(batching, "free_memory", lambda device: 10**9)
+    several = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert budget_of(several[:1], "auto").host > 0
+    assert budget_of(several, "auto").host == 0  # from there a value would come back to one device
 
 
 class Device:
@@ -56,15 +70,15 @@ def test_memory_that_torch_holds_unused_is_free_and_the_host_takes_what_waits(mo
     monkeypatch.setattr(torch, "get_device_module", lambda _: Device)
     device = torch.device("cuda")
     assert batching.free_memory(device) == 70
-    found = budget_of(device, "auto")
+    found = budget_of([device], "auto")
     assert found.limit == 56
     assert found.host == pytest.approx(0.5 * psutil.virtual_memory().available, rel=0.3)
-    assert found.pass_tokens > budget_of(CPU, "auto").pass_tokens
+    assert found.pass_tokens > budget_of([CPU], "auto").pass_tokens
 
 
 def test_a_device_that_shares_the_hosts_memory_has_nowhere_to_move_things(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_device_module", lambda _: object())
-    assert budget_of(torch.device("mps"), "auto").host == 0
+    assert budget_of([torch.device("mps")], "auto").host == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ batches

@@ -308,7 +308,7 @@ def on_cpu(memory: str, free: float, monkeypatch: pytest.MonkeyPatch) -> MemoryP
     monkeypatch.setattr(batching, "free_memory", lambda _: int(free))
     monkeypatch.setattr(batching, "shared_memory", lambda: int(free))
     sizes = ModelSizes(ModelShape(30, 9, 3, 576, 64), 1536, 49152, 4, slack=0.6)
-    return plan_memory(sizes, [PromptSize(5, 9)] * 64, batching.budget_of(torch.device("cpu"), memory))
+    return plan_memory(sizes, [PromptSize(5, 9)] * 64, batching.budget_of([torch.device("cpu")], memory))
 
 
 def test_no_more_is_planned_for_than_makes_it_fast_however_much_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ def test_a_long_prompt_that_fits_alone_is_not_refused_for_frugality(monkeypatch:
     monkeypatch.setattr(batching, "free_memory", lambda _: 60 * GB)
     monkeypatch.setattr(batching, "shared_memory", lambda: 60 * GB)
     sizes = ModelSizes(ModelShape(30, 9, 3, 576, 64), 1536, 49152, 4, slack=0.6)
-    plan = plan_memory(sizes, [PromptSize(2000)], batching.budget_of(torch.device("cpu"), "auto"))
+    plan = plan_memory(sizes, [PromptSize(2000)], batching.budget_of([torch.device("cpu")], "auto"))
     assert not plan.checkpointing
     assert plan.budget.limit < 20 * GB
 

@@ -1,21 +1,43 @@
 """Models over several devices: every operation gives what it gives on one, and nothing mixes tensors of two."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from circuits.ablation.generation import ablated
 from circuits.ablation.intervention import Intervention, reference_of, visits_of
 from circuits.adapters.anatomy import Anatomy
+from circuits.behaviours.roles import role_names
+from circuits.builder import build_graph
 from circuits.errors import DeviceError
 from circuits.guards.checks import check
+from circuits.heads import head_roles
+from circuits.memory import batching
+from circuits.model import load_model
+from circuits.neurons.neuron_experiment import NeuronExperiment
 from circuits.patching.experiment import PatchingExperiment
+from circuits.patching.measurement import Options
+from circuits.patching.node_circuits import node_slopes, node_values
+from circuits.patching.node_sets import interchange_effects
+from circuits.patching.paths import path_effects
+from circuits.patching.sequences import SequenceExperiment
+from circuits.patching.sites import patch_sites
+from circuits.scoring import score
+from circuits.steering.ablated_weights import write_ablated_weights
+from circuits.steering.effects import measure_direction
+from circuits.steering.mediation import mediate
+from circuits.steering.search import find_direction
 from circuits.tracing.plan import Plan
 from circuits.tracing.requirements import require_one_device
-from circuits.vocabulary import Ablation
+from circuits.vocabulary import Ablation, Direction, Metric, ScorerName, Site
 from tests.simulated_devices import MixedDevicesError, devices_pretended, placed_weight, spread
-from tests.subjects import PAIRS, Floats, Subject, relative
+from tests.subjects import PAIRS, TOKENIZER, Floats, Subject, relative
 from tests.tiny import FAMILIES
 from tests.zoo import ZOO
 
@@ -92,6 +114,88 @@ def test_nodes_that_are_ablated_or_steered_are_as_on_one_device() -> None:
     torch.testing.assert_close(logits[1].cpu().as_subclass(torch.Tensor), logits[0].as_subclass(torch.Tensor))
 
 
+def by_role(subject: Subject) -> list[Floats]:
+    pairs = tuple(replace(pair, roles={"A": (2,), "B": (4,)}) for pair in PAIRS)
+    graph = build_graph(replace(subject.graph.shape, roles=role_names(pairs)))
+    made = PatchingExperiment(subject.tracer, graph, pairs, Options())
+    return [run() for run in operations(made, step=41).values()]
+
+
+def neurons(subject: Subject, *, in_circuit: bool) -> list[Floats]:
+    made = subject.experiment()
+    edges = np.flatnonzero(np.random.default_rng(0).random(made.graph.n_edges) < 0.6) if in_circuit else None
+    found = NeuronExperiment(made, range(3), edges=edges)
+    some = np.arange(0, found.n_neurons, 5)
+    return [found.clean, found.corrupted, found.sets([some]), *found.slopes(some), found.effects(some[:6])]
+
+
+def sites(subject: Subject) -> list[Floats]:
+    tokens = [f"t{place}" for place in range(len(PAIRS[0].clean))]
+    return [patch_sites(subject.experiment(), site, tokens).values for site in Site]
+
+
+def nodes(subject: Subject) -> list[Floats]:
+    made, some = subject.experiment(), np.arange(1, 12)
+    sets = [(node,) for node in made.graph.senders[1::3]]
+    exchanged = [interchange_effects(made, sets, direction) for direction in Direction]
+    paths = path_effects(made, ["a0.h1->m1->logits", "m0->m1->m2->logits"])
+    return [node_values(made, some), *node_slopes(made, some), *exchanged, paths]
+
+
+def sequences(subject: Subject) -> list[Floats]:
+    pairs = [replace(pair, sequences=((3, 4), (5,)), wrong_sequences=((6, 7),)) for pair in PAIRS]
+    made = SequenceExperiment(pairs, lambda rows: subject.experiment(rows, metric=Metric.SEQUENCE))
+    return [made.attributions([0.5])[0], made.edge_effects(np.arange(0, made.graph.n_edges, 41))]
+
+
+def along_direction(subject: Subject) -> list[Floats]:
+    direction = torch.randn(1, subject.graph.shape.d_model, generator=torch.Generator().manual_seed(0))
+    options = Options(metric=Metric.PROJECTION)
+    made = PatchingExperiment(subject.tracer.reading(direction), subject.graph, PAIRS, options)
+    return [made.attributions([0.5])[0], made.edge_effects(np.arange(0, made.graph.n_edges, 41)), made.clean]
+
+
+def scorers(subject: Subject) -> list[Floats]:
+    left = (ScorerName.EXACT, ScorerName.RANDOM)
+    return [score(subject.experiment(), name).values for name in ScorerName if name not in left]
+
+
+OTHERS: dict[str, Callable[[Subject], list[Floats]]] = {
+    "roles": by_role,
+    "neurons": partial(neurons, in_circuit=False),
+    "neurons of a circuit": partial(neurons, in_circuit=True),
+    "sites": sites,
+    "nodes and paths": nodes,
+    "answers of several tokens": sequences,
+    "a direction": along_direction,
+    "scorers": scorers,
+}
+"""What else goes over several devices; heads, finding and measuring directions, and mediation say that they do not."""
+
+
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_everything_else_that_takes_several_devices_is_as_on_one(family: str, what: str) -> None:
+    make = (ZOO | FAMILIES)[family]
+    expected, found = OTHERS[what](Subject(family, make())), OTHERS[what](Subject(family, spread(make())))
+    for there, here in zip(found, expected, strict=True):
+        assert np.abs(here).max() > 1e-3
+        assert relative(there, here, at_least=1e-6) < 1e-5
+
+
+def test_the_memory_of_the_fullest_device_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the second has the least: with it less goes through at once, and the results are the same."""
+    several = Subject("llama", spread(FAMILIES["llama"]()))
+    plenty = several.experiment(memory="50%")
+    edges = np.arange(0, several.graph.n_edges, 17)
+    expected = plenty.edge_effects(edges)
+    monkeypatch.setattr(batching, "free_memory", lambda device: 10**6 if device.index == 2 else 10**10)
+    little = several.experiment(memory="50%")
+    assert little.plan.budget.limit == 5 * 10**5
+    assert little.budget(little.batches[0]).rows < plenty.budget(plenty.batches[0]).rows
+    assert relative(little.edge_effects(edges), expected, at_least=1e-6) < 1e-5
+
+
 def test_recorded_values_are_where_their_layer_is() -> None:
     several = Subject("llama", spread(FAMILIES["llama"]()))
     batch = several.experiment().batches[0]
@@ -123,9 +227,33 @@ def test_a_layer_on_two_devices_is_refused() -> None:
         Subject("llama", module).tracer.run(torch.zeros(1, 2, dtype=torch.long, device="cpu:1"), Plan())
 
 
-@pytest.mark.parametrize("action", ["steering", "mediation"])
-def test_what_needs_one_device_says_so(action: str) -> None:
-    anatomy = Anatomy(spread(FAMILIES["llama"]()))
-    with pytest.raises(DeviceError, match=f"{action} needs a model on one device, and this one is on cpu:1, cpu:2"):
-        require_one_device(anatomy, action)
-    require_one_device(Anatomy(FAMILIES["llama"]()), action)
+REFUSING: dict[str, Callable[[Any], object]] = {
+    "what heads attend to": lambda model: head_roles(model, None, ()),
+    "a direction": lambda model: find_direction(model, None),
+    "steering": lambda model: measure_direction(model, None, ()),
+    "mediation": lambda model: mediate(model, None, None),
+    "taking a direction out of weights": lambda model: write_ablated_weights(model, None, "nowhere"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSING)
+def test_what_needs_one_device_says_so_before_anything_runs(what: str) -> None:
+    model = SimpleNamespace(tracer=Subject("llama", spread(FAMILIES["llama"]())).tracer)
+    with pytest.raises(DeviceError, match=f"^{what} needs a model on one device, and this one is on cpu:1, cpu:2"):
+        REFUSING[what](model)
+    require_one_device(Anatomy(FAMILIES["llama"]()), what)
+
+
+def test_a_model_that_is_acted_on_answers_as_on_one_device() -> None:
+    prompts = [pair.clean for pair in PAIRS]
+    answers: list[object] = []
+    for module in (FAMILIES["llama"](), spread(FAMILIES["llama"]())):
+        model = load_model(module, tokenizer=TOKENIZER)
+        acted = ablated(model, ["a1.h2", "m2"], Intervention(scale=0.3), reference=PAIRS)
+        tokens, logits = acted.continuations(prompts, 3)
+        losses = acted.losses(prompts)
+        answers.append((tokens, np.array(logits.tolist()), np.array([each.tolist() for each in losses])))
+    (expected, first, less), (found, there, lost) = answers
+    assert found == expected
+    np.testing.assert_allclose(there, first, atol=1e-5)
+    np.testing.assert_allclose(lost, less, atol=1e-5)
