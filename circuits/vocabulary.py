@@ -131,6 +131,7 @@ class ScorerName(Choice):
     RELP = "relp"
     GIM = "gim"
     CLEAN_CORRUPTED = "clean-corrupted"
+    ATP_STAR = "atp-star"
     IFR = "ifr"
     RANDOM = "random"
 

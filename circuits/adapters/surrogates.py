@@ -40,6 +40,11 @@ class Surrogates(TorchFunctionMode):
         self.replaced: Counter[str] = Counter()
         self._inside: list[str] = []
 
+    @property
+    def in_attention(self) -> bool:
+        """Whether functions inside attention are replaced."""
+        return self.temperature != 1.0
+
     def enter(self, kind: str) -> None:
         """Begin a module: a ``norm`` or the ``attention``."""
         self._inside.append(kind)
@@ -56,7 +61,7 @@ class Surrogates(TorchFunctionMode):
         given, inside = dict(kwargs or {}), self._inside[-1] if self._inside else ""
         if inside == "norm":
             return self._in_norm(func, args, given)
-        if inside == "attention" and self.temperature != 1.0:
+        if inside == "attention" and self.in_attention:
             return self._in_attention(func, args, given)
         return func(*args, **given)
 

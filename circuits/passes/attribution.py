@@ -34,7 +34,7 @@ def attribute(
     tile: int | None = None,
     roles: RoleSums | None = None,
 ) -> Float[Tensor, "pair edge"]:
-    """Return every edge's attribution for each pair, from gradients at one run.
+    """Return every edge's attribution for each pair, from gradients at one run; 0 into layers without gradients.
 
     ``change`` holds the senders' clean minus corrupted values, of which ``tile`` senders (None: all) are expanded to
     ``pos * d_model`` numbers per pair at a time. ``roles`` are those of the positions, for a graph with roles: every
@@ -67,21 +67,22 @@ def _attribute(
     tile: int | None,
     roles: RoleSums | None,
 ) -> Float[Tensor, "pair edge"]:
-    scores = torch.empty(len(change.ids), graph.n_edges, device=change.stream[0].device)
+    scores = torch.zeros(len(change.ids), graph.n_edges, device=change.stream[0].device)
     size = tile or len(graph.senders)
     for begin in range(0, len(graph.senders), size):
         senders = range(begin, min(begin + size, len(graph.senders)))
         changes = _changes(tracer.anatomy, change, gradients, senders).float()
         for layer in range(graph.shape.n_layers):
             first, mlp = slot_receivers(graph.shape, layer, Slot.Q).start, mlp_receiver(graph.shape, layer)
-            if (count := fan_in_of(graph, first) - begin) > 0:
+            if (count := fan_in_of(graph, first) - begin) > 0 and layer in gradients.stream:
                 pulled = _pull_back(tracer, layer, gradients)
                 _fill(scores, graph, first, _products(changes, pulled, count, roles), begin)
-            if graph.shape.has_mlp(layer) and (count := fan_in_of(graph, mlp) - begin) > 0:
+            if graph.shape.has_mlp(layer) and (count := fan_in_of(graph, mlp) - begin) > 0 and layer in gradients.mlp:
                 read = gradients.mlp[layer].unsqueeze(1)
                 _fill(scores, graph, mlp, _products(changes, read, count, roles), begin)
-        products = _products(changes, gradients.final.unsqueeze(1), size, roles)
-        _fill(scores, graph, end_receiver(graph), products, begin)
+        if gradients.final.numel():
+            products = _products(changes, gradients.final.unsqueeze(1), size, roles)
+            _fill(scores, graph, end_receiver(graph), products, begin)
     return scores
 
 

@@ -227,9 +227,10 @@ class PatchingExperiment(RecordedExperiment):
         return sums_over_pairs(torch.stack([at(point) for point in points]).mean(0))
 
     def _estimate_sums(self, batch: PairBatch, estimate: EdgeEstimate) -> Arrays:
-        return sums_over_pairs(estimate(self._given(batch)))
+        return sums_over_pairs(estimate(self.given(batch)))
 
-    def _given(self, batch: PairBatch) -> Given:
+    def given(self, batch: PairBatch) -> Given:
+        """Return what estimates are made from, for one batch of pairs."""
         return Given(
             self.tracer,
             self.graph,

@@ -136,6 +136,14 @@ GIM = Paper(
     2025,
     "2505.17630",
 )
+ATP_STAR = Paper(
+    "kramar2024atp",
+    "Kramár et al., 2024",
+    "Kramár, János and Lieberum, Tom and Shah, Rohin and Nanda, Neel",
+    "AtP*: An efficient and scalable method for localizing LLM behaviour to components",
+    2024,
+    "2403.00745",
+)
 IFR = Paper(
     "ferrando2024information",
     "Ferrando and Voita, 2024",
@@ -148,6 +156,7 @@ IFR = Paper(
 SCORERS: dict[str, Paper] = {
     ScorerName.RELP: RELP,
     ScorerName.GIM: GIM,
+    ScorerName.ATP_STAR: ATP_STAR,
     ScorerName.IFR: IFR,
     ScorerName.EAP_IG: EAP_IG,
     ScorerName.CLEAN_CORRUPTED: EAP_IG,

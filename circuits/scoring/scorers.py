@@ -1,7 +1,7 @@
 """The scorers: each turns an experiment into one number per edge."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 from circuits.adapters.rules import GIM, PLAIN, RELP, BackwardRules
 from circuits.errors import UsageError
 from circuits.graph import Edges
+from circuits.passes.atp_star import AtpStar
 from circuits.passes.estimate import EdgeEstimate
 from circuits.passes.information_flow import InformationFlow
 from circuits.patching.protocol import Experiment, Progress, no_progress
@@ -56,11 +57,13 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
     (arXiv:2606.16920, after Dhamdhere et al. 2018, arXiv:1805.12233), so that edges into the logits sum to the gap.
     ``clean-corrupted`` averages gradients at the two ends. ``relp`` and ``gim`` are eap with other derivatives
     (:mod:`circuits.adapters.rules`); relp takes attention patterns as constants, so edges into queries and keys score
-    0. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver reads, from one forward pass,
-    never negative, and the same whatever is measured (Ferrando and Voita 2024, arXiv:2403.00824,
-    :mod:`circuits.passes.information_flow`). ``verified`` finds the ``top.k`` edges of largest exact effect with a
-    stated error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`). ``random`` is
-    the baseline: independent normal numbers.
+    0. ``atp-star`` recomputes patterns exactly for other queries and keys, and takes sizes from backward passes that
+    leave out one layer each, signs from the corrected estimate (:mod:`circuits.passes.atp_star`); about half as many
+    backward passes as there are layers. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver
+    reads, from one forward pass, never negative, and the same whatever is measured (Ferrando and Voita 2024,
+    arXiv:2403.00824, :mod:`circuits.passes.information_flow`). ``verified`` finds the ``top.k`` edges of largest exact
+    effect with a stated error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`).
+    ``random`` is the baseline: independent normal numbers.
     """
     settings, name = settings or Settings(), ScorerName.parse(scorer)
     if settings.steps < 1:
@@ -120,12 +123,16 @@ def _at_clean(
     experiment: Experiment, settings: Settings, *, name: ScorerName, rules: BackwardRules = PLAIN
 ) -> EdgeScores:
     """Score with gradients at the clean run."""
+    _require_slope_at_clean(experiment, name)
+    return _gradient(experiment, settings, name, [1.0], rules=rules)
+
+
+def _require_slope_at_clean(experiment: Experiment, name: ScorerName) -> None:
     if experiment.metric.against_clean:
         raise UsageError(
             f"the divergence from the clean run has zero gradient at the clean run, so {name} would score every edge "
             "0. Use --scorer eap-ig, or --metric logit-difference."
         )
-    return _gradient(experiment, settings, name, [1.0], rules=rules)
 
 
 def _eap_ig(experiment: Experiment, settings: Settings) -> EdgeScores:
@@ -175,6 +182,13 @@ def _estimate(experiment: Experiment, settings: Settings, estimate: EdgeEstimate
     return _chosen(EdgeScores(experiment.graph, mean, name, measured=False, sd=sd, n=experiment.n_pairs), settings)
 
 
+def _atp_star(experiment: Experiment, settings: Settings) -> EdgeScores:
+    """Return sizes by GradDrop, with the signs of the corrected estimates."""
+    _require_slope_at_clean(experiment, ScorerName.ATP_STAR)
+    sizes, signed = (_estimate(experiment, settings, AtpStar(drops), ScorerName.ATP_STAR) for drops in (True, False))
+    return replace(sizes, values=np.copysign(sizes.values, signed.values))
+
+
 def _ifr(experiment: Experiment, settings: Settings) -> EdgeScores:
     return _estimate(experiment, settings, InformationFlow(), ScorerName.IFR)
 
@@ -203,6 +217,7 @@ _SCORERS: dict[ScorerName, Callable[[Experiment, Settings], EdgeScores]] = {
     ScorerName.EAP_IG: _eap_ig,
     ScorerName.CONDUCTANCE: _conductance,
     ScorerName.CLEAN_CORRUPTED: _clean_corrupted,
+    ScorerName.ATP_STAR: _atp_star,
     ScorerName.IFR: _ifr,
     ScorerName.RANDOM: _random,
 }

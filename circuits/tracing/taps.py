@@ -23,7 +23,8 @@ class Gradients:
     """Gradients of a metric at one run, and the values of that run at which they are pulled back further.
 
     ``projections`` are those at the outputs of the modules that make queries, keys and values, by layer and path;
-    ``mlp`` those at what each MLP reads; ``final`` that at what the logits read (empty where the run ends before).
+    ``mlp`` those at what each MLP reads; ``final`` that at what the logits read (empty where the run ends before);
+    ``z`` those at the concatenated head outputs, where they were asked for.
     ``stream`` (what each layer reads) and ``attention`` (where a norm follows the heads' sum) are values.
     """
 
@@ -32,6 +33,7 @@ class Gradients:
     projections: dict[tuple[int, str], Tensor]
     mlp: dict[int, Tensor]
     final: Tensor
+    z: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def at(self, chosen: slice) -> "Gradients":
         """Return what is here at some positions."""
@@ -40,13 +42,17 @@ class Gradients:
             attention={layer: value[:, chosen] for layer, value in self.attention.items()},
             projections={key: value[:, chosen] for key, value in self.projections.items()},
             mlp={layer: value[:, chosen] for layer, value in self.mlp.items()},
-            final=self.final[:, chosen],
+            final=self.final[:, chosen] if self.final.numel() else self.final,
+            z={layer: value[:, chosen] for layer, value in self.z.items()},
         )
 
 
 @dataclass(frozen=True)
 class Taps:
-    """Tensors of one run with gradients, filled while it runs. The backward pass uses them up."""
+    """Tensors of one run with gradients, filled while it runs; with ``heads`` what heads put out too.
+
+    The backward pass uses them up.
+    """
 
     stream: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     attention: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
@@ -54,6 +60,8 @@ class Taps:
     mlp: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     final: list[Tensor] = field(default_factory=list[Tensor])
     logits: list[Tensor] = field(default_factory=list[Tensor])
+    z: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    heads: bool = False
 
     def visits(self, anatomy: Anatomy, layers: Iterable[int]) -> dict[tuple[int, LayerSite], Visit]:
         """Return the visits that keep what these layers read."""
@@ -62,6 +70,8 @@ class Taps:
             visits[layer, LayerSite.STREAM] = partial(_keep, self.stream, layer)
             if anatomy.shape.mlps:
                 visits[layer, LayerSite.MLP_IN] = partial(_tap, self.mlp, layer)
+            if self.heads:
+                visits[layer, LayerSite.Z] = partial(_keep, self.z, layer)
             if not anatomy.additive:
                 visits[layer, LayerSite.ATTENTION] = partial(_keep, self.attention, layer)
             for path, site in anatomy.architecture.slot_sites.items():
@@ -90,15 +100,20 @@ class Taps:
         total = loss(self.logits[0]).sum()
         return self._gradients(iter(torch.autograd.grad(total, self._places, materialize_grads=True)))
 
-    def through(self, output: Tensor, cotangent: Tensor | None = None) -> tuple[Gradients, Stream]:
-        """Take the gradients of an output, weighted where it is no number; and that at the first layer's stream."""
-        first = next(iter(self.stream.values()))
-        at_first, *found = torch.autograd.grad(output, [first, *self._places], cotangent, materialize_grads=True)
+    def through(
+        self, output: Tensor, cotangent: Tensor | None = None, *, again: bool = False
+    ) -> tuple[Gradients, Stream]:
+        """Take the gradients of an output, weighted where it is no number; and that at the first layer's stream.
+
+        With ``again`` the run's values are kept for another backward pass.
+        """
+        first, kept = next(iter(self.stream.values())), {"materialize_grads": True, "retain_graph": again}
+        at_first, *found = torch.autograd.grad(output, [first, *self._places], cotangent, **kept)
         return self._gradients(iter(found)), at_first
 
     @property
     def _places(self) -> list[Tensor]:
-        return [*self.projections.values(), *self.mlp.values(), *self.final]
+        return [*self.projections.values(), *self.mlp.values(), *self.final, *self.z.values()]
 
     def _gradients(self, found: Iterator[Tensor]) -> Gradients:
         return Gradients(
@@ -107,6 +122,7 @@ class Taps:
             projections={key: next(found) for key in self.projections},
             mlp={layer: next(found) for layer in self.mlp},
             final=next(found) if self.final else torch.empty(0),
+            z={layer: next(found) for layer in self.z},
         )
 
 
