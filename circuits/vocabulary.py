@@ -132,6 +132,8 @@ class ScorerName(Choice):
     GIM = "gim"
     CLEAN_CORRUPTED = "clean-corrupted"
     ATP_STAR = "atp-star"
+    EAP_IG_ACTIVATIONS = "eap-ig-activations"
+    EAP_IG_ACTIVATIONS_PUBLISHED = "eap-ig-activations-published"
     IFR = "ifr"
     RANDOM = "random"
 
@@ -139,6 +141,16 @@ class ScorerName(Choice):
     def by_gradients(self) -> bool:
         """Whether gradients are taken, which can be pulled back by other rules."""
         return self not in (ScorerName.EXACT, ScorerName.IFR, ScorerName.RANDOM)
+
+    @property
+    def costly(self) -> bool:
+        """Whether it takes hundreds of passes of the pairs, or more."""
+        return self in (
+            ScorerName.EXACT,
+            ScorerName.VERIFIED,
+            ScorerName.EAP_IG_ACTIVATIONS,
+            ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED,
+        )
 
 
 class PrunerName(Choice):

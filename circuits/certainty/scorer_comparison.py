@@ -30,8 +30,8 @@ from circuits.scoring.sampled_agreement import Agreement, compare_scores, strati
 from circuits.scoring.scorers import Settings
 from circuits.vocabulary import ScorerName, Universe
 
-COMPARED = tuple(name for name in ScorerName if name not in (ScorerName.EXACT, ScorerName.VERIFIED))
-"""The scorers that are compared unless others are named: all that estimate every edge."""
+COMPARED = tuple(name for name in ScorerName if not name.costly)
+"""The scorers that are compared unless others are named: all that estimate every edge in a few dozen passes."""
 ENSEMBLE = "ensemble"
 SIZES = (0.001, 0.005, 0.02, 0.1, 0.5)
 """The shares of all edges whose circuits are shown in tables; the curve has more."""

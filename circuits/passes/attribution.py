@@ -33,14 +33,15 @@ def attribute(
     *,
     tile: int | None = None,
     roles: RoleSums | None = None,
+    senders: range | None = None,
 ) -> Float[Tensor, "pair edge"]:
     """Return every edge's attribution for each pair, from gradients at one run; 0 into layers without gradients.
 
     ``change`` holds the senders' clean minus corrupted values, of which ``tile`` senders (None: all) are expanded to
     ``pos * d_model`` numbers per pair at a time. ``roles`` are those of the positions, for a graph with roles: every
-    edge's sum is over its role's positions. Positions of long prompts are taken in turn, and added up: gradients
-    that are pulled back take a number per position, receiver and ``d_model``. Cost: for every tile a product of the
-    size of a third of a forward pass.
+    edge's sum is over its role's positions. Edges from others than some ``senders`` (None: all) get 0. Positions of
+    long prompts are taken in turn, and added up: gradients that are pulled back take a number per position, receiver
+    and ``d_model``. Cost: for every tile a product of the size of a third of a forward pass.
     """
     length, size = change.ids.shape[1], PULLED_BACK_AT_ONCE
     spans = (slice(begin, begin + size) for begin in range(0, length, size))
@@ -52,6 +53,7 @@ def attribute(
             gradients.at(span),
             tile=tile,
             roles=None if roles is None else roles.at(span),
+            senders=senders,
         )
         for span in spans
     )
@@ -66,12 +68,14 @@ def _attribute(
     *,
     tile: int | None,
     roles: RoleSums | None,
+    senders: range | None,
 ) -> Float[Tensor, "pair edge"]:
     scores = torch.zeros(len(change.ids), graph.n_edges, device=change.stream[0].device)
-    size = tile or len(graph.senders)
-    for begin in range(0, len(graph.senders), size):
-        senders = range(begin, min(begin + size, len(graph.senders)))
-        changes = _changes(tracer.anatomy, change, gradients, senders).float()
+    chosen = senders or range(len(graph.senders))
+    size = tile or len(chosen)
+    for begin in range(chosen.start, chosen.stop, size):
+        within = range(begin, min(begin + size, chosen.stop))
+        changes = _changes(tracer.anatomy, change, gradients, within).float()
         for layer in range(graph.shape.n_layers):
             first, mlp = slot_receivers(graph.shape, layer, Slot.Q).start, mlp_receiver(graph.shape, layer)
             if (count := fan_in_of(graph, first) - begin) > 0 and layer in gradients.stream:

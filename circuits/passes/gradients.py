@@ -3,8 +3,9 @@
 The second way is gradient checkpointing: a forward pass more, and the memory of one layer instead of all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -31,11 +32,34 @@ def gradients_by_layer(tracer: Tracer, run: Run, embedding: Stream, loss: Loss) 
 
     Cost: two forward passes and one backward pass.
     """
-    streams = _streams(tracer, run, embedding)
-    last = len(streams) - 1
-    whole, cotangent = _through_last(tracer, run, streams.pop(), loss)
-    for layer in range(last - 1, -1, -1):
-        part, cotangent = _through_layer(tracer, run, layer, streams.pop(), cotangent)
+    return gradients_from(tracer, run, 0, embedding, loss, checkpointing=True)
+
+
+def gradients_from(
+    tracer: Tracer,
+    run: Run,
+    start: int,
+    stream: Stream,
+    loss: Loss,
+    *,
+    attention: Stream | None = None,
+    checkpointing: bool = False,
+) -> Gradients:
+    """Return the gradients of ``loss`` where the prompts of ``run`` go on from a layer with this stream.
+
+    ``attention`` takes the place of that layer's attention output, before a norm or factor. Cost: one forward and one
+    backward pass of these layers, which keep their activations; with ``checkpointing`` those of one at a time, for a
+    forward pass more.
+    """
+    given, last = {} if attention is None else {start: attention}, tracer.anatomy.shape.n_layers - 1
+    stream = stream.detach().clone()
+    if not checkpointing or start >= last:
+        return _through_rest(tracer, run, start, stream, loss, attention=given)[0]
+    streams = _streams(tracer, run, start, stream, given)
+    whole, cotangent = _through_rest(tracer, run, last, streams.pop(), loss)
+    for layer in range(last - 1, start - 1, -1):
+        taps, after = _of_layer(tracer, run, layer, streams.pop(), attention=given)
+        part, cotangent = taps.through(after, cotangent)
         whole.stream.update(part.stream)
         whole.attention.update(part.attention)
         whole.projections.update(part.projections)
@@ -43,14 +67,16 @@ def gradients_by_layer(tracer: Tracer, run: Run, embedding: Stream, loss: Loss) 
     return whole
 
 
-def _streams(tracer: Tracer, run: Run, embedding: Stream) -> list[Stream]:
-    """Return the stream entering every layer."""
+def _streams(tracer: Tracer, run: Run, start: int, stream: Stream, attention: Mapping[int, Tensor]) -> list[Stream]:
+    """Return the stream entering every layer from ``start`` on."""
     streams: list[Tensor] = []
     last = tracer.anatomy.shape.n_layers - 1
     plan = Plan(
+        start=start,
         stop=(last, LayerSite.STREAM),
-        stream=embedding.detach().clone(),
-        visits={(layer, LayerSite.STREAM): streams.append for layer in range(last + 1)},
+        stream=stream.clone(),
+        attention=attention,
+        visits={(layer, LayerSite.STREAM): streams.append for layer in range(start, last + 1)},
     )
     tracer.run(run.ids, plan, prefix=run.prefix)
     return streams
@@ -76,7 +102,7 @@ def gradients_with_drops(tracer: Tracer, run: Run, loss: Loss, *, drops: bool = 
     """
     last = tracer.anatomy.shape.n_layers - 1
     attention = {} if tracer.anatomy.additive else dict(enumerate(run.attention))
-    whole, cotangent = _through_last(tracer, run, run.stream[last].detach().clone(), loss, heads=True)
+    whole, cotangent = _through_rest(tracer, run, last, run.stream[last].detach().clone(), loss, heads=True)
     yield GradientsOfLayer(last + 1, Gradients({}, attention, {}, {}, whole.final))
     yield GradientsOfLayer(last, replace(whole, attention=attention, final=torch.empty(0)))
     cotangents = [cotangent, *([whole.final] if drops else [])]
@@ -88,35 +114,46 @@ def gradients_with_drops(tracer: Tracer, run: Run, loss: Loss, *, drops: bool = 
         cotangents = [*(before for _, before in passes), *(cotangents[:1] if drops else [])]
 
 
-def _through_last(
-    tracer: Tracer, run: Run, stream: Stream, loss: Loss, *, heads: bool = False
+def _through_rest(
+    tracer: Tracer,
+    run: Run,
+    start: int,
+    stream: Stream,
+    loss: Loss,
+    *,
+    heads: bool = False,
+    attention: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> tuple[Gradients, Stream]:
-    """Run from the last layer to the loss and back."""
-    taps, last = Taps(heads=heads), tracer.anatomy.shape.n_layers - 1
+    """Run from a layer to the loss and back."""
+    taps = Taps(heads=heads)
     plan = Plan(
-        start=last,
+        start=start,
         stream=stream.requires_grad_(True),
-        visits=taps.visits(tracer.anatomy, [last]),
+        attention=attention,
+        visits=taps.visits(tracer.anatomy, range(start, tracer.anatomy.shape.n_layers)),
         final=taps.keep_final,
         logits=taps.logits.append,
     )
     tracer.run(run.ids, plan, prefix=run.prefix, gradients=True)
-    return taps.through(loss(taps.logits[0]).sum())
+    return taps.through(loss(taps.logits[0]).sum(), begin=stream)
 
 
-def _through_layer(tracer: Tracer, run: Run, layer: int, stream: Stream, cotangent: Stream) -> tuple[Gradients, Stream]:
-    """Run one layer forward, and back from the gradient at the stream that it leaves."""
-    taps, after = _of_layer(tracer, run, layer, stream)
-    return taps.through(after, cotangent)
-
-
-def _of_layer(tracer: Tracer, run: Run, layer: int, stream: Stream, *, heads: bool = False) -> tuple[Taps, Stream]:
+def _of_layer(
+    tracer: Tracer,
+    run: Run,
+    layer: int,
+    stream: Stream,
+    *,
+    heads: bool = False,
+    attention: Mapping[int, Tensor] = MappingProxyType({}),
+) -> tuple[Taps, Stream]:
     """Run one layer forward; return its taps, and the stream that it leaves."""
     taps, after, following = Taps(heads=heads), list[Tensor](), (layer + 1, LayerSite.STREAM)
     plan = Plan(
         start=layer,
         stop=following,
         stream=stream.requires_grad_(True),
+        attention=attention,
         visits={**taps.visits(tracer.anatomy, [layer]), following: after.append},
     )
     tracer.run(run.ids, plan, prefix=run.prefix, gradients=True)

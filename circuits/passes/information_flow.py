@@ -92,7 +92,7 @@ def _streams_of_layers(graph: ComputationalGraph) -> list[_Read]:
     for layer in range(shape.n_layers):
         first, last = slot_receivers(shape, layer, Slot.Q).start, slot_receivers(shape, layer, Slot.V).stop
         found.append((range(first, last), "stream", layer))
-        if shape.mlps:
+        if shape.has_mlp(layer):
             mlp = mlp_receiver(shape, layer)
             found.append((range(mlp, mlp + 1), "middle", layer))
     return found

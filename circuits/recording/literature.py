@@ -157,6 +157,8 @@ SCORERS: dict[str, Paper] = {
     ScorerName.RELP: RELP,
     ScorerName.GIM: GIM,
     ScorerName.ATP_STAR: ATP_STAR,
+    ScorerName.EAP_IG_ACTIVATIONS: EAP_IG,
+    ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED: EAP_IG,
     ScorerName.IFR: IFR,
     ScorerName.EAP_IG: EAP_IG,
     ScorerName.CLEAN_CORRUPTED: EAP_IG,

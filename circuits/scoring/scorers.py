@@ -11,6 +11,7 @@ from circuits.adapters.rules import GIM, PLAIN, RELP, BackwardRules
 from circuits.errors import UsageError
 from circuits.graph import Edges
 from circuits.passes.atp_star import AtpStar
+from circuits.passes.block_paths import BlockPaths
 from circuits.passes.estimate import EdgeEstimate
 from circuits.passes.information_flow import InformationFlow
 from circuits.patching.protocol import Experiment, Progress, no_progress
@@ -59,7 +60,10 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
     (:mod:`circuits.adapters.rules`); relp takes attention patterns as constants, so edges into queries and keys score
     0. ``atp-star`` recomputes patterns exactly for other queries and keys, and takes sizes from backward passes that
     leave out one layer each, signs from the corrected estimate (:mod:`circuits.passes.atp_star`); about half as many
-    backward passes as there are layers. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver
+    backward passes as there are layers. ``eap-ig-activations`` goes from corrupted to clean with one block's output at
+    a time and credits that block's senders; ``eap-ig-activations-published`` credits all edges each time
+    (:mod:`circuits.passes.block_paths`); both take ``1 + 2 * layers`` times the passes of eap-ig, the first of them
+    half as long ones. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver
     reads, from one forward pass, never negative, and the same whatever is measured (Ferrando and Voita 2024,
     arXiv:2403.00824, :mod:`circuits.passes.information_flow`). ``verified`` finds the ``top.k`` edges of largest exact
     effect with a stated error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`).
@@ -189,6 +193,10 @@ def _atp_star(experiment: Experiment, settings: Settings) -> EdgeScores:
     return replace(sizes, values=np.copysign(sizes.values, signed.values))
 
 
+def _block_paths(experiment: Experiment, settings: Settings, *, name: ScorerName, every: bool) -> EdgeScores:
+    return _estimate(experiment, settings, BlockPaths(tuple(_midpoints(settings)), every), name)
+
+
 def _ifr(experiment: Experiment, settings: Settings) -> EdgeScores:
     return _estimate(experiment, settings, InformationFlow(), ScorerName.IFR)
 
@@ -218,6 +226,10 @@ _SCORERS: dict[ScorerName, Callable[[Experiment, Settings], EdgeScores]] = {
     ScorerName.CONDUCTANCE: _conductance,
     ScorerName.CLEAN_CORRUPTED: _clean_corrupted,
     ScorerName.ATP_STAR: _atp_star,
+    ScorerName.EAP_IG_ACTIVATIONS: partial(_block_paths, name=ScorerName.EAP_IG_ACTIVATIONS, every=False),
+    ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED: partial(
+        _block_paths, name=ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED, every=True
+    ),
     ScorerName.IFR: _ifr,
     ScorerName.RANDOM: _random,
 }

@@ -101,13 +101,20 @@ class Taps:
         return self._gradients(iter(torch.autograd.grad(total, self._places, materialize_grads=True)))
 
     def through(
-        self, output: Tensor, cotangent: Tensor | None = None, *, again: bool = False
+        self,
+        output: Tensor,
+        cotangent: Tensor | None = None,
+        *,
+        begin: Tensor | None = None,
+        again: bool = False,
     ) -> tuple[Gradients, Stream]:
-        """Take the gradients of an output, weighted where it is no number; and that at the first layer's stream.
+        """Take the gradients of an output, weighted where it is no number; and that at ``begin``.
 
-        With ``again`` the run's values are kept for another backward pass.
+        Where that is None, it is the first layer's stream. With ``again`` the run's values are kept for another
+        backward pass.
         """
-        first, kept = next(iter(self.stream.values())), {"materialize_grads": True, "retain_graph": again}
+        first = next(iter(self.stream.values())) if begin is None else begin
+        kept = {"materialize_grads": True, "retain_graph": again}
         at_first, *found = torch.autograd.grad(output, [first, *self._places], cotangent, **kept)
         return self._gradients(iter(found)), at_first
 

@@ -11,7 +11,7 @@ from circuits.vocabulary import Direction, Metric, ScorerName
 from tests.toy import PENCIL_EFFECTS, LinearToy, ToyExperiment, pencil_toy, planted_toy
 
 SHAPE = ModelShape(n_layers=3, n_heads=4, n_kv_heads=2, d_model=8, d_head=2)
-NOT_ON_TOYS = (ScorerName.VERIFIED, ScorerName.IFR, ScorerName.ATP_STAR)
+NOT_ON_TOYS = (ScorerName.VERIFIED, ScorerName.IFR, ScorerName.ATP_STAR, *(n for n in ScorerName if "activations" in n))
 """The first does not score all edges; the others are made of the runs of a model."""
 GRADIENT_SCORERS = [ScorerName.EAP, ScorerName.EAP_IG, ScorerName.CLEAN_CORRUPTED]
 

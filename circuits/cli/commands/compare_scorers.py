@@ -28,7 +28,10 @@ class Compared:
 
     scorer: Annotated[
         list[str] | None,
-        typer.Option(metavar="|".join(ScorerName), help="A scorer to compare, several times; default: all estimates."),
+        typer.Option(
+            metavar="|".join(ScorerName),
+            help="A scorer to compare, several times; default: all estimates of few passes.",
+        ),
     ] = None
     sample: Annotated[int, typer.Option(min=2, help="How many edges are measured exactly.")] = 128
     top: Annotated[int, typer.Option(min=1, help="Of how many best edges halves of the pairs are compared.")] = 200
