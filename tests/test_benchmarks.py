@@ -73,9 +73,21 @@ def test_precision_holds_every_arithmetic_against_float32(run_quickly: Run, load
     assert list(ways) == [way.name for way in load("precision").WAYS if not way.compiled]
     assert ways["float32 again"]["attribution"]["largest_change"] == 0
     assert 0 < ways["bfloat16"]["exact"]["largest_change"] < 0.1
+    changes = [ways[f"{bits} bits, expanded"]["exact"]["largest_change"] for bits in (8, 4)]
+    assert 0 < 2 * changes[0] < changes[1] < 0.5
     assert ways["bfloat16"]["attribution"]["rank_correlation"] > 0.99
     assert "bfloat16" in printed
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_weights_are_rounded_to_blocks_of_few_values(load: Any) -> None:
+    model = circuits.load_model(tiny_llama().eval())
+    weight = model.tracer.anatomy.module.get_submodule("model.layers.1.self_attn.q_proj").weight
+    before = weight.clone()
+    load("precision").round_weights(model, "Q4_0")
+    blocks = weight.reshape(-1, 32)
+    assert max(len(block.unique()) for block in blocks) <= 16
+    assert 0 < (weight - before).abs().max() < before.abs().max() / 4
 
 
 def test_peers_that_are_not_installed_are_listed_with_what_installs_them(run_quickly: Run) -> None:
