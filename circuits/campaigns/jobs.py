@@ -32,7 +32,8 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 class Job:
     """A command: what is typed after ``circuits``, its name, where its messages go, and the file that it locks.
 
-    ``directory`` is where it is typed.
+    ``directory`` is where it is typed. With ``once`` it is not run where its results are beside its messages already:
+    a worker whose driver was killed may have ended it since it was planned.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Job:
     log: Path
     lock: Path
     directory: Path = field(default_factory=Path.cwd)
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ class WorkerProcess:
         process = self._running()
         if process is None or process.stdin is None or process.stdout is None:
             return None
-        told = {"arguments": job.arguments, "log": str(job.log.absolute()), "lock": str(job.lock.absolute())}
-        told["directory"] = str(job.directory)
+        told: dict[str, object] = {"arguments": job.arguments, "once": job.once, "directory": str(job.directory)}
+        told |= {"log": str(job.log.absolute()), "lock": str(job.lock.absolute())}
         line = ""
         with suppress(BrokenPipeError, ValueError):  # the process has died, or the pipe was closed by :meth:`stop`
             process.stdin.write(json.dumps(told) + "\n")

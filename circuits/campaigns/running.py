@@ -157,7 +157,7 @@ def _transfer(model: str) -> str:
 
 
 def _job(name: str, arguments: tuple[str, ...], place: Path, journal: str) -> Job:
-    return Job(name, arguments, place / "messages.log", place / f"{journal}.lock")
+    return Job(name, arguments, place / "messages.log", place / f"{journal}.lock", once=True)
 
 
 def _failed(ended: Ended, attempt: int) -> Failure | None:
@@ -178,7 +178,7 @@ def _failed(ended: Ended, attempt: int) -> Failure | None:
 
 def _afresh(job: Job) -> Job:
     """Return the job without what its journal has, which must not be trusted."""
-    return replace(job, arguments=tuple(text for text in job.arguments if text != "--resume"))
+    return replace(job, arguments=tuple(text for text in job.arguments if text != "--resume"), once=False)
 
 
 def _first_of_each(campaign: Campaign, runs: Sequence[RunOutcome]) -> dict[str, list[RunOutcome]]:

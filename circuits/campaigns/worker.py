@@ -10,7 +10,8 @@ import queue
 import signal
 import sys
 import threading
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,7 @@ from typing import Any, TextIO
 import typer
 from filelock import FileLock, Timeout
 
+from circuits.campaigns.states import finished
 from circuits.cli.app import STOPPED, app
 from circuits.errors import CircuitsError
 from circuits.files.documents import parse_json
@@ -32,12 +34,13 @@ def main() -> None:
     os.dup2(2, 1)  # nothing else may be taken for an answer
     jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin, jobs), daemon=True).start()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stopping in (signal.SIGTERM, signal.SIGINT):  # shells let what runs in the background ignore SIGINT
+        signal.signal(stopping, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         while (job := jobs.get()) is not None:
             with suppress(OSError):  # a node that does not have it; paths are absolute then, or the command says so
                 os.chdir(job["directory"])
-            code, kind, message = run(job["arguments"], Path(job["log"]), Path(job["lock"]))
+            code, kind, message = run(job["arguments"], Path(job["log"]), Path(job["lock"]), once=job["once"])
             answers.write(json.dumps({"code": code, "kind": kind, "message": message}) + "\n")
             answers.flush()
             if code == STOPPED:
@@ -52,15 +55,34 @@ def _listen(told: TextIO, jobs: "queue.SimpleQueue[dict[str, Any] | None]") -> N
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def run(arguments: list[str], log: Path, lock: Path) -> tuple[int, str, str]:
-    """Run a command in this process; return its exit code and, of a failure, the error's class and message."""
-    _wait_for(lock)
+def run(arguments: list[str], log: Path, lock: Path, *, once: bool = False) -> tuple[int, str, str]:
+    """Run a command in this process; return its exit code and, of a failure, the error's class and message.
+
+    Workers of killed drivers end a little later: of those that have the same job one runs it, then the next. With
+    ``once`` the next does nothing where the first has ended it.
+    """
     printed = StringIO()
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8", errors="backslashreplace") as said:
-        with redirect_stdout(printed), redirect_stderr(said):
-            code = _command(arguments)
-        return code, *_failure(printed.getvalue(), code)
+    with _alone_with(log):
+        if once and finished(log.parent, arguments):
+            return 0, "", ""
+        _wait_for(lock)
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as said:
+            with redirect_stdout(printed), redirect_stderr(said):
+                code = _command(arguments)
+            return code, *_failure(printed.getvalue(), code)
+
+
+@contextmanager
+def _alone_with(log: Path) -> Generator[None]:
+    """Be the one worker that has a job; where another keeps it for long, the command says that its files are locked."""
+    mine = FileLock(log.with_suffix(".lock"))
+    with suppress(Timeout, OSError):
+        mine.acquire(timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        mine.release()
 
 
 def _command(arguments: list[str]) -> int:

@@ -16,6 +16,7 @@ from circuits.campaigns.jobs import DIED, Ended, Job
 from circuits.campaigns.outcome import FILES
 from circuits.campaigns.running import run_campaign
 from circuits.campaigns.states import NOT_FINITE
+from circuits.campaigns.worker import run
 from circuits.errors import OutputError, UsageError
 from tests.campaigns.conftest import QUICK, Here
 
@@ -69,6 +70,22 @@ def test_transfer_has_each_circuit_on_each_behaviour(finished: Path) -> None:
     assert set(cells) == {(a, b) for a in ("mine", "yours") for b in ("mine", "yours")}
     compared = json.loads((finished / "transfer" / "tiny" / "comparison.json").read_text())
     assert {(cell["circuit"], cell["on"]): cell["value"] for cell in compared["transfer"]}.items() >= cells.items()
+
+
+def test_a_run_that_an_earlier_worker_has_ended_since_it_was_planned_is_not_made_again(
+    small: Campaign, copy: Path
+) -> None:
+    place = copy / "runs" / "mine-tiny-0"
+    arguments, made = list(small.arguments(small.runs()[0], place)), (place / "run.json").read_bytes()
+    given = arguments, place / "messages.log", place / "journal.lock"
+    assert run(*given, once=True) == (0, "", "")
+    assert (place / "run.json").read_bytes() == made
+    assert run(*given) == (0, "", "")
+    again = (place / "run.json").read_bytes()
+    assert again != made
+    (place / "circuit.json").write_text("{}")
+    assert run(*given, once=True) == (0, "", "")
+    assert (place / "circuit.json").read_text() != "{}"
 
 
 def test_a_finished_campaign_runs_nothing_again(small: Campaign, finished: Path) -> None:
