@@ -98,7 +98,7 @@ def with_openings(model: Model, behaviour: Behaviour) -> tuple[Behaviour, Chosen
         behaviour,
         pairs=partial(_without_answers, behaviour),
         metric=Metric.KL,  # the only one that needs no answers
-        variant=replace(given, answers=(), wrong_answers=(), attack=None),
+        variant=replace(given, answers=(), wrong_answers=(), attack=None, attack_prefill=None),
     )
     pairs = asked.prompts(model.tokenizer, discovery=PAIRS, heldout=0).discovery
     chosen = choose_openings(model, pairs, refusing=given.answers, complying=given.wrong_answers)

@@ -143,8 +143,8 @@ class Variant:
 
     ``system`` is the system message of every chat, ``prefill`` how the answer begins already; None: the behaviour's
     own. With ``attack`` the corrupted side asks for what the clean side asks, and has this system message in place of
-    the other, so that a pair differs by the attack alone. ``answers`` and ``wrong_answers``, where there are any, take
-    the place of the behaviour's.
+    the other, so that a pair differs by the attack alone; with ``attack_prefill`` its answer begins so. ``answers`` and
+    ``wrong_answers``, where there are any, take the place of the behaviour's.
     """
 
     system: str | None = None
@@ -152,12 +152,17 @@ class Variant:
     answers: tuple[str, ...] = ()
     wrong_answers: tuple[str, ...] = ()
     attack: str | None = None
+    attack_prefill: str | None = None
+
+    @property
+    def attacked(self) -> bool:
+        """Whether both sides of a pair ask for the same."""
+        return self.attack is not None or self.attack_prefill is not None
 
     def describe(self) -> str:
         """Return in a few words what is changed; empty where nothing is."""
-        parts = [
-            f"{name} {text!r}" for name in ("system", "attack", "prefill") if (text := getattr(self, name)) is not None
-        ]
+        texts = {name: getattr(self, name) for name in ("system", "attack", "prefill", "attack_prefill")}
+        parts = [f"{name.replace('_', ' ')} {text!r}" for name, text in texts.items() if text is not None]
         for name, texts in (("answers", self.answers), ("wrong answers", self.wrong_answers)):
             parts += [f"{name} {', '.join(map(repr, texts))}"] if texts else []
         return "; ".join(parts)

@@ -92,6 +92,7 @@ class Behaviour:
         system: str | None = None,
         prefill: str | None = None,
         attack: str | None = None,
+        attack_prefill: str | None = None,
         answers: Sequence[str] = (),
         wrong_answers: Sequence[str] = (),
     ) -> Self:
@@ -102,19 +103,28 @@ class Behaviour:
             prefill: How the assistant's answer begins already; what is measured comes after it.
             attack: The system message of the corrupted side, which then asks for what the clean side asks: what is
                 measured is what this message does. It needs as many tokens as the clean side's.
+            attack_prefill: How the answer of the corrupted side begins already, which then asks for what the clean side
+                asks; ``prefill`` is the clean side's beginning then, of as many tokens.
             answers: First tokens of answers, in place of the behaviour's own.
             wrong_answers: The same of wrong answers.
 
-        Raises :class:`UsageError` for an empty prefill; prompts that are plain text, not chats, are refused when pairs
-        are made.
+        Raises :class:`UsageError` for an empty prefill, and for that of an attack alone; prompts that are plain text,
+        not chats, are refused when pairs are made.
         """
-        if prefill is not None and not prefill.strip():
-            raise UsageError(f"the answer cannot begin with {prefill!r}; expected some text, or leave it out.")
+        for beginning in (prefill, attack_prefill):
+            if beginning is not None and not beginning.strip():
+                raise UsageError(f"the answer cannot begin with {beginning!r}; expected some text, or leave it out.")
         own = self.variant
+        if attack_prefill is not None and prefill is None and own.prefill is None:
+            raise UsageError(
+                f"the attacked answer begins with {attack_prefill!r}, and the other one has no beginning, so the two "
+                "sides would be of different lengths; give it one that says nothing, of as many tokens (--prefill)."
+            )
         variant = Variant(
             system=own.system if system is None else system,
             prefill=own.prefill if prefill is None else prefill,
             attack=own.attack if attack is None else attack,
+            attack_prefill=own.attack_prefill if attack_prefill is None else attack_prefill,
             answers=tuple(answers) or own.answers,
             wrong_answers=tuple(wrong_answers) or own.wrong_answers,
         )

@@ -11,9 +11,9 @@ from circuits.records import Variant
 def varied(pair: Pair, variant: Variant) -> Pair:
     """Return a pair as a variant has it.
 
-    With an attack, the corrupted side is the clean one with another system message. Raises :class:`UsageError` where a
-    system message, an attack or the beginning of an answer is given for prompts that are plain text, or the beginning
-    for prompts that have one; and for a system message where a pair names token positions.
+    With an attack, the corrupted side is the clean one with another system message, or beginning of its answer. Raises
+    :class:`UsageError` where a system message, an attack or the beginning of an answer is given for prompts that are
+    plain text, or the beginning for prompts that have one; and for a system message where a pair names token positions.
     """
     if pair.roles and (variant.system is not None or variant.attack is not None):
         raise UsageError(
@@ -21,8 +21,14 @@ def varied(pair: Pair, variant: Variant) -> Pair:
             "into the prompts and count their roles anew, or leave one of the two out."
         )
     corrupted, other = pair.corrupted, variant
-    if variant.attack is not None:
-        corrupted, other = pair.clean, replace(variant, system=variant.attack)
+    if variant.attacked:
+        system, prefill = variant.attack, variant.attack_prefill
+        other = replace(
+            variant,
+            system=variant.system if system is None else system,
+            prefill=variant.prefill if prefill is None else prefill,
+        )
+        corrupted = pair.clean
     changed = replace(pair, clean=_asked(pair.clean, variant, pair), corrupted=_asked(corrupted, other, pair))
     if variant.answers:
         changed = replace(changed, answers=variant.answers, answer_ids=())

@@ -25,9 +25,9 @@ _CONTEXT = "context"
 _PRINTING = ("json", "quiet", "debug", "record")
 """Options that are no settings: they change nothing of what is measured."""
 
-_MAY_BE_EMPTY = ("system", "prefill", "attack", "title", "behaviour")
+_MAY_BE_EMPTY = ("system", "prefill", "attack", "attack_prefill", "title", "behaviour")
 """Options whose empty text means something, or has a message of its own."""
-_PROMPTING = ("system", "prefill", "attack", "refuse", "comply")
+_PROMPTING = ("system", "prefill", "attack", "attack_prefill", "refuse", "comply")
 _HALF = re.compile("[\ud800-\udfff]")
 
 

@@ -46,6 +46,15 @@ class Prompting:
             show_default=False,
         ),
     ] = None
+    attack_prefill: Annotated[
+        str | None,
+        typer.Option(
+            help="How the answer of the corrupted side begins already, which then asks for what the clean side asks "
+            "(as many tokens as --prefill): what does the beginning do?",
+            rich_help_panel="Prompts",
+            show_default=False,
+        ),
+    ] = None
     refuse: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,6 +88,7 @@ class Prompting:
             system=self.system,
             prefill=self.prefill,
             attack=self.attack,
+            attack_prefill=self.attack_prefill,
             answers=_texts(self.refuse, "--refuse"),
             wrong_answers=_texts(self.comply, "--comply"),
         )

@@ -130,3 +130,27 @@ def test_an_attack_is_the_same_request_under_another_system_message(tokenizer):
     assert asked.variant.describe() == "system 'Mary'; attack 'Anna'"
     with pytest.raises(PromptError, match="both sides must tokenize to the same length"):
         one(CHAT.varied(system="Mary", attack="Mary and Anna"), tokenizer)
+
+
+def test_a_prefill_as_attack_is_the_same_request_with_another_beginning_of_the_answer(tokenizer):
+    asked = CHAT.varied(prefill="Mary", attack_prefill="Anna")
+    pair, plain = one(asked, tokenizer), one(CHAT.varied(prefill="Mary"), tokenizer)
+    assert pair.clean_text == plain.clean_text
+    assert pair.clean_text.endswith("<|assistant|>Mary")
+    assert pair.corrupted_text == plain.clean_text.removesuffix("Mary") + "Anna"
+    assert (pair.answers, pair.wrong_answers) == (plain.answers, plain.wrong_answers)
+    assert asked.variant.describe() == "prefill 'Mary'; attack prefill 'Anna'"
+    both = one(asked.varied(system="Mary", attack="Anna"), tokenizer)
+    assert both.corrupted_text.startswith("<|system|>Anna")
+    assert both.corrupted_text.endswith("<|assistant|>Anna")
+    assert both.clean_text.startswith("<|system|>Mary")
+
+
+def test_a_prefill_as_attack_needs_a_beginning_of_the_other_side_of_as_many_tokens(tokenizer):
+    with pytest.raises(UsageError, match=r"of different lengths; give it one that says nothing, of as many tokens"):
+        CHAT.varied(attack_prefill="Anna")
+    with pytest.raises(UsageError, match="cannot begin with ' '"):
+        CHAT.varied(prefill="Mary", attack_prefill=" ")
+    with pytest.raises(PromptError, match="both sides must tokenize to the same length"):
+        one(CHAT.varied(prefill="Mary", attack_prefill="Mary and Anna"), tokenizer)
+    assert CHAT.varied(prefill="Mary").varied(attack_prefill="Anna").variant.attacked

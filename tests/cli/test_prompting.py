@@ -208,3 +208,17 @@ def test_heads_and_ablate_say_which_commands_measure_these(
         assert result.exit_code == 2
         assert f"metric {metric}" in said(result)
         assert "Use another metric" in said(result)
+
+
+def test_a_prefill_as_attack_is_asked_for_recorded_and_refused_alone(
+    tiny_folder: Path, chats: Path, tmp_path: Path
+) -> None:
+    begun = ["--prefill", PREFILL, "--attack-prefill", "John and"]
+    alone = invoke("interchange", chats, "--model", tiny_folder, "--attack-prefill", "John and")
+    assert alone.exit_code == 2
+    assert "the attacked answer begins with 'John and', and the other one has no beginning" in said(alone)
+    options = ["--model", tiny_folder, "--pairs", "6", "--pruner", "top", "--size", "20", "--metric", "kl", "--quiet"]
+    done("discover", chats, *begun, *options, "--heldout", "6", "--out", tmp_path)
+    assert Circuit.load(tmp_path / "circuit.json").behaviour.variant == Variant(
+        prefill=PREFILL, attack_prefill="John and"
+    )
