@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from circuits.certainty.scorer_comparison import ScorerComparison, compare_scorers
     from circuits.circuit import Circuit
     from circuits.comparison import CircuitDiff, Comparison, compare
+    from circuits.comparison.by_depth import DepthComparison, compare_by_depth
     from circuits.comparison.comparing import Crossing, compare_models, measure_comparison
     from circuits.cross_fitting import CrossFit, cross_fit
     from circuits.diagrams.style import DiagramStyle
@@ -93,6 +94,7 @@ _HOMES = {
     "ComputationalGraph": "circuits.graph",
     "CrossFit": "circuits.cross_fitting",
     "Crossing": "circuits.comparison.comparing",
+    "DepthComparison": "circuits.comparison.by_depth",
     "DiagramStyle": "circuits.diagrams.style",
     "Direction": "circuits.vocabulary",
     "Discovery": "circuits.discovery",
@@ -137,6 +139,7 @@ _HOMES = {
     "closest": "circuits.pruning",
     "closest_nodes": "circuits.pruning.closest_nodes",
     "compare": "circuits.comparison",
+    "compare_by_depth": "circuits.comparison.by_depth",
     "compare_models": "circuits.comparison.comparing",
     "compare_scorers": "circuits.certainty.scorer_comparison",
     "cross_fit": "circuits.cross_fitting",
@@ -195,6 +198,7 @@ __all__ = [
     "ComputationalGraph",
     "CrossFit",
     "Crossing",
+    "DepthComparison",
     "DiagramStyle",
     "Direction",
     "Discovery",
@@ -239,6 +243,7 @@ __all__ = [
     "closest",
     "closest_nodes",
     "compare",
+    "compare_by_depth",
     "compare_models",
     "compare_scorers",
     "cross_fit",

@@ -235,7 +235,8 @@ def require_one_shape(circuits: tuple[Circuit, ...]) -> None:
             raise UsageError(
                 f"circuits of different model shapes have no edges in common to compare: one is of {first.model.id} "
                 f"with {first.model.shape.describe()}, one of {other.model.id} with {other.model.shape.describe()}. "
-                "Compare circuits of one model, or of models of the same shape."
+                "Compare circuits of one model, or of models of the same shape; two of other shapes can be compared by "
+                "depth and roles alone (circuits.compare_by_depth; circuits compare A.json B.json does so by itself)."
             )
 
 

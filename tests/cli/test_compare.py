@@ -10,6 +10,7 @@ import torch
 
 from circuits.circuit import Circuit
 from circuits.comparison import compare
+from circuits.comparison.by_depth import compare_by_depth
 from circuits.report.comparison_tables import tables_of
 from tests.cli.conftest import as_json, discover_options, done, invoke
 from tests.cli.test_bad_input import FAILED, USAGE, refused
@@ -277,6 +278,27 @@ def test_circuits_of_other_shapes_and_the_models_own_weights_are_refused(
     common = ("compare", found / "circuit.json", "-b", prompts, "--pairs", 4, "--out", tmp_path / "out")
     assert "give a model of the same shape" in refused(USAGE, *common, "--against-model", tmp_path / "short")
     assert "has the same weights as the circuit's own model" in refused(USAGE, *common, "--against-model", tiny_folder)
+
+
+def test_two_circuits_of_models_of_other_shapes_are_compared_by_depth_and_not_edge_by_edge(
+    found: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.json"
+    circuit_of({"input->m0": 1.0, "m0->a5.h1<q>": 2.0, "a5.h1->logits": 1.0}, name="elsewhere").save(other)
+    files, out = (found / "circuit.json", other), tmp_path / "out"
+    shown = " ".join(done("compare", *files, "--out", out).stdout.split())
+    assert "no edge of one is an edge of the other: edges, nodes and diagrams are not compared" in shown
+    assert "by tenth of depth" in shown
+    document = json.loads((out / "comparison.json").read_text())
+    expected = compare_by_depth(*map(Circuit.load, files))
+    assert document["b"]["depths"] == pytest.approx(expected.b.depths)
+    assert document["overlap"] == pytest.approx(expected.overlap)
+    assert document["b"]["depths"]["heads 5/10"] == pytest.approx(0.25)
+    assert {file.name for file in out.iterdir()} == {"comparison.json", "run.json"}
+    again = circuit_of({"input->m0": 1.0}, name="third")
+    again.save(tmp_path / "third.json")
+    three = refused(USAGE, "compare", *files, tmp_path / "third.json", "--out", out)
+    assert "two of other shapes can be compared by depth and roles alone" in three
 
 
 def test_an_unknown_file_format_of_prompts_and_a_missing_circuit(found: Path, tmp_path: Path) -> None:

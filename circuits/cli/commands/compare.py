@@ -21,9 +21,11 @@ from circuits.cli.skipping import SkipOptions
 from circuits.cli.tables import table
 from circuits.comparison import Comparison
 from circuits.comparison import compare as compare_circuits
+from circuits.comparison.by_depth import TENTHS, compare_by_depth, of_other_shapes
 from circuits.comparison.names import names_of
 from circuits.errors import ModelUnavailableError, RenderError, UsageError
-from circuits.interchange.sidecars import scores_beside
+from circuits.files.atomic import write
+from circuits.interchange.sidecars import beside, scores_beside
 from circuits.patching.protocol import StageProgress, no_stages
 from circuits.report.comparison_files import NUMBERS, ComparisonFiles, save_comparison
 from circuits.report.comparison_tables import short_names, tables_of
@@ -48,7 +50,10 @@ BehaviourFiles = Annotated[
 @command
 def compare(
     circuits: Annotated[
-        list[Path], typer.Argument(metavar="A.json B.json ...", help="Circuits of models of one shape.")
+        list[Path],
+        typer.Argument(
+            metavar="A.json B.json ...", help="Circuits of models of one shape; two may be of other shapes."
+        ),
     ],
     *,
     against_model: Annotated[
@@ -89,10 +94,14 @@ def compare(
     """Compare circuits: overlap against chance, transfer, knocking out, core and differences, a diagram, and words.
 
     Of behaviours of one model, or of models of one shape (before and after tuning or an edit); every circuit runs on
-    its own model. Circuits of one behaviour in two models are also compared edge by edge, measured in both.
+    its own model. Circuits of one behaviour in two models are also compared edge by edge, measured in both. Of two
+    circuits of models of different shapes, only where in the depth of the models their effect is can be compared.
     """
     output = output_options.output()
     found = _loaded(circuits, against_model, output)
+    if of_other_shapes(found) and against_model is None:
+        _show_depths(found, circuits, out, output)
+        return
     comparison = _without_runs(found, circuits)
     run = transfer or against_model is not None
     behaviours = _behaviours(found if run else [], behaviour or [], skip_unusable=skipping.skip_unusable)
@@ -109,6 +118,24 @@ def compare(
             skipping.list_unusable(runs.unusable, folder, output)
         files = save_comparison(comparison.live() if live else comparison, folder, command=command_line())
     _show(comparison, circuits, files, output)
+
+
+def _show_depths(found: list[Circuit], files: list[Path], out: Path | None, output: Output) -> None:
+    """Compare two circuits of models of different shapes by depth and roles, which runs no model."""
+    evidence = [beside(file, circuit) for circuit, file in zip(found, files, strict=True)]
+    for remark in (remark for each in evidence for remark in each.remarks):
+        output.warn(remark)
+    compared = compare_by_depth(found[0], found[1], roles=[each.roles for each in evidence])
+    folder = prepared_folder(out or _default_folder(found, None))
+    write(folder / NUMBERS, compared.to_json())
+    a, b = compared.a.name, compared.b.name
+    headings = ["sent by", a, f"all edges of {compared.a.model}", b, f"all edges of {compared.b.model}"]
+    title = f"share of the sum of |score|, by tenth of depth (1/{TENTHS} is the beginning)"
+    output.show(table(title, headings, compared.rows(), numbers=range(1, 5)))
+    if rows := compared.role_rows():
+        output.show(table("the same by role", ["", a, b], rows, numbers=(1, 2)))
+    output.show(compared.describe(), "", f"The numbers are in {folder / NUMBERS}")
+    output.leave(compared.to_document() | {"file": str(folder / NUMBERS)}, folder, [folder / NUMBERS])
 
 
 def _loaded(files: list[Path], against_model: str | None, output: Output) -> list[Circuit]:
