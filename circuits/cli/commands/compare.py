@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from circuits.model import Model
 
 HELDOUT, RANDOM = 32, 10
+CircuitFiles = Annotated[
+    list[Path],
+    typer.Argument(metavar="A.json B.json ...", help="Circuits of models of one shape; two may be of other shapes."),
+]
 BehaviourFiles = Annotated[
     list[str] | None,
     typer.Option(
@@ -49,12 +53,7 @@ BehaviourFiles = Annotated[
 
 @command
 def compare(
-    circuits: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="A.json B.json ...", help="Circuits of models of one shape; two may be of other shapes."
-        ),
-    ],
+    circuits: CircuitFiles,
     *,
     against_model: Annotated[
         str | None,
@@ -99,20 +98,19 @@ def compare(
     """
     output = output_options.output()
     found = _loaded(circuits, against_model, output)
-    if of_other_shapes(found) and against_model is None:
+    if against_model is None and of_other_shapes(found):
         _show_depths(found, circuits, out, output)
         return
     comparison = _without_runs(found, circuits)
     run = transfer or against_model is not None
     behaviours = _behaviours(found if run else [], behaviour or [], skip_unusable=skipping.skip_unusable)
     _require_one_model(model_options, found)
-    resources = model_options.resources()
     folder = prepared_folder(out or _default_folder(found, against_model))
     with kept_until_done(folder / NUMBERS, output, resume=resume) as journal:
         if run:
             from circuits.comparison.comparing import Crossing
 
-            settings = Crossing(pairs, random, behaviours, resources, journal)
+            settings = Crossing(pairs, random, behaviours, model_options.resources(), journal)
             runs = _Runs(model_options, settings, output)
             comparison = runs.measured(comparison, against_model, transfer=transfer)
             skipping.list_unusable(runs.unusable, folder, output)
