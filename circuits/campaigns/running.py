@@ -7,12 +7,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from circuits.behaviours import load_behaviour
 from circuits.campaigns.campaign import Campaign, Planned
 from circuits.campaigns.jobs import DIED, Ended, Job, Processes, Workers
 from circuits.campaigns.outcome import CampaignOutcome, RunOutcome, model_folders, outcome_of
 from circuits.campaigns.states import CIRCUIT, NOT_FINITE, Failure, circuit_in, failed_before, finished, not_finite
 from circuits.errors import CircuitsError, OutputError, UsageError
 from circuits.files.atomic import make_folder
+from circuits.files.documents import exists
 from circuits.patching.protocol import StageProgress, no_stages
 
 PASSING = (DIED, "DeviceError", NOT_FINITE)
@@ -42,12 +44,13 @@ def run_campaign(
     A campaign that was stopped or killed goes on where it was: a finished run is not run again unless its options or
     its prompt file changed, an interrupted one goes on from its journal. Runs that failed earlier are tried again.
     Failures do not raise; the outcome has them. Raises :class:`OutputError` where another process runs a campaign in
-    the folder, or it cannot be written to, and :class:`UsageError` for options that ``circuits discover`` does not
-    take.
+    the folder, or it cannot be written to, :class:`UsageError` for options that ``circuits discover`` does not take,
+    and, before anything runs, what :func:`circuits.load_behaviour` does for a behaviour that is not there.
     """
     campaign = campaign if isinstance(campaign, Campaign) else Campaign.load(campaign)
     if retries < 0:
         raise UsageError(f"a run is tried again 0 times or more, got {retries}.")
+    _require_behaviours(campaign)
     workers = Processes(workers) if isinstance(workers, int) else workers
     folder = Path(folder).absolute()
     make_folder(folder)
@@ -57,6 +60,13 @@ def run_campaign(
         found = outcome_of(campaign, runs, running.transfers(runs))
         found.save(folder)
     return found
+
+
+def _require_behaviours(campaign: Campaign) -> None:
+    """Raise, before anything runs, for a behaviour that is neither built in nor a file."""
+    for name in campaign.behaviours:
+        if not exists(Path(name), file=True):
+            load_behaviour(name)
 
 
 @contextmanager

@@ -41,6 +41,21 @@ def test_a_wrong_campaign_is_wrong_usage(tmp_path: Path) -> None:
     assert "a campaign needs at least one of its behaviours" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("iio", "no behaviour 'iio'. Closest: 'ioi'"),
+        ("mine.jsonl", "mine.jsonl does not exist; give the path of a prompt file"),
+    ],
+)
+def test_a_behaviour_that_is_not_there_is_said_before_anything_runs(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "grid.toml").write_text(f'behaviours = ["ioi", "{name}"]\n')
+    ended = invoke("sweep", tmp_path / "grid.toml", "--out", tmp_path / "out")
+    assert ended.exit_code == 2
+    assert said in ended.stderr
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 @pytest.mark.parametrize("scorer", [("exact",), ("verified", "--top", 5)], ids=["exact", "verified"])
 def test_processes_share_a_sweep_and_the_scores_are_those_of_one(
     tiny_folder: Path, prompts: Path, tmp_path: Path, scorer: tuple[object, ...]
