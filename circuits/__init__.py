@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from circuits.campaigns.campaign import Campaign
     from circuits.campaigns.outcome import CampaignOutcome
     from circuits.campaigns.running import run_campaign
+    from circuits.certainty.gates import GateTests, find_gates
     from circuits.certainty.node_tests import NodeTests, interchange_nodes
     from circuits.certainty.pair_groups import PairGroups, group_pairs
     from circuits.certainty.scorer_comparison import ScorerComparison, compare_scorers
@@ -101,6 +102,7 @@ _HOMES = {
     "DiscoverySettings": "circuits.discovery_settings",
     "Edge": "circuits.graph",
     "EdgeScores": "circuits.scores",
+    "GateTests": "circuits.certainty.gates",
     "HeadRoles": "circuits.heads",
     "Intervention": "circuits.ablation.intervention",
     "Journal": "circuits.files.journal",
@@ -151,6 +153,7 @@ _HOMES = {
     "explore": "circuits.report.widget",
     "export": "circuits.drawing.pictures",
     "find_direction": "circuits.steering.search",
+    "find_gates": "circuits.certainty.gates",
     "find_neurons": "circuits.neurons.neuron_finding",
     "group_pairs": "circuits.certainty.pair_groups",
     "guide": "circuits.guides",
@@ -205,6 +208,7 @@ __all__ = [
     "DiscoverySettings",
     "Edge",
     "EdgeScores",
+    "GateTests",
     "HeadRoles",
     "Intervention",
     "Journal",
@@ -255,6 +259,7 @@ __all__ = [
     "explore",
     "export",
     "find_direction",
+    "find_gates",
     "find_neurons",
     "group_pairs",
     "guide",

@@ -37,7 +37,7 @@ from circuits.vocabulary import Ablation, Direction
 RANDOM_SETS = 99
 """So many random sets are drawn: their least p-value is 0.01."""
 PAIRS = 64
-_HALF, _ALPHA = 8, 0.05
+HALF, ALPHA = 8, 0.05
 """Of fewer clusters half the pairs are not tested: their least p-value, before Holm's correction, is 0.008."""
 Sets = Circuit | Sequence[Node | str | Sequence[Node | str]] | None
 
@@ -131,8 +131,7 @@ def interchange_nodes(
     forward passes at most per set and random set.
     """
     options = options or Options(behaviour.metric)
-    if options.ablation is not Ablation.CORRUPTED:
-        raise UsageError("interchange takes values from the other run of a pair; leave --ablation corrupted.")
+    require_exchanged(options)
     prompts = behaviour.prompts(model.tokenizer, discovery=0, heldout=pairs, seed=seed)
     progress("recording the prompts", 0, 0)
     measured = model.experiment(
@@ -165,11 +164,17 @@ def interchange_nodes(
     )
 
 
+def require_exchanged(options: Options) -> None:
+    """Raise :class:`UsageError` for another ablation than ``corrupted``."""
+    if options.ablation is not Ablation.CORRUPTED:
+        raise UsageError("interchange takes values from the other run of a pair; leave --ablation corrupted.")
+
+
 def _halves(
     sets: list[NodeSet], effects: dict[Direction, Floats], gap: Floats, clusters: NDArray[np.int64], seed: int
 ) -> tuple[tuple[NodeTest, ...], ...]:
     """Test on every other cluster of pairs and on the rest; nothing where these are too few to tell."""
-    if int(clusters.max()) + 1 < 2 * _HALF:
+    if int(clusters.max()) + 1 < 2 * HALF:
         return ()
     found: list[tuple[NodeTest, ...]] = []
     for half in (clusters % 2 == 0, clusters % 2 == 1):
@@ -181,7 +186,7 @@ def _halves(
 def _alike(tests: tuple[NodeTest, ...]) -> bool:
     values = [value for each in tests for value in (each.necessity.value, each.sufficiency.value)]
     chances = [chance for each in tests for chance in (each.p_necessity, each.p_sufficiency)]
-    return max(chances) < _ALPHA and (min(values) > 0 or max(values) < 0)
+    return max(chances) < ALPHA and (min(values) > 0 or max(values) < 0)
 
 
 def _node_sets(model: Model, sets: Sets) -> list[NodeSet]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from circuits.errors import UnknownNameError, UsageError
@@ -30,6 +31,8 @@ def interchange_effects(
     sets: Sequence[NodeSet],
     direction: Direction | str,
     *,
+    held: NodeSet = (),
+    directly: bool = False,
     progress: Progress = no_progress,
 ) -> NDArray[np.float64]:
     """Measure sets of nodes that take their values from the other run, shape ``(set, pair)``, in the metric's unit.
@@ -38,17 +41,21 @@ def interchange_effects(
     (with ablation ``zero``: nothing), its necessity. Denoising: how much that of the corrupted run *gains* when the set
     alone sends what it sends in the clean run, its sufficiency. Both are positive where the set serves the behaviour,
     also by metrics where lower is better, and about the gap between the two runs where it is all that does. Nodes
-    downstream of others of their set are held at their values too. Cost: up to a forward pass per set, less for sets
+    downstream of others of their set are held at their values too. Nodes that are ``held`` keep what they send in their
+    own run; with ``directly`` all other nodes do, so that only the set's own edges into the end of the graph carry the
+    exchange. Cost: up to a forward pass per set, less for sets
     that begin late.
     """
     direction = Direction.parse(direction)
     found = np.zeros((len(sets), experiment.n_pairs))
     senders = [sender_places(experiment.graph, nodes) for nodes in sets]
+    fixed = sender_places(experiment.graph, held) if held else []
     for number, batch in enumerate(experiment.batches):
         runs = (batch.clean, batch.base) if direction is Direction.NOISING else (batch.base, batch.clean)
         exchange = _Exchange(experiment, batch, runs[0], difference(runs[1], runs[0]))
         for row, places in enumerate(senders):
-            what, make = [places, batch.index.tolist()], partial(exchange.changes, places)
+            what, make = [places, batch.index.tolist()], partial(exchange.changes, places, fixed, directly=directly)
+            what += [["held", *fixed]] * bool(fixed) + ["directly"] * directly
             kept = experiment.kept.arrays(f"interchange of nodes, {direction}", what, make)
             found[row, batch.index] = kept["values"]
             progress(number * len(sets) + row + 1, len(sets) * len(experiment.batches))
@@ -64,13 +71,18 @@ class _Exchange:
     current: Run
     change: Run
 
-    def changes(self, places: list[int]) -> dict[str, NDArray[np.float64]]:
+    def changes(self, places: list[int], held: list[int], *, directly: bool) -> dict[str, NDArray[np.float64]]:
         """Return by how much the metric rises, ``(pair,)``, when some senders take their values from the other run."""
         experiment, batch = self.experiment, self.batch
         values = sender_values(experiment.tracer.anatomy, self.change, places)
-        changes = {sender: values[:, i] for i, sender in enumerate(places)}
-        everything = np.ones((1, experiment.graph.n_edges), dtype=np.bool_)
-        logits = run_masked(experiment.tracer, experiment.graph, self.current, changes, everything, batch.columns)
+        still = dict.fromkeys(held, torch.zeros_like(values[:, 0]))
+        changes = still | {sender: values[:, i] for i, sender in enumerate(places)}
+        live = np.ones((1, experiment.graph.n_edges), dtype=np.bool_)
+        if directly:
+            graph = experiment.graph
+            ends = np.array([receiver.node.kind.is_end for receiver in graph.receivers])
+            live[0] = ends[graph.edge_receivers] & np.isin(graph.edge_senders, places)
+        logits = run_masked(experiment.tracer, experiment.graph, self.current, changes, live, batch.columns)
         exchanged = experiment.measured(batch, logits.flatten(0, 1))
         return {"values": (exchanged - experiment.measured(batch, self.current.logits))[0]}
 

@@ -45,3 +45,28 @@ def test_wrong_names_end_before_the_model_is_loaded(prompts: Path) -> None:
         result = invoke("interchange", prompts, "--model", "/nowhere", *options)
         assert result.exit_code == 2
         assert words in " ".join(result.stderr.split())
+
+
+def test_gates_are_parted_and_written_beside_the_tests(prompts: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    options = [
+        prompts,
+        "--model",
+        tiny_folder,
+        "--pairs",
+        6,
+        "--out",
+        tmp_path / "tests.json",
+        "--nodes",
+        "a0.h1,m0,m2",
+    ]
+    document = as_json("interchange", *options, "--gates")
+    parted = json.loads((tmp_path / "gates.json").read_text())
+    assert document["gates"] == parted
+    for test, whole in zip(document["tests"], parted["tests"], strict=True):
+        assert whole["node"] == test["nodes"][0]
+        assert whole["whole"][0]["total"] == test["necessity"]
+    assert "name" in done("interchange", *options, "--gates").stdout
+    for given in (["--gates"], ["--gates", "--nodes", "m0,m1", "--together"]):
+        refused = invoke("interchange", prompts, *given)
+        assert refused.exit_code == 2
+        assert "--gates parts what single nodes do; name some with --nodes" in " ".join(refused.stderr.split())

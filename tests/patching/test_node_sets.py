@@ -21,8 +21,11 @@ HEADS, MLPS = ([Node(NodeKind.HEAD, 0, 1), Node(NodeKind.HEAD, 2, 3)], [Node(Nod
 
 
 @torch.no_grad()
-def exchanged_with_hooks(subject: Subject, nodes: NodeSet, direction: Direction) -> np.ndarray:
-    """The metric of one run whose heads (before the output projection) and MLPs take the other run's values."""
+def exchanged_with_hooks(subject: Subject, nodes: NodeSet, direction: Direction, held: NodeSet = ()) -> np.ndarray:
+    """The metric of one run whose heads (before the output projection) and MLPs take the other run's values.
+
+    Those that are held take the values of this run itself, as it is without the exchange.
+    """
     ids, other_ids = clean_ids(), corrupted_ids()
     if direction is Direction.DENOISING:
         ids, other_ids = other_ids, ids
@@ -48,10 +51,13 @@ def exchanged_with_hooks(subject: Subject, nodes: NodeSet, direction: Direction)
         mixed[..., place(node)] = seen[node][..., place(node)]
         return mixed
 
-    for change, run in ((look, other_ids), (mix, ids)):
+    for run, chosen in ((other_ids, nodes), (ids, held)):
         with hooked() as handles:
-            handles.extend(hook(node, change) for node in nodes)
-            logits = last_logits(subject.module, run)
+            handles.extend(hook(node, look) for node in chosen)
+            last_logits(subject.module, run)
+    with hooked() as handles:
+        handles.extend(hook(node, mix) for node in (*nodes, *held))
+        logits = last_logits(subject.module, ids)
     return metric_of(Metric.LOGIT_DIFFERENCE)(logits).double().numpy()
 
 
@@ -64,6 +70,22 @@ def test_sets_equal_runs_with_plain_hooks(subject: Subject, direction: Direction
     sign = 1 if direction is Direction.NOISING else -1
     expected = np.array([sign * (plain - exchanged_with_hooks(subject, nodes, direction)) for nodes in sets])
     assert relative(found, expected, at_least=0.1) < 1e-4
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_nodes_that_are_held_keep_what_they_send(subject: Subject, direction: Direction) -> None:
+    experiment = subject.experiment(direction=direction)
+    sets, held = [(HEADS[0],), (Node(NodeKind.HEAD, 0, 0),), (Node(NodeKind.MLP, 0),)], (HEADS[1], MLPS[0])
+    found = interchange_effects(experiment, sets, direction, held=held)
+    plain = experiment.clean if direction is Direction.NOISING else experiment.corrupted
+    sign = 1 if direction is Direction.NOISING else -1
+    expected = np.array([sign * (plain - exchanged_with_hooks(subject, nodes, direction, held)) for nodes in sets])
+    assert relative(found, expected, at_least=0.02) < 1e-3
+    assert relative(found, interchange_effects(experiment, sets, direction), at_least=0.02) > 1e-3
+    rest = tuple(node for node in subject.graph.senders[1:] if node != HEADS[0])
+    directly = interchange_effects(experiment, [(HEADS[0],)], direction, directly=True)
+    alone = interchange_effects(experiment, [(HEADS[0],)], direction, held=rest)
+    assert relative(directly, alone, at_least=0.005) < 1e-3
 
 
 @pytest.mark.parametrize("direction", list(Direction))

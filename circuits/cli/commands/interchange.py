@@ -1,7 +1,7 @@
 """``circuits interchange``: which nodes a behaviour needs, and which are enough for it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -20,11 +20,20 @@ from circuits.interchange.foreign import read_circuit
 from circuits.progress import PLANS
 
 if TYPE_CHECKING:
+    from circuits.certainty.gates import GateTests
     from circuits.certainty.node_tests import NodeTest, NodeTests
 
-FILE = "interchange.json"
+FILE, GATES = "interchange.json", "gates.json"
 SHOWN = 15
 """How many sets the table shows; the file has all."""
+GatesOption = Annotated[
+    bool,
+    typer.Option(
+        "--gates",
+        help="Also part what each named node does into what it writes itself and what passes through others, and "
+        f"name gates and amplifiers that hold on both halves of the pairs ({GATES}).",
+    ),
+]
 RandomOption = Annotated[
     int, typer.Option(min=0, help="How many random sets nodes that are exchanged together are held against.")
 ]
@@ -43,6 +52,7 @@ def interchange(
             help="Heads and MLPs, each alone (a9.h8 or L9H8, m3); or a circuit's, together. Default: all, each alone.",
         ),
     ] = None,
+    gates: GatesOption = False,
     together: Annotated[bool, typer.Option("--together", help="Exchange the nodes all at once.")] = False,
     random: RandomOption = 99,
     out: Annotated[
@@ -67,9 +77,10 @@ def interchange(
     output = output_options.output()
     chosen = measurement.behaviour(behaviour)
     options, resources = measurement.options(chosen), model_options.resources()
-    sets = _sets(nodes, together=together)
+    sets = _sets(nodes, together=together, gates=gates)
     file = prepared_file(out or default_folder(model_name(model_options), chosen.name) / FILE, (".json",), FILE)
 
+    from circuits.certainty.gates import find_gates
     from circuits.certainty.node_tests import PAIRS, interchange_nodes
     from circuits.files.atomic import write
 
@@ -77,27 +88,28 @@ def interchange(
     with kept_until_done(file, output, resume=resume) as journal, line as progress:
         of = sets.model.id if isinstance(sets, Circuit) else DEFAULT_MODEL
         model = measurement.led(model_options.load(progress, output, default=of))
-        found = interchange_nodes(
-            model,
-            measurement.with_openings(chosen, model, output),
-            sets,
-            options=options,
-            resources=resources,
-            pairs=measurement.pairs or PAIRS,
-            random_sets=random,
-            seed=measurement.seed or 0,
-            progress=progress,
-            journal=journal,
-        )
+        chosen = measurement.with_openings(chosen, model, output)
+        more: dict[str, Any] = {"options": options, "resources": resources, "pairs": measurement.pairs or PAIRS}
+        more |= {"seed": measurement.seed or 0, "progress": progress, "journal": journal}
+        found = interchange_nodes(model, chosen, sets, random_sets=random, **more)
         write(file, found.to_json(), make_folder=True)
+        parted = find_gates(model, chosen, [test.nodes[0] for test in found.tests], **more) if gates else None
+        if parted is not None:
+            write(file.with_name(GATES), parted.to_json())
     for remark in found.remarks:
         output.warn(remark)
     output.show(*_tables(found, file))
-    output.leave({**found.to_document(), "file": str(file)}, file.parent, [file])
+    document, files = {**found.to_document(), "file": str(file)}, [file]
+    if parted is not None:
+        output.show(_parted(parted), parted.describe())
+        document, files = document | {"gates": parted.to_document()}, [file, file.with_name(GATES)]
+    output.leave(document, file.parent, files)
 
 
-def _sets(nodes: str | None, *, together: bool) -> Circuit | list[tuple[Node, ...]] | None:
+def _sets(nodes: str | None, *, together: bool, gates: bool) -> Circuit | list[tuple[Node, ...]] | None:
     """Return what to exchange, checked; raises :class:`UsageError` for names that are no nodes."""
+    if gates and (together or nodes is None or nodes.lower().endswith(".json")):
+        raise UsageError("--gates parts what single nodes do; name some with --nodes, without --together.")
     if nodes is None:
         if together:
             raise UsageError("--together is for nodes that are named; name them with --nodes.")
@@ -130,6 +142,16 @@ def _tables(found: "NodeTests", file: Path) -> list[RenderableType]:
         _ranked(found.tests),
         _explained(len(found.tests)),
     ]
+
+
+def _parted(found: "GateTests") -> Group:
+    """List what each node does in all, itself, and through the amplifiers: necessity, and the names."""
+    rows = [
+        [test.node, *(each.describe(2) for each in (lost.total, lost.direct, lost.through)), test.name]
+        for test, (lost, _) in ((test, test.whole) for test in found.tests)
+    ]
+    title = f"necessity, shares of the gap, towards {found.towards}"
+    return table(title, ["node", "in all", "itself", "through amplifiers", "name"], rows, numbers=(1, 2, 3))
 
 
 def _ranked(tests: "tuple[NodeTest, ...]") -> Group:
