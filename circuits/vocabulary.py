@@ -134,13 +134,14 @@ class ScorerName(Choice):
     ATP_STAR = "atp-star"
     EAP_IG_ACTIVATIONS = "eap-ig-activations"
     EAP_IG_ACTIVATIONS_PUBLISHED = "eap-ig-activations-published"
+    LEARNED_MASKS = "learned-masks"
     IFR = "ifr"
     RANDOM = "random"
 
     @property
     def by_gradients(self) -> bool:
-        """Whether gradients are taken, which can be pulled back by other rules."""
-        return self not in (ScorerName.EXACT, ScorerName.IFR, ScorerName.RANDOM)
+        """Whether gradients of the whole model are taken, which can be pulled back by other rules."""
+        return self not in (ScorerName.EXACT, ScorerName.LEARNED_MASKS, ScorerName.IFR, ScorerName.RANDOM)
 
     @property
     def costly(self) -> bool:
@@ -150,6 +151,7 @@ class ScorerName(Choice):
             ScorerName.VERIFIED,
             ScorerName.EAP_IG_ACTIVATIONS,
             ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED,
+            ScorerName.LEARNED_MASKS,
         )
 
 

@@ -144,6 +144,14 @@ ATP_STAR = Paper(
     2024,
     "2403.00745",
 )
+EDGE_PRUNING = Paper(
+    "bhaskar2024finding",
+    "Bhaskar et al., 2024",
+    "Bhaskar, Adithya and Wettig, Alexander and Friedman, Dan and Chen, Danqi",
+    "Finding Transformer Circuits with Edge Pruning",
+    2024,
+    "2406.16778",
+)
 IFR = Paper(
     "ferrando2024information",
     "Ferrando and Voita, 2024",
@@ -159,6 +167,7 @@ SCORERS: dict[str, Paper] = {
     ScorerName.ATP_STAR: ATP_STAR,
     ScorerName.EAP_IG_ACTIVATIONS: EAP_IG,
     ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED: EAP_IG,
+    ScorerName.LEARNED_MASKS: EDGE_PRUNING,
     ScorerName.IFR: IFR,
     ScorerName.EAP_IG: EAP_IG,
     ScorerName.CLEAN_CORRUPTED: EAP_IG,

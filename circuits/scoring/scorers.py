@@ -17,6 +17,7 @@ from circuits.passes.information_flow import InformationFlow
 from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.patching.shared_experiment import share
 from circuits.scores import EdgeScores
+from circuits.scoring.learned_masks import learned_masks
 from circuits.scoring.verified import TopK, verify
 from circuits.settings import settle
 from circuits.vocabulary import ScorerName
@@ -63,11 +64,13 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
     backward passes as there are layers. ``eap-ig-activations`` goes from corrupted to clean with one block's output at
     a time and credits that block's senders; ``eap-ig-activations-published`` credits all edges each time
     (:mod:`circuits.passes.block_paths`); both take ``1 + 2 * layers`` times the passes of eap-ig, the first of them
-    half as long ones. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver
-    reads, from one forward pass, never negative, and the same whatever is measured (Ferrando and Voita 2024,
-    arXiv:2403.00824, :mod:`circuits.passes.information_flow`). ``verified`` finds the ``top.k`` edges of largest exact
-    effect with a stated error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`).
-    ``random`` is the baseline: independent normal numbers.
+    half as long ones. ``learned-masks`` is the probability that an edge is open when masks are learned
+    (:mod:`circuits.scoring.learned_masks`), with the sign of eap-ig, from which they begin; 100 forward and backward
+    passes of whole circuits. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver reads, from
+    one forward pass, never negative, and the same whatever is measured (Ferrando and Voita 2024, arXiv:2403.00824,
+    :mod:`circuits.passes.information_flow`). ``verified`` finds the ``top.k`` edges of largest exact effect with a
+    stated error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`). ``random`` is
+    the baseline: independent normal numbers.
     """
     settings, name = settings or Settings(), ScorerName.parse(scorer)
     if settings.steps < 1:
@@ -197,6 +200,14 @@ def _block_paths(experiment: Experiment, settings: Settings, *, name: ScorerName
     return _estimate(experiment, settings, BlockPaths(tuple(_midpoints(settings)), every), name)
 
 
+def _learned_masks(experiment: Experiment, settings: Settings) -> EdgeScores:
+    """Return learned probabilities, with the signs of eap-ig, from which they begin."""
+    start = _eap_ig(experiment, replace(settings, edges=None)).values
+    values = learned_masks(experiment, start, seed=settings.seed, progress=settings.progress)
+    signed, name = np.where(start < 0, -values, values), ScorerName.LEARNED_MASKS
+    return _chosen(EdgeScores(experiment.graph, signed, name, measured=False, n=experiment.n_pairs), settings)
+
+
 def _ifr(experiment: Experiment, settings: Settings) -> EdgeScores:
     return _estimate(experiment, settings, InformationFlow(), ScorerName.IFR)
 
@@ -230,6 +241,7 @@ _SCORERS: dict[ScorerName, Callable[[Experiment, Settings], EdgeScores]] = {
     ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED: partial(
         _block_paths, name=ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED, every=True
     ),
+    ScorerName.LEARNED_MASKS: _learned_masks,
     ScorerName.IFR: _ifr,
     ScorerName.RANDOM: _random,
 }
