@@ -77,8 +77,8 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
         raise UsageError(f"{name} needs at least 1 step, got {settings.steps}.")
     if (settings.freeze_norms or settings.freeze_patterns) and not name.by_gradients:
         raise UsageError(
-            f"the scorer {name} takes no gradients, so norms and patterns cannot be frozen in them. Use --scorer "
-            "eap-ig, or leave --freeze-norms and --freeze-patterns out."
+            f"the scorer {name} takes no gradients of the whole model, so norms and patterns cannot be frozen in them. "
+            "Use --scorer eap-ig, or leave --freeze-norms and --freeze-patterns out."
         )
     if settings.share is not None:
         _require_shareable(name, settings.top)
