@@ -11,7 +11,7 @@ from torch import nn
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.architecture import Architecture
 from circuits.behaviours.behaviour import digest_of
-from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.pairs import TokenPair, template_of
 from circuits.behaviours.roles import BY_DIFFERENCE
 from circuits.builder import build_graph
 from circuits.directions.means import direction_of
@@ -141,6 +141,8 @@ class Model:
     def _shelf(self, options: Options, reference: Sequence[TokenPair], journal: Journal | None) -> Shelf:
         shelf = self.shelf(journal)
         known = self._finds_direction(options) or options.ablation.by_means
+        if options.ablation is Ablation.MEAN_BY_TEMPLATE:
+            shelf = shelf.under(templates=[template_of(pair) for pair in reference])
         return shelf.under(reference=digest_of(reference)) if known else shelf
 
     def _finds_direction(self, options: Options) -> bool:

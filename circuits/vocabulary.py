@@ -86,6 +86,8 @@ class Ablation(Choice):
     """Its mean over all tokens of the corrupted prompts of reference pairs."""
     MEAN_BY_POSITION = "mean-by-position"
     """The same for each position, counted from the beginning of the prompt."""
+    MEAN_BY_TEMPLATE = "mean-by-template"
+    """The same for each position, over reference pairs of the pair's own template."""
     ZERO = "zero"
 
     @property
@@ -96,7 +98,7 @@ class Ablation(Choice):
     @property
     def by_means(self) -> bool:
         """Whether reference pairs are needed."""
-        return self in (Ablation.MEAN, Ablation.MEAN_BY_POSITION)
+        return self in (Ablation.MEAN, Ablation.MEAN_BY_POSITION, Ablation.MEAN_BY_TEMPLATE)
 
 
 class Universe(Choice):

@@ -116,6 +116,11 @@ def clusters_of(pairs: Sequence[TokenPair]) -> NDArray[np.int64]:
     return numbered(pair.tags.get("cluster", pair.clean_text) for pair in pairs)
 
 
+def template_of(pair: TokenPair) -> str:
+    """Return the template that a pair is made from: its tag ``template``, else ``cluster``; empty where it has none."""
+    return pair.tags.get("template", pair.tags.get("cluster", ""))
+
+
 def token_ids(given: Any, what: str, kind: str = "token id") -> Tokens:
     """Return token ids of any make (lists, arrays, tensors; one id alone) as a tuple of Python's numbers.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.behaviours.behaviour import digest_of
-from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.pairs import TokenPair, template_of
 from circuits.files.journal import NOWHERE, Arrays, Shelf
 from circuits.patching.protocol import Progress
 from circuits.vocabulary import Ablation, Metric
@@ -23,7 +23,9 @@ def shelf_of_pairs(shelf: Shelf, pairs: Sequence[TokenPair], metric: Metric, abl
         return NOWHERE
     weights = [pair.weight for pair in pairs]
     roles = {"roles of pairs": [dict(pair.roles) for pair in pairs]} if any(pair.roles for pair in pairs) else {}
-    return shelf.under(pairs=digest_of(pairs), weights=weights, metric=metric, ablation=ablation, **roles)
+    templates = {"templates": [template_of(pair) for pair in pairs]} if ablation is Ablation.MEAN_BY_TEMPLATE else {}
+    what = {"pairs": digest_of(pairs), "weights": weights, "metric": metric, "ablation": ablation}
+    return shelf.under(**what, **roles, **templates)
 
 
 def mask_item(weights: NDArray[np.bool_] | NDArray[np.float64]) -> bytes:

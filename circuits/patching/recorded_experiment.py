@@ -130,7 +130,7 @@ class RecordedExperiment:
         clean = record(self.tracer, clean_ids[:, shared:], prefix, taps=at_clean)
         corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix, taps=at_corrupted)
         self._recorded_runs.require_plain((clean_ids, corrupted_ids), (clean, corrupted))
-        base = replacements(self.tracer, clean, corrupted, self._means, self.options)
+        base = replacements(self.tracer, (clean, corrupted), pairs, self._means, self.options)
         answers = AnswerTokens.of(pairs, device)
         columns = answers.tokens if self.metric.of_answers_only and self.tracer.selects_columns else None
         return PairBatch(index, answers, clean, corrupted, base, columns, roles_of(pairs, self.graph, clean))

@@ -1,15 +1,16 @@
 """Prompt pairs of one token length, recorded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.pairs import TokenPair, template_of
 from circuits.behaviours.roles import role_of_positions
-from circuits.errors import UsageError
+from circuits.behaviours.tokens import Tokens
+from circuits.errors import PromptError, UsageError
 from circuits.graph import ComputationalGraph
 from circuits.metrics import AnswerTokens
 from circuits.passes.role_sums import RoleSums
@@ -69,14 +70,35 @@ def wanted_prefix_cache(tracer: Tracer, options: Options, resources: Resources) 
     return tracer.prefix_cache
 
 
-def replacements(tracer: Tracer, clean: Run, corrupted: Run, means: SenderMeans | None, options: Options) -> Run:
-    """Return what corrupted edges carry, for the prompts of two runs."""
+Means = Mapping[str, SenderMeans]
+"""Means over reference pairs by template; where one serves for all, under the empty name."""
+
+
+def replacements(
+    tracer: Tracer, runs: tuple[Run, Run], pairs: Sequence[TokenPair], means: Means | None, options: Options
+) -> Run:
+    """Return what corrupted edges carry, for the prompts of two runs (clean, corrupted).
+
+    Raises :class:`PromptError` for a pair of a template that no reference pair has.
+    """
+    clean, corrupted = runs
     if options.ablation.by_runs:
         return corrupted
-    return zero_run(tracer, clean) if means is None else mean_run(tracer, clean, means)
+    if means is None:
+        return zero_run(tracer, clean)
+    if options.ablation is not Ablation.MEAN_BY_TEMPLATE:
+        return mean_run(tracer, clean, [means[""]] * len(pairs))
+    missing = next((pair for pair in pairs if template_of(pair) not in means), None)
+    if missing is not None:
+        raise PromptError(
+            f"no reference pair has the template {template_of(missing)!r} of the prompt {missing.clean_text!r}; "
+            "expected some of every template (tags `template`, else `cluster`). Draw fewer pairs (--pairs), add some "
+            "to the file, or use --ablation mean-by-position."
+        )
+    return mean_run(tracer, clean, [means[template_of(pair)] for pair in pairs])
 
 
-def means_of(tracer: Tracer, reference: Sequence[TokenPair], options: Options) -> SenderMeans | None:
+def means_of(tracer: Tracer, reference: Sequence[TokenPair], options: Options) -> Means | None:
     """Return the means that an ablation takes over the corrupted prompts of reference pairs; None where it takes none.
 
     Cost: one forward pass of these prompts. Raises :class:`UsageError` where there are none.
@@ -90,8 +112,11 @@ def means_of(tracer: Tracer, reference: Sequence[TokenPair], options: Options) -
             "--ablation corrupted."
         )
     require_pairs(tracer.anatomy, reference)
-    by_position = options.ablation is Ablation.MEAN_BY_POSITION
-    return sender_means(tracer, [pair.corrupted for pair in reference], by_position=by_position)
+    by_template, groups = options.ablation is Ablation.MEAN_BY_TEMPLATE, dict[str, list[Tokens]]()
+    for pair in reference:
+        groups.setdefault(template_of(pair) if by_template else "", []).append(pair.corrupted)
+    by_position = options.ablation is not Ablation.MEAN
+    return {name: sender_means(tracer, prompts, by_position=by_position) for name, prompts in groups.items()}
 
 
 def resampled(pairs: Sequence[TokenPair], seed: int = 0) -> tuple[TokenPair, ...]:

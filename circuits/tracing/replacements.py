@@ -65,19 +65,25 @@ def sender_means(tracer: Tracer, prompts: Sequence[Tokens], *, by_position: bool
     )
 
 
-def mean_run(tracer: Tracer, like: Run, means: SenderMeans) -> Run:
-    """Return the replacement values of mean ablation for the prompts of a run; see :func:`replacement_run`."""
-    means.require(like.length)
+def mean_run(tracer: Tracer, like: Run, means: Sequence[SenderMeans]) -> Run:
+    """Return the replacement values of mean ablation for the prompts of a run; see :func:`replacement_run`.
 
-    def filled(mean: Tensor, value: Tensor) -> Tensor:
-        return (mean if means.positions is None else mean[: value.shape[1]]).to(value).expand_as(value)
+    ``means`` are those of each prompt; where all have the same, they are held once.
+    """
+    of = means[:1] if all(each is means[0] for each in means) else means
+    for each in of:
+        each.require(like.length)
+
+    def filled(parts: Sequence[Tensor], value: Tensor) -> Tensor:
+        cut = [mean if each.positions is None else mean[: value.shape[1]] for each, mean in zip(of, parts, strict=True)]
+        return torch.stack(cut).to(value).expand_as(value)
 
     return replacement_run(
         tracer,
         like,
-        stream=filled(means.stream, like.stream[0]),
-        z=[filled(*both) for both in zip(means.z, like.z, strict=True)],
-        mlp=[filled(*both) for both in zip(means.mlp, like.mlp, strict=True)],
+        stream=filled([each.stream for each in of], like.stream[0]),
+        z=[filled([each.z[layer] for each in of], value) for layer, value in enumerate(like.z)],
+        mlp=[filled([each.mlp[layer] for each in of], value) for layer, value in enumerate(like.mlp)],
     )
 
 

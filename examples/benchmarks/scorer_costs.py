@@ -1,6 +1,6 @@
 """What every scorer costs: time and memory, as multiples of one step of eap-ig, and time in plain forward passes.
 
-    python examples/benchmarks/scorer_costs.py [--model smollm2-135m] [--behaviour ioi] [--pairs 8] [--out DIR] [--quick]
+    python examples/benchmarks/scorer_costs.py [--model smollm2-135m] [--behaviour ioi] [--pairs 8] [--quick]
 
 Pairs are recorded beforehand. Time is processor time, per backward pass: of ``n`` layers, relp, gim and eap take one,
 eap-ig and conductance one per step, atp-star one without and about ``n / 2`` with layers left out, eap-ig-activations

@@ -11,6 +11,7 @@ import torch
 
 import circuits
 from circuits.behaviours.behaviour import Behaviour, Pair
+from circuits.behaviours.pairs import TokenPair
 from circuits.errors import PromptError, UsageError
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options
@@ -33,7 +34,7 @@ from tests.subjects import (
 )
 from tests.zoo import ZOO
 
-MEANS = [Ablation.MEAN, Ablation.MEAN_BY_POSITION]
+MEANS = [Ablation.MEAN, Ablation.MEAN_BY_POSITION, Ablation.MEAN_BY_TEMPLATE]
 OTHERS = (*random_pairs(3, 7, seed=8), *random_pairs(2, 9, seed=9))
 """Pairs of two lengths that means are taken over."""
 
@@ -104,6 +105,26 @@ def test_a_mean_needs_reference_pairs_and_positions_need_long_enough_ones() -> N
     mean = PatchingExperiment(subject.tracer, subject.graph, long, Options(ablation=Ablation.MEAN), reference=OTHERS)
     assert np.isfinite(mean.corrupted).all()
     assert str(mean.prefix_cache) == "off: mean ablation also replaces values at the positions that prompts share"
+
+
+@pytest.mark.parametrize("tag", ["template", "cluster"])
+def test_means_by_template_are_those_by_position_over_the_pairs_of_the_same_template(tag: str) -> None:
+    subject = subject_of("gpt2")
+    pairs = tuple(replace(pair, tags={tag: "AB"[place % 2]}) for place, pair in enumerate(random_pairs(6, 7, seed=8)))
+    others = tuple(replace(pair, tags={tag: "AB"[place % 2]}) for place, pair in enumerate(random_pairs(6, 8, seed=5)))
+
+    def measured(chosen: tuple[TokenPair, ...], ablation: Ablation, reference: tuple[TokenPair, ...]) -> np.ndarray:
+        options = Options(ablation=ablation)
+        experiment = PatchingExperiment(subject.tracer, subject.graph, chosen, options, reference=reference)
+        return experiment.circuits(random_masks(subject.graph.n_edges, (0.0, 0.5)))
+
+    found = measured(pairs, Ablation.MEAN_BY_TEMPLATE, others)
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        expected = measured(pairs[part], Ablation.MEAN_BY_POSITION, others[part])
+        np.testing.assert_allclose(found[:, part], expected, atol=1e-5)
+    assert np.abs(found - measured(pairs, Ablation.MEAN_BY_POSITION, others)).max() > 0.01
+    with pytest.raises(PromptError, match=r"no reference pair has the template 'B'.*--ablation mean-by-position"):
+        measured(pairs, Ablation.MEAN_BY_TEMPLATE, others[::2])
 
 
 # ---------------------------------------------------------------------------------------------------------- resample

@@ -30,7 +30,7 @@ from tests.reference.seams import replaced
 LOGITS = Receiver(Node(NodeKind.LOGITS))
 MetricFn = Callable[[Tensor], Tensor]
 Direction = Literal["noising", "denoising"]
-Ablation = Literal["corrupted", "zero", "mean", "mean-by-position"]
+Ablation = Literal["corrupted", "zero", "mean", "mean-by-position", "mean-by-template"]
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def replacements(corrupted: Mapping[Node, Tensor], ablation: Ablation) -> dict[N
     """Give what dead edges carry; means are taken over the corrupted prompts themselves."""
     if ablation == "zero":
         return zeros(corrupted)
-    over = {"corrupted": (), "mean": (0, 1), "mean-by-position": (0,)}[ablation]
+    over = {"corrupted": (), "mean": (0, 1), "mean-by-position": (0,), "mean-by-template": (0,)}[ablation]
     return {
         node: value.mean(over, keepdim=True).expand_as(value) if over else value for node, value in corrupted.items()
     }
