@@ -88,6 +88,8 @@ class Ablation(Choice):
     """The same for each position, counted from the beginning of the prompt."""
     MEAN_BY_TEMPLATE = "mean-by-template"
     """The same for each position, over reference pairs of the pair's own template."""
+    OPTIMAL = "optimal"
+    """A constant that is learned on reference pairs: the one that disturbs the model's predictions least."""
     ZERO = "zero"
 
     @property
@@ -98,7 +100,7 @@ class Ablation(Choice):
     @property
     def by_means(self) -> bool:
         """Whether reference pairs are needed."""
-        return self in (Ablation.MEAN, Ablation.MEAN_BY_POSITION, Ablation.MEAN_BY_TEMPLATE)
+        return self in (Ablation.MEAN, Ablation.MEAN_BY_POSITION, Ablation.MEAN_BY_TEMPLATE, Ablation.OPTIMAL)
 
 
 class Universe(Choice):

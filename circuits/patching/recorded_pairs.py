@@ -15,6 +15,7 @@ from circuits.graph import ComputationalGraph
 from circuits.metrics import AnswerTokens
 from circuits.passes.role_sums import RoleSums
 from circuits.patching.measurement import Options, Resources
+from circuits.tracing.optimal_constants import ConstantFit, optimal_constants
 from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.replacements import SenderMeans, mean_run, sender_means, zero_run
 from circuits.tracing.requirements import require_pairs
@@ -111,10 +112,19 @@ def means_of(tracer: Tracer, reference: Sequence[TokenPair], options: Options) -
             "and there are none. Draw fewer pairs (--pairs), add some to the file, give some with `reference=`, or use "
             "--ablation corrupted."
         )
+    if options.ablation is Ablation.OPTIMAL and options.metric.along_direction:
+        raise UsageError(
+            f"{options.ablation} ablation keeps next-token predictions, and the metric {options.metric} reads none. "
+            "Use --ablation mean."
+        )
     require_pairs(tracer.anatomy, reference)
     by_template, groups = options.ablation is Ablation.MEAN_BY_TEMPLATE, dict[str, list[Tokens]]()
     for pair in reference:
         groups.setdefault(template_of(pair) if by_template else "", []).append(pair.corrupted)
+    if options.ablation is Ablation.OPTIMAL:
+        start = sender_means(tracer, groups[""], by_position=False)
+        fit = ConstantFit.of(tracer, [pair.clean for pair in reference])
+        return {"": optimal_constants(fit, start)}
     by_position = options.ablation is not Ablation.MEAN
     return {name: sender_means(tracer, prompts, by_position=by_position) for name, prompts in groups.items()}
 
