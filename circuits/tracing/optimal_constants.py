@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuits.behaviours.tokens import Tokens
 from circuits.memory.batching import by_length
-from circuits.numbering import head_senders, mlp_sender
+from circuits.numbering import first_sender, head_senders, mlp_sender
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.replacements import SenderMeans
 from circuits.tracing.runs import Run, record
@@ -37,10 +37,8 @@ class ConstantFit:
     def of(cls, tracer: Tracer, prompts: Sequence[Tokens], seed: int = 0) -> "ConstantFit":
         """Record prompts, and draw which senders are kept. Cost: a forward pass of the first :data:`PROMPTS`."""
         prompts, groups = prompts[:PROMPTS], list[tuple[Run, Tensor]]()
-        generator, senders = (
-            torch.Generator().manual_seed(seed),
-            1 + tracer.anatomy.shape.n_layers * (tracer.anatomy.shape.senders_per_layer),
-        )
+        shape, generator = tracer.anatomy.shape, torch.Generator().manual_seed(seed)
+        senders = first_sender(shape, shape.n_layers)
         for members in by_length(map(len, prompts), lambda _: PROMPTS):
             ids = torch.tensor([prompts[place] for place in members], device=tracer.anatomy.device)
             shares = torch.rand(len(ids), 1, generator=generator)
