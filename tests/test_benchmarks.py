@@ -90,6 +90,27 @@ def test_weights_are_rounded_to_blocks_of_few_values(load: Any) -> None:
     assert 0 < (weight - before).abs().max() < before.abs().max() / 4
 
 
+def test_processes_that_share_have_the_scores_of_one_and_bytes_are_counted(run_quickly: Run) -> None:
+    _, found = run_quickly("sharing")
+    one, two = found["measured"]["shared"]
+    assert one["equal"]
+    assert two["equal"]
+    assert sum(two["measured"]) >= two["shards"] == one["shards"] == sum(one["measured"])
+    assert one["read"] == [0]
+    assert sum(two["read"]) > 0
+    assert found["simulated"] == []
+
+
+def test_costs_of_edges_are_fitted_and_shards_go_to_whoever_is_free(load: Any) -> None:
+    module = load("sharing")
+    line = module.Line.through([1, 2, 4], [3.0, 5.0, 9.0])
+    assert (line.fixed, line.layer) == pytest.approx((1, 2))
+    below = module.Line.through([1, 2, 4], [0.0, 2.0, 6.0])
+    assert (below.fixed, below.layer) == pytest.approx((0, 28 / 21))
+    assert module.Line.through([2], [3.0]).at(4) == pytest.approx(6)
+    assert sorted(module.schedule([5.0, 3.0, 2.0, 2.0], 2)) == [5.0, 7.0]
+
+
 def test_peers_that_are_not_installed_are_listed_with_what_installs_them(run_quickly: Run) -> None:
     printed, found = run_quickly("peers")
     assert set(found["peers"]["circuits"]["multiples"]) == {
