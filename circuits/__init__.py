@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from circuits.report.comparison_files import save_comparison
     from circuits.report.widget import ReportWidget, explore
     from circuits.results import save_discovery
+    from circuits.rivals import Rivals, find_rivals
     from circuits.scores import EdgeScores
     from circuits.scoring import score
     from circuits.scoring.scorers import score_shared
@@ -123,6 +124,7 @@ _HOMES = {
     "Repetition": "circuits.recording.repeating",
     "ReportWidget": "circuits.report.widget",
     "Resources": "circuits.patching.measurement",
+    "Rivals": "circuits.rivals",
     "RunRecord": "circuits.recording.run_record",
     "RunRecorder": "circuits.recording.recorder",
     "ScorerComparison": "circuits.certainty.scorer_comparison",
@@ -155,6 +157,7 @@ _HOMES = {
     "find_direction": "circuits.steering.search",
     "find_gates": "circuits.certainty.gates",
     "find_neurons": "circuits.neurons.neuron_finding",
+    "find_rivals": "circuits.rivals",
     "group_pairs": "circuits.certainty.pair_groups",
     "guide": "circuits.guides",
     "head_roles": "circuits.heads",
@@ -229,6 +232,7 @@ __all__ = [
     "Repetition",
     "ReportWidget",
     "Resources",
+    "Rivals",
     "RunRecord",
     "RunRecorder",
     "ScorerComparison",
@@ -261,6 +265,7 @@ __all__ = [
     "find_direction",
     "find_gates",
     "find_neurons",
+    "find_rivals",
     "group_pairs",
     "guide",
     "head_roles",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from circuits.pruning.pruners import PRUNERS, prune
 from circuits.pruning.selection import PrunerSettings, Selection
 from circuits.recording.environment import versions
 from circuits.records import BehaviourInfo, Method, Provenance, SearchOutcome
-from circuits.scores import EdgeScores
+from circuits.scores import EdgeScores, Floats
 from circuits.scoring import Agreement, agreement, score
 from circuits.scoring.scorers import Settings as ScorerSettings
 from circuits.showing import circuit_html, doubts_html
@@ -155,27 +155,20 @@ def discover(
     begun = time.monotonic()
     settings = settings or DiscoverySettings()
     prompts = prompts_for(model, behaviour, settings)
-    model = model_for(model, prompts, settings)
-    (first, *others), choosing, remarks = parts_of(prompts, settings)
-    experiment, warnings = checked_experiment(
-        model, replace(prompts, discovery=first), settings, progress, journal=journal
-    )
+    pairs = record_pairs(model, prompts, settings, progress=progress, journal=journal)
+    model, fitted, experiment, warnings = pairs.model, pairs.fitted, pairs.fit, pairs.remarks
     scores = _scored(experiment, settings, progress)
     if folder is not None:
         of = scores_of(model.info.digest, prompts.digest)
         write_scores(scores, Path(folder) / SCORES, of=of, make_folder=True)
-    choose = experiment
-    if choosing:
-        choose = _experiment(model, choosing, prompts, settings, journal)
-    fresh = RecordedGroups([partial(_experiment, model, group, prompts, settings, journal) for group in others]).each()
-    selection = prune(experiment, choose, scores, settings.pruner, _pruning(settings, progress, fresh))
-    del fresh
+    selection = pruned(pairs, scores, settings, progress)
+    del pairs
     agreed = _agreement(experiment, scores, settings, progress)
-    circuit = _circuit(model, prompts, settings, scores, selection)
+    circuit = circuit_of(model, prompts, settings, scores, selection)
     if not settings.rough:
         progress("resampling the pairs", 0, 0)
-        circuit = _with_stability(circuit, experiment, clusters_of(first), scores, selection)
-    heldout = _experiment(model, prompts.heldout, prompts, settings, journal)
+        circuit = _with_stability(circuit, experiment, clusters_of(fitted), scores, selection)
+    heldout = experiment_on(model, prompts.heldout, prompts, settings, journal)
     evaluation = evaluate(
         heldout,
         selection.edges,
@@ -187,12 +180,57 @@ def discover(
     )
     provenance = _provenance(model, experiment, command, time.monotonic() - begun)
     circuit = replace(circuit, evaluation=evaluation, provenance=provenance)
-    remarks = (*warnings, *remarks, *_on_size(settings, selection))
+    remarks = (*warnings, *_on_size(settings, selection))
     found = Discovery(circuit, scores, agreed, selection, prompts, remarks, rough=settings.rough)
     found = found.with_outcome()
     if folder is not None:
         write(Path(folder) / CIRCUIT, found.circuit.to_json(), make_folder=True)
     return found
+
+
+class SearchPairs(NamedTuple):
+    """What a search measures with: the model whose edges are searched, pairs to fit circuits to and to choose by.
+
+    ``fitted`` are the pairs of ``fit``; ``fresh`` record further groups of as many.
+    """
+
+    model: Model
+    fitted: _Pairs
+    fit: AnyExperiment
+    choose: AnyExperiment
+    fresh: list[Callable[[], AnyExperiment]]
+    remarks: tuple[str, ...]
+
+
+def record_pairs(
+    model: Model,
+    prompts: PromptSet,
+    settings: DiscoverySettings,
+    *,
+    progress: StageProgress = no_stages,
+    journal: Journal | None = None,
+) -> SearchPairs:
+    """Record the discovery pairs in the parts that a search needs, and check that the model shows the behaviour."""
+    model = model_for(model, prompts, settings)
+    (first, *others), choosing, remarks = parts_of(prompts, settings)
+    fit, warnings = checked_experiment(model, replace(prompts, discovery=first), settings, progress, journal=journal)
+    choose = experiment_on(model, choosing, prompts, settings, journal) if choosing else fit
+    groups = [partial(experiment_on, model, group, prompts, settings, journal) for group in others]
+    return SearchPairs(model, first, fit, choose, RecordedGroups(groups).each(), (*warnings, *remarks))
+
+
+def pruned(
+    pairs: SearchPairs,
+    scores: EdgeScores,
+    settings: DiscoverySettings,
+    progress: StageProgress = no_stages,
+    *,
+    prices: Floats | None = None,
+) -> Selection:
+    """Choose edges as the settings say; ``prices`` as in :class:`~circuits.pruning.selection.PrunerSettings`."""
+    given = settings.target, settings.size, settings.prune_limit, settings.seconds
+    told = PrunerSettings(*given, progress, pairs.fresh, settings.threshold, prices)
+    return prune(pairs.fit, pairs.choose, scores, settings.pruner, told)
 
 
 def checked_experiment(
@@ -205,14 +243,14 @@ def checked_experiment(
 ) -> tuple[AnyExperiment, tuple[str, ...]]:
     """Record the discovery pairs and check that the model shows the behaviour; give remarks on weak spots."""
     progress("recording the prompts", 0, 0)
-    experiment = _experiment(model, prompts.discovery, prompts, settings, journal)
+    experiment = experiment_on(model, prompts.discovery, prompts, settings, journal)
     warnings = check_gap(
         experiment.clean, experiment.corrupted, experiment.metric, behaviour=prompts.behaviour, model=model.info.id
     )
     return experiment, (*prompts.remarks, *warnings)
 
 
-def _experiment(
+def experiment_on(
     model: Model, pairs: Sequence[TokenPair], prompts: PromptSet, settings: DiscoverySettings, journal: Journal | None
 ) -> AnyExperiment:
     """Set up measurements on some of the prompts as the settings say."""
@@ -228,13 +266,6 @@ def _scored(experiment: AnyExperiment, settings: DiscoverySettings, progress: St
         progress=of_stage(progress, f"scoring ({settings.scorer})"),
     )
     return score(experiment, settings.scorer, told)
-
-
-def _pruning(
-    settings: DiscoverySettings, progress: StageProgress, fresh: Sequence[Callable[[], AnyExperiment]]
-) -> PrunerSettings:
-    given = settings.target, settings.size, settings.prune_limit, settings.seconds
-    return PrunerSettings(*given, progress, fresh, settings.threshold)
 
 
 def _on_size(settings: DiscoverySettings, selection: Selection) -> list[str]:
@@ -258,9 +289,10 @@ def _agreement(
     return agreement(experiment, scores, sample=settings.sample, seed=settings.seed, progress=told)
 
 
-def _circuit(
+def circuit_of(
     model: Model, prompts: PromptSet, settings: DiscoverySettings, scores: EdgeScores, selection: Selection
 ) -> Circuit:
+    """Return the circuit of a selection, not judged yet."""
     options = settings.options_for(prompts)
     return Circuit(
         model=model.info,

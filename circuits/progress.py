@@ -48,14 +48,14 @@ _LOADING = PlannedStage("loading", 8, counts=False, loads=True)
 _RECORDING = PlannedStage("recording", 8, counts=False)
 _DRAWING = PlannedStage("drawing", 3, counts=False)
 _JUDGED = (
-    PlannedStage("comparing scores", 18),
-    PlannedStage("resampling", 11, counts=False),
-    PlannedStage("evaluating", 45),
+    PlannedStage("comparing scores", 11),
+    PlannedStage("resampling", 6, counts=False),
+    PlannedStage("evaluating", 24),
 )
-_HEADS = PlannedStage("measuring what the heads do", 10)
+_HEADS = PlannedStage("measuring what the heads do", 5)
 _PRUNING = {
     "minimal": (PlannedStage("proposing edges", 40, counts=False), PlannedStage("pruning", 100, counts=False)),
-    "closest": (PlannedStage("pruning", 180, counts=False),),
+    "closest": (PlannedStage("pruning", 88), PlannedStage("pruning back", 67, counts=False)),
     "nodes": (PlannedStage("pruning", 60, counts=False),),
     "top": (),
     "greedy": (),
@@ -67,17 +67,27 @@ _PRUNING = {
 
 
 def discovery_plan(
-    pruner: str, *, agreement: bool = True, heads: bool = True, saved: bool = True, rough: bool = False
+    pruner: str,
+    rivals: int = 0,
+    *,
+    agreement: bool = True,
+    heads: bool = True,
+    saved: bool = True,
+    rough: bool = False,
+    twice: bool = False,
 ) -> Plan:
     """Return the plan of a discovery: with this pruner, a check of the scores, and evidence on heads.
 
     A ``rough`` one is without pruning edge by edge, and not checked. ``saved``: with what the command line does before
-    and after, loading the model and drawing.
+    and after, loading the model and drawing. ``rivals`` are searched beside it; ``twice``: searched once more at the
+    end, on exchanged pairs.
     """
     compared = _JUDGED[2:] if rough else _JUDGED if agreement else _JUDGED[1:]
-    pruning = _PRUNING[pruner][: 1 if rough else None]
-    searched = (PlannedStage("recording", 16, counts=False), PlannedStage("scoring", 8), *pruning)
-    found = (*searched, *compared, *([_HEADS] if heads else []))
+    pruning = _PRUNING[pruner][: 1 if rough and pruner == "minimal" else None]
+    recording = PlannedStage("recording", 16, counts=False)
+    searched = (recording, PlannedStage("scoring", 8), *pruning, *compared)
+    challenged = (recording, *pruning * rivals, PlannedStage("evaluating rivals", 5 * rivals)) if rivals else ()
+    found = (*searched, *challenged, *([_HEADS] if heads else []), *(searched if twice else ()))
     return (_LOADING, *found, _DRAWING) if saved else found
 
 
@@ -136,7 +146,8 @@ class WholeProgress:
         """Note where the work is."""
         self._stage, name = stage, stage_name(stage)
         ahead = range(self._place, len(self._plan))
-        place = next((i for i in ahead if name.startswith(self._plan[i].name)), None)
+        fitting = [i for i in ahead if name.startswith(self._plan[i].name)]
+        place = max(fitting, key=lambda i: len(self._plan[i].name), default=None)
         if place is not None and place > self._place:
             self._leave(place)
         if place is not None and self._plan[place].counts and total:

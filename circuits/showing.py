@@ -21,6 +21,7 @@ _LATEX = str.maketrans(
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "→": r"$\to$", "−": "$-$"}
 )
+_ROWS_OF_A_PAGE = 45
 _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", ">": "&gt;", "\n": " "})
 SHOWN = 10
 """Rows of a table that a notebook shows by itself."""
@@ -39,7 +40,7 @@ class EdgeTable:
     numbers: tuple[Floats, ...]
 
     def to_latex(self) -> str:
-        r"""Return a LaTeX ``tabular`` with the rules of the package ``booktabs``."""
+        r"""Return a LaTeX table with the rules of the package ``booktabs``; see :func:`latex_table`."""
         rows = ([_arrow(edge), *row] for edge, row in self._rows())
         return latex_table(self.title, ["edge", *self.columns], rows)
 
@@ -139,14 +140,20 @@ def html_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def latex_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """Return texts and numbers as a LaTeX ``tabular`` with the rules of ``booktabs``, the first column to the left."""
-    heading = " & ".join(_latex(name) for name in headings)
+    r"""Return texts and numbers as a LaTeX table with the rules of ``booktabs``, the first column to the left.
+
+    It is a ``tabular``; with more rows than fit a page, a ``longtable`` (of the package of that name, which needs pages
+    of one column), with its headings on each page.
+    """
+    heading = f"{' & '.join(_latex(name) for name in headings)} \\\\"
     cells = ([_latex(each) if isinstance(each, str) else _latex_number(each) for each in row] for row in rows)
-    body = "".join(f"{' & '.join(row)} \\\\\n" for row in cells)
-    return (
-        f"% {' '.join(title.split())}\n\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n{heading} "
-        f"\\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
-    )
+    body = [f"{' & '.join(row)} \\\\" for row in cells]
+    long = len(body) > _ROWS_OF_A_PAGE
+    kind, columns = "longtable" if long else "tabular", f"l{'r' * (len(headings) - 1)}"
+    ends = ["\\endhead", "\\bottomrule", "\\endfoot"] if long else []
+    lines = [f"\\begin{{{kind}}}{{{columns}}}", "\\toprule", heading, "\\midrule", *ends, *body]
+    lines += [*([] if long else ["\\bottomrule"]), f"\\end{{{kind}}}"]
+    return "".join(f"{line}\n" for line in (f"% {' '.join(title.split())}", *lines))
 
 
 def _title(circuit: Circuit) -> str:

@@ -1,5 +1,6 @@
 """The closed sets of names that the command line, the files and the library share."""
 
+from circuits.errors import UsageError
 from circuits.settings import Choice
 
 
@@ -188,6 +189,14 @@ class PrunerName(Choice):
     def by_threshold(self) -> bool:
         """Whether it takes a threshold."""
         return self in (PrunerName.THRESHOLD, PrunerName.ACDC)
+
+    def check_rivals(self) -> None:
+        """Raise :class:`UsageError` where rivals cannot be searched, for which edges must be weighed by prices."""
+        if self is not PrunerName.CLOSEST:
+            raise UsageError(
+                f"rivals are searched by the pruner closest, which can weigh what edges cost; got {self}. Leave out "
+                "--rivals, or what makes it another pruner (--pruner, --quick)."
+            )
 
 
 class Site(Choice):

@@ -16,7 +16,7 @@ import circuits
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.circuit import Circuit
-from circuits.discovery import Discovery, checked_experiment, discover
+from circuits.discovery import Discovery, checked_experiment, discover, pruned, record_pairs
 from circuits.discovery_settings import DiscoverySettings, parts_of, prompts_for
 from circuits.drawing.dot import circuit_dot
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
@@ -29,8 +29,11 @@ from circuits.patching.measurement import Options, Resources
 from circuits.patching.node_circuits import edges_among
 from circuits.pruning.connected import connected
 from circuits.pruning.pruners import prune
+from circuits.records import SearchOutcome
 from circuits.report.sentences import facts
+from circuits.rivals import PRICE, Rivals, leave_rivals
 from circuits.scoring import score
+from circuits.statistics import faithfulness
 from circuits.vocabulary import Direction, Metric, PrunerName, ScorerName
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.toy import planted_toy
@@ -540,3 +543,63 @@ def test_every_pair_judges_the_circuit_that_was_found_without_it(model: Model, b
     one, other = crossed.circuits
     sizes = f"{len(one)} and {len(other)} edges, {len(set(one) & set(other))} in both"
     assert f"over all 12 pairs, each judged by the circuit found without it ({sizes})" in crossed.describe()
+
+
+# ------------------------------------------------------------------------------------------------------------- rivals
+
+
+CLOSE = replace(SETTINGS, pruner=PrunerName.CLOSEST, choose=8, fresh=0, pairs=8, sample=0, scorer=ScorerName.EAP)
+
+
+def test_rivals_are_found_with_a_price_on_what_was_found_before_and_judged_on_the_same_pairs(
+    model: Model, behaviour: Behaviour, tmp_path: Path
+) -> None:
+    first = discover(model, behaviour, CLOSE, folder=tmp_path)
+    rivals = circuits.find_rivals(model, first, CLOSE, count=2)
+    assert rivals.first is first.circuit
+    assert len(rivals.rivals) == 2
+    experiment = model.experiment(first.prompts.heldout)
+    for each in rivals.rivals:
+        assert each.evaluation is not None
+        assert each.search is not None
+        assert rivals.shared(each) < len(first.circuit)
+        value = float(faithfulness(experiment, experiment.circuits([each.mask()])[0]))
+        assert each.evaluation.faithfulness == pytest.approx(value, abs=1e-5)
+    prices = np.zeros(first.circuit.graph.n_edges)
+    prices[first.circuit.edges] = PRICE
+    pairs = record_pairs(model, first.prompts, CLOSE)
+    assert pruned(pairs, first.scores, CLOSE).edges.tolist() == first.circuit.edges.tolist()
+    assert pruned(pairs, first.scores, CLOSE, prices=prices).edges.tolist() == rivals.rivals[0].edges.tolist()
+
+
+def test_what_all_rivals_share_is_told_and_kept_with_the_circuit(found: Discovery, tmp_path: Path) -> None:
+    whole = found.circuit
+
+    def rival(edges: np.ndarray, *, reached: bool) -> Circuit:
+        return replace(
+            whole, edges=edges, scores=np.ones(len(edges)), removal=None, removal_se=None, inclusion=None,
+            withstands=None, stability=None, search=SearchOutcome(reached, locally_minimal=False),
+        )  # fmt: skip
+
+    most, some = rival(whole.edges[:-1], reached=True), rival(whole.edges[1:], reached=True)
+    failed = rival(whole.edges[:1], reached=False)
+    rivals = Rivals(whole, (most, failed, some))
+    assert [rivals.shared(each) for each in rivals.rivals] == [len(whole) - 1, 1, len(whole) - 1]
+    assert rivals.indispensable == tuple(whole.graph.edges(whole.edges[1:-1]))
+    assert f"2 of 3 rivals reach the target too; all of them share {len(whole) - 2} of" in rivals.describe()
+    with_doubt, names = leave_rivals(found, rivals, tmp_path)
+    assert names == ("rival_1.json", "rival_2.json", "rival_3.json")
+    kept = Circuit.load(tmp_path / "circuit.json")
+    assert kept.search is not None
+    assert kept.search.doubts[-1] == rivals.describe() == with_doubt.warnings[-1]
+    assert Circuit.load(tmp_path / names[2]).edges.tolist() == some.edges.tolist()
+    none = Rivals(whole, (failed,))
+    assert none.describe().startswith("none of 1 rivals reaches the target")
+    assert leave_rivals(found, none, tmp_path)[0] is found
+
+
+def test_only_the_closest_circuit_has_rivals(model: Model, found: Discovery) -> None:
+    with pytest.raises(UsageError, match="searched by the pruner closest"):
+        circuits.find_rivals(model, found, SETTINGS)
+    with pytest.raises(UsageError, match="at least 1, got 0"):
+        circuits.find_rivals(model, found, CLOSE, count=0)

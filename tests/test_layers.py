@@ -56,7 +56,7 @@ ROWS = (
     ("steering", "certainty", "neurons"),
     ("discovery_settings",),
     ("discovery",),
-    ("cross_fitting",),
+    ("cross_fitting", "rivals"),
     ("results",),
     ("campaigns",),
     ("cli",),

@@ -129,7 +129,7 @@ def test_the_line_is_one_line_on_narrow_and_wide_terminals(width: int) -> None:
 def test_a_plan_is_found_by_the_name_of_the_work() -> None:
     with show_progress("discover", console=Console(file=io.StringIO())) as progress:
         progress("pruning 3 edges", 0, 0)
-    assert progress.describe() == "stage 3 of 6: pruning 3 edges"
+    assert progress.describe() == "stage 3 of 7: pruning 3 edges"
     with pytest.raises(UnknownNameError, match="Closest: 'discover'"), show_progress("discovr"):
         pass
 
@@ -140,3 +140,12 @@ def test_nothing_is_shown_where_nobody_looks() -> None:
         progress("scoring", 1, 2)
     assert screen.getvalue() == ""
     assert progress.share > 0
+
+
+def test_a_stage_whose_name_begins_with_that_of_another_is_told_from_it() -> None:
+    whole = WholeProgress(discovery_plan("closest", rivals=1))
+    seen = list[str]()
+    for stage in ("pruning 90 edges", "pruning back 80 edges", "evaluating", "pruning 70 edges", "evaluating rivals"):
+        whole(stage, 0, 0)
+        seen.append(whole.describe().partition(":")[0])
+    assert seen == [f"stage {number} of 14" for number in (4, 5, 8, 10, 12)]

@@ -13,7 +13,7 @@ from circuits.circuit import Circuit
 from circuits.drawing.pictures import export
 from circuits.errors import UsageError
 from circuits.records import BehaviourInfo
-from circuits.showing import EdgeTable, circuit_table, html_table
+from circuits.showing import EdgeTable, circuit_table, html_table, latex_table
 from tests.example_circuits import random_circuit
 
 
@@ -63,6 +63,23 @@ def test_latex_escapes_names_and_has_a_row_for_every_edge(circuit: Circuit) -> N
     assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
     assert len(lines) == 7 + 3
     assert all(re.fullmatch(r"\S+ \$\\to\$ \S+( \([qkv]\))?( & \$[-\d.e]+\$){3} \\\\", line) for line in lines[5:-2])
+
+
+def test_a_table_that_is_longer_than_a_page_repeats_its_headings_on_each() -> None:
+    texts = [latex_table("t", ["a", "b"], [["x", 1.0]] * rows).splitlines() for rows in (45, 46)]
+    assert texts[0][1] == r"\begin{tabular}{lr}"
+    assert texts[1][1:9] == [
+        r"\begin{longtable}{lr}",
+        r"\toprule",
+        r"a & b \\",
+        r"\midrule",
+        r"\endhead",
+        r"\bottomrule",
+        r"\endfoot",
+        r"x & $1$ \\",
+    ]
+    assert texts[1][-1] == r"\end{longtable}"
+    assert len(texts[1]) == 9 + 46
 
 
 def test_markdown_is_a_table_whose_cells_cannot_break_it(circuit: Circuit) -> None:

@@ -120,7 +120,7 @@ class CampaignOutcome:
         return _csv(self.rows())
 
     def to_latex(self) -> str:
-        """Return the table of all runs as a LaTeX ``tabular``."""
+        """Return the table of all runs in LaTeX; see :func:`circuits.showing.latex_table`."""
         rows = self.rows()
         return latex_table("all runs of a campaign", list(rows[0]), [list(row.values()) for row in rows])
 

@@ -100,10 +100,23 @@ class Search:
         ),
     ] = False
 
+    rivals: Annotated[
+        int,
+        typer.Option(
+            metavar="K",
+            help="Search K more circuits that do without the edges of those found before as far as they can: is this "
+            "one the only way? Each takes as long as the search (--pruner closest).",
+            min=0,
+            rich_help_panel="Search",
+        ),
+    ] = 0
+
     def check(self) -> None:
-        """Raise ``UnknownNameError`` for a scorer or pruner that there is not."""
+        """Raise ``UnknownNameError`` for a scorer or pruner that there is not, ``UsageError`` for rivals of others."""
         ScorerName.parse(self.scorer)
-        PrunerName.parse(self.pruner)
+        pruner = PrunerName.MINIMAL if self.quick and self.pruner == Search.pruner else PrunerName.parse(self.pruner)
+        if self.rivals:
+            pruner.check_rivals()
 
     def settings(
         self, measurement: Measurement, verifying: Verifying, options: "Options", resources: "Resources"

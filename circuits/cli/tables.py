@@ -1,6 +1,7 @@
 """Results as tables that read well on narrow and on wide terminals."""
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
@@ -15,6 +16,9 @@ from circuits.records import FEWEST_RESAMPLED, MOST_RESAMPLED, Evaluation
 from circuits.report.sentences import verdict
 from circuits.statistics import Likeness
 from circuits.vocabulary import Universe
+
+if TYPE_CHECKING:
+    from circuits.rivals import Rivals
 
 STRONGEST, NEAR_TIES = 10, 5
 _TWO_SIDED = 1.96
@@ -176,3 +180,21 @@ def edge_table(circuit: Circuit, places: EdgeIndices, title: str) -> Group:
             row.append(f"{circuit.removal[place]:.4f}{spread}")
         rows.append(row)
     return table(title, headings, rows, numbers=(1, 2))
+
+
+def rival_table(rivals: "Rivals") -> Group:
+    """List a circuit and its rivals: their sizes, what they share with it, and how good they are on held-out pairs."""
+    rows: list[list[str]] = []
+    for number, each in enumerate((rivals.first, *rivals.rivals)):
+        evaluation = each.evaluation
+        alike = evaluation.likeness if evaluation else None
+        reached = "" if each.search is None else "yes" if each.search.reached else "no"
+        shared = (f"{rivals.shared(each)}", f"{rivals.shared_nodes(each)} of {len(each.nodes)}")
+        numbers = (
+            ("", "")
+            if alike is None or evaluation is None
+            else (alike.fidelity.describe(2), f"{evaluation.faithfulness:.2f}")
+        )
+        rows.append([f"rival {number}" if number else "circuit", f"{len(each)}", *shared, reached, *numbers])
+    headings = ["", "edges", "shared", "nodes shared", "reaches", "fidelity, held out", "faithfulness"]
+    return table("rivals: searched again with a price on the edges found before", headings, rows, numbers=(1, 2, 3))

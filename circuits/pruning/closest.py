@@ -35,7 +35,7 @@ from circuits.patching.protocol import INTERIM, Experiment, Progress, no_progres
 from circuits.pruning.closest_nodes import nodes
 from circuits.pruning.connected import connected
 from circuits.pruning.selection import Selection
-from circuits.pruning.steps import exchanged, losses_without_each, without
+from circuits.pruning.steps import Prices, exchanged, losses_without_each, without
 from circuits.pruning.stopping import Candidate, allowed, candidate, chosen, ratio
 from circuits.scores import EdgeScores, Floats
 from circuits.statistics import error
@@ -43,6 +43,8 @@ from circuits.statistics import error
 Report = Callable[[str, Selection], None]
 """Called after each round with what was done and what is left."""
 
+BACK = "pruned back"
+"""What is reported of the circuits that pruning back comes by."""
 _START = 2400
 """With how many edges the search begins, and twice as many where they do not do the most part of the behaviour."""
 _HOPELESS = 0.8
@@ -62,6 +64,8 @@ _MISSES = 4
 _IDLE = 3
 """After so many exchanges in a row with which no edge can go pruning back ends."""
 _LEAST = 4
+_USUAL = 40
+"""About this small are the last circuits of most searches."""
 _CANDIDATES = 1.5
 _COUNTED = 160
 """Of circuits with no more edges the removal of each is measured in the end."""
@@ -80,6 +84,7 @@ def closest(
     seconds: float | None = None,
     begin: Selection | None = None,
     fresh: Sequence[Callable[[], Experiment]] = (),
+    prices: Prices | None = None,
     report: Report = no_report,
     progress: Progress = no_progress,
 ) -> Selection:
@@ -93,15 +98,18 @@ def closest(
         seconds: After how long the search ends with the best circuit so far; None: when it is done.
         begin: Where an earlier search was, to go on from there.
         fresh: Record further fit pairs, one group each; rounds take ``fit`` and these in turn.
+        prices: What keeping each edge of the graph costs beside the loss (:mod:`circuits.pruning.residuals`), where
+            some are to be done without; None: nothing.
         report: Told of every round.
-        progress: Called with (edges dropped, edges at the start).
+        progress: Called with (rounds, rounds expected); with (0, 0) while it prunes back.
 
     Where no circuit reaches the target, the one by the one-standard-error rule: ``reached`` says which. Cost: about 30
     gradients, the first ones each ten forward passes of half the fit pairs, those of a hundred edges one of all, and as
     many again where edges are pruned and exchanged; a circuit on the choose pairs for each and six to prune; in the end
     as many circuits on the choose pairs as there are edges, and a few on the fresh ones, which every round records.
     """
-    search = _Search(fit, choose, scores, fresh)
+    free = np.zeros(scores.graph.n_edges)
+    search = _Search(fit, choose, scores, fresh, free if prices is None else prices)
     return search.run(target, begin=begin, seconds=seconds, report=report, progress=progress)
 
 
@@ -117,7 +125,8 @@ class _Search:
     fit: Experiment
     choose: Experiment
     scores: EdgeScores
-    fresh: Sequence[Callable[[], Experiment]] = ()
+    fresh: Sequence[Callable[[], Experiment]]
+    prices: Prices
     turn: int = 0
     path: list[Candidate] = field(default_factory=list[Candidate])
     tried: list[Candidate] = field(default_factory=list[Candidate])
@@ -144,14 +153,16 @@ class _Search:
                 self.narrow(edges, target, deadline, report, progress)
         best, idle = chosen(self.tried, target), 0
         pruned = [best]
+        report(BACK, self.selection(best, target))
         while idle < _IDLE and time.monotonic() < deadline:
+            progress(0, 0)
             shorter = self.pruned(best, target)
             idle = idle + 1 if shorter is None else 0
             better = shorter or self.mended(best, target)
             if better is not None:
                 best = better
                 pruned.append(best)
-                report("pruned", self.selection(best, target))
+                report(BACK, self.selection(best, target))
         return self.finished(self.confirmed(pruned, target), target)
 
     @property
@@ -170,11 +181,11 @@ class _Search:
 
     def narrow(self, edges: EdgeIndices, target: float, deadline: float, report: Report, progress: Progress) -> None:
         """Go from these edges through ever smaller circuits."""
-        first, self.path, self.pool = len(edges), self.judged([edges]), edges[:0]
+        expected, self.path, self.pool = _rounds(len(edges)), self.judged([edges]), edges[:0]
         while not self.done(target) and time.monotonic() < deadline:
             self.round()
             report("closer", self.selection(self.path[-1], target))
-            progress(first - len(self.edges), first)
+            progress(len(self.path) - 1, max(expected, len(self.path)))
 
     def among_nodes(self, target: float) -> EdgeIndices:
         """Return all edges among few nodes that reach the target; none where nodes cannot be searched, or none do."""
@@ -190,6 +201,12 @@ class _Search:
         return len(self.edges) <= _LEAST or len(beyond) == _MISSES
 
     @property
+    def _priced(self) -> tuple[object, ...]:
+        """What prices there are, by which what was kept is known; nothing where edges are free."""
+        where = np.flatnonzero(self.prices)
+        return (where.tolist(), self.prices[where].tolist()) if len(where) else ()
+
+    @property
     def _best(self) -> Candidate:
         return min(self.tried, key=lambda each: each.error)
 
@@ -201,7 +218,7 @@ class _Search:
         if len(edges) > _HALVES_ABOVE and fit.n_pairs >= 2 * _FEWEST:
             half, odd = fit.n_pairs // 2, self.turn // (1 + len(self.fresh)) % 2
             fit = fit.part(half * odd, half * (odd + 1))
-        what = [edges.tolist(), self.pool.tolist()]
+        what = [edges.tolist(), self.pool.tolist(), *self._priced]
         found = fit.kept.arrays("smaller circuit", what, lambda: {"edges": self._next(fit, edges)})
         fit.kept.forget(INTERIM)
         self.path += self.judged([found["edges"].astype(np.int64)])
@@ -214,9 +231,8 @@ class _Search:
 
     def _next(self, fit: Experiment, edges: EdgeIndices) -> EdgeIndices:
         if len(edges) <= _OFFERED_BELOW:
-            edges = exchanged(fit, edges, self.pool)
-        share = next(share for least, share in _SHARES if len(edges) > least)
-        return without(fit, edges, max(1, round(share * len(edges))))
+            edges = exchanged(fit, edges, self.pool, self.prices)
+        return without(fit, edges, _dropped(len(edges)), self.prices)
 
     def judged(self, circuits: list[EdgeIndices]) -> list[Candidate]:
         """Measure circuits on choose pairs."""
@@ -234,7 +250,7 @@ class _Search:
         if not best.within(error):
             return None
         edges = best.edges
-        order = edges[np.argsort(losses_without_each(self._fit_pairs(), edges), kind="stable")]
+        order = edges[np.argsort(losses_without_each(self._fit_pairs(), edges, self.prices), kind="stable")]
         lengths = np.unique(np.geomspace(1, max(1, len(edges) // 8), 6).round().astype(int))
         found = self.judged([connected(self.scores.graph, np.sort(order[length:])) for length in lengths])
         return min((each for each in found if each.within(error)), key=_size, default=None)
@@ -242,8 +258,10 @@ class _Search:
     def mended(self, best: Candidate, target: float) -> Candidate | None:
         """Exchange a few edges for others of the start; None where that makes no circuit that is closer or allowed."""
         fit, pool = self._fit_pairs(), self.path[0].edges
-        what = [best.edges.tolist(), pool.tolist()]
-        found = fit.kept.arrays("exchanged circuit", what, lambda: {"edges": exchanged(fit, best.edges, pool)})
+        what = [best.edges.tolist(), pool.tolist(), *self._priced]
+        found = fit.kept.arrays(
+            "exchanged circuit", what, lambda: {"edges": exchanged(fit, best.edges, pool, self.prices)}
+        )
         fit.kept.forget(INTERIM)
         edges = found["edges"].astype(np.int64)
         if np.array_equal(edges, best.edges):
@@ -315,6 +333,19 @@ class _Search:
         mask = np.zeros(self.scores.graph.n_edges, dtype=np.bool_)
         mask[edges] = True
         return mask
+
+
+def _dropped(size: int) -> int:
+    """Return how many edges of a circuit with so many go in a round."""
+    return max(1, round(next(share for least, share in _SHARES if size > least) * size))
+
+
+def _rounds(size: int) -> int:
+    """Return after how many rounds circuits are about as small as the search goes, where it begins with so many."""
+    rounds = 0
+    while size > _USUAL:
+        size, rounds = size - _dropped(size), rounds + 1
+    return max(rounds, 1)
 
 
 def _size(candidate: Candidate) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from circuits.errors import UsageError
 from circuits.patching.protocol import Experiment, StageProgress, of_stage
 from circuits.pruning.acdc import acdc
-from circuits.pruning.closest import closest
+from circuits.pruning.closest import BACK, closest
 from circuits.pruning.closest_nodes import nodes
 from circuits.pruning.greedy import greedy
 from circuits.pruning.ilp import ilp
@@ -60,6 +60,7 @@ def _closest(fit: Experiment, choose: Experiment, scores: EdgeScores, settings: 
         target=settings.target,
         seconds=settings.seconds,
         fresh=settings.fresh,
+        prices=settings.prices,
         report=told.report,
         progress=told.progress,
     )
@@ -98,9 +99,10 @@ class _Told:
     def __init__(self, progress: StageProgress, stage: str) -> None:
         self._progress, self._stage = progress, stage
 
-    def report(self, _: str, found: Selection) -> None:
+    def report(self, step: str, found: Selection) -> None:
         error = "" if found.error is None else f"error {found.error:.2f}, "
-        self._stage = f"pruning {len(found.edges)} edges ({error}faithfulness {found.faithfulness:.2f})"
+        doing = "pruning back" if step == BACK else "pruning"
+        self._stage = f"{doing} {len(found.edges)} edges ({error}faithfulness {found.faithfulness:.2f})"
 
     def progress(self, done: int, total: int) -> None:
         self._progress(self._stage, done, total)

@@ -40,16 +40,18 @@ class Residuals:
 
 
 def greedily(
-    rest: Floats, effects: Floats, count: int, *, ridge: float, only_gains: bool = False
+    rest: Floats, effects: Floats, count: int, *, ridge: float, prices: Floats | None = None, only_gains: bool = False
 ) -> tuple[NDArray[np.int64], Floats]:
     """Return ``count`` of the changes with ``effects``, ``(row, change)``, and the rows that are left after them.
 
     One after the other the change with the smallest ``|rest + effect|^2 + ridge |effect|^2`` is taken. The ridge stands
     for effects that hold for small changes only, and for these pairs: with one of 1 their standard deviation is as
-    large as they are, so that of two changes that cancel as well the smaller are taken. With ``only_gains`` it stops
-    where no change makes that less than it was.
+    large as they are, so that of two changes that cancel as well the smaller are taken. ``prices``, ``(change,)``, are
+    added, for changes that are unwanted (or, below 0, wanted) whatever they do. With ``only_gains`` it stops where no
+    change makes that less than it was.
     """
     rest, sizes = rest.copy(), (1 + ridge) * np.square(effects).sum(axis=0)
+    sizes = sizes if prices is None else sizes + prices
     products, free = 2 * (rest @ effects), np.ones(effects.shape[1], dtype=np.bool_)
     taken: list[int] = []
     for _ in range(min(count, effects.shape[1])):

@@ -49,7 +49,8 @@ class PrunerSettings:
     """What pruners can be told: a target, a number of edges, up to how many to prune one by one, a time in seconds.
 
     ``threshold`` is the least |score| of the pruner threshold, and the least cost of an edge that acdc keeps. ``fresh``
-    record further groups of pairs, to which circuits are fitted in turn.
+    record further groups of pairs, to which circuits are fitted in turn. ``prices`` is what keeping each edge of the
+    graph costs the pruner closest beside the loss.
     """
 
     target: float = 0.9
@@ -59,3 +60,4 @@ class PrunerSettings:
     progress: StageProgress = no_stages
     fresh: Sequence[Callable[[], Experiment]] = ()
     threshold: float | None = None
+    prices: Floats | None = None

@@ -6,6 +6,8 @@ from circuits.vocabulary import Universe
 
 _TARGET, _CLOSE = 0.9, 0.1
 """The fidelity that a circuit should have, and how far its faithfulness may be from 1."""
+_LEFT = 0.2
+"""From this necessity on it is said in words that the behaviour can do without the circuit."""
 
 
 def evaluation_sentences(circuit: Circuit) -> list[str]:
@@ -42,22 +44,40 @@ def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
     alike, wanted = evaluation.likeness, target or _TARGET
     if alike is None:
         return []
-    near = abs(1 - evaluation.faithfulness) <= _CLOSE
-    if alike.fidelity.value < wanted:
+    near, low, high = abs(1 - evaluation.faithfulness) <= _CLOSE, alike.fidelity.low, alike.fidelity.high
+    if alike.fidelity.value < wanted and near and high is not None and high >= wanted:
+        said = f"The circuit is close to a fidelity of {wanted:g}: its interval reaches as far."
+        claim = "does most of what the model does on prompts like these, pair by pair"
+    elif alike.fidelity.value < wanted:
         said = f"The circuit does not reach a fidelity of {wanted:g}"
         said += ": right on average, not pair by pair." if near else "."
+        claim = "has the behaviour's mean effect, and no more" if near else ""
     elif not near:
         said = "The circuit follows the model pair by pair, but its mean effect is more than a tenth off."
-    elif alike.fidelity.low is not None and alike.fidelity.low < wanted:
+        claim = "changes from prompt to prompt as the model does, by another amount"
+    elif low is not None and low < wanted:
         said = f"The circuit reaches a fidelity of {wanted:g}, but not surely: its interval begins lower."
+        claim = "does what the model does on prompts like these, as far as so few tell"
     else:
         said = f"The circuit follows the model pair by pair, with a fidelity surely above {wanted:g}."
+        claim = "does what the model does on prompts like these"
     found, random = [said], evaluation.random_baseline
     if random is not None and random.fidelities and random.fidelities[2] >= alike.fidelity.value:
         found.append("Random heads of the same layers do as well: these heads are not what matters.")
+        claim = ""
+    if evaluation.necessity is not None and evaluation.necessity > _LEFT:
+        found.append(f"Without it {evaluation.necessity:.2f} of the behaviour is left: other parts can do it too.")
+    found.append(_claims(claim))
     if alike.remark:
         found.append(f"The {alike.remark}.")
     return found
+
+
+def _claims(claim: str) -> str:
+    """Return what may be said of a circuit, and what not."""
+    if not claim:
+        return "Nothing may be claimed of its heads and edges."
+    return f"It may be said that it {claim}; not that it is the only circuit that does, nor what its heads compute."
 
 
 def _likeness_sentences(evaluation: Evaluation) -> list[str]:

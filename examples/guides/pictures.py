@@ -1,9 +1,9 @@
 """Draw the pictures of the README and the guides: diagrams of `ioi`, its layers, and two reports in a real browser.
 
-    python -m examples.guides.pictures
+    python -m examples.guides.pictures [--ioi]
 
-From the circuits that `ioi.py` and `comparing.py` leave in outputs/guides/. About two minutes on one processor
-core; the browser is that of the tests (`pip install -e ".[test]"`).
+From the circuits that `ioi.py` and (without --ioi) `comparing.py` leave in outputs/guides/. About two minutes on one
+processor core; the browser is that of the tests (`pip install -e ".[test]"`).
 """
 
 import subprocess
@@ -41,15 +41,18 @@ def picture(window: Browser, page: Path, node: str, pointed: str, to: Path) -> N
 
 if __name__ == "__main__":
     ioi, compared = FOUND / "ioi" / "circuit.json", FOUND / "comparing"
-    circuits("draw", ioi, "-o", PICTURES / "ioi.svg")
     circuits("heads", ioi, "--pairs", 16)
+    circuits("draw", ioi, "--labels", "roles", "--width", 120, "-o", PICTURES / "ioi.svg")
     column = ("--top", 80, "--labels", "roles", "--width", 84)
     circuits("draw", ioi, *column, "-o", PICTURES / "exercise_circuit.svg")
     layers = PICTURES / "exercise_layers.svg"
     circuits("patch", "ioi", "--site", "attn", "--by", "layer", "-o", layers, "--record", FOUND / "layers.json")
     layers.with_suffix(".csv").unlink()
     circuits("draw", ioi, "-o", ioi.with_name("report.html"))
-    circuits("compare", compared / "ioi.json", compared / "pronoun.json", "--no-transfer", "--out", compared / "two")
     with browser() as window:
         picture(window, ioi.with_name("report.html"), "a20.h0", "node:a23.h7", PICTURES / "report.png")
-        picture(window, compared / "two" / "report.html", "m24", "node:a26.h2", PICTURES / "comparison_report.png")
+    if "--ioi" not in sys.argv:
+        two = compared / "two"
+        circuits("compare", compared / "ioi.json", compared / "pronoun.json", "--no-transfer", "--out", two)
+        with browser() as window:
+            picture(window, two / "report.html", "m24", "node:a26.h2", PICTURES / "comparison_report.png")

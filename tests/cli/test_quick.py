@@ -1,5 +1,6 @@
 """``circuits discover --quick``: a first answer that says it is rough; what is asked for beside it holds."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from circuits.cli.verifying import Verifying
 from circuits.discovery_settings import DiscoverySettings
 from circuits.patching.measurement import Options, Resources
 from circuits.vocabulary import PrunerName
-from tests.cli.conftest import as_json, done
+from tests.cli.conftest import as_json, done, invoke
 
 
 def settings(search: dict[str, Any], pairs: int | None = None) -> DiscoverySettings:
@@ -52,3 +53,18 @@ def test_few_pairs_are_cross_fitted_on_demand_and_that_is_offered(
     assert document["circuit"]["behaviour"]["n_heldout"] == 6
     assert document["cross_fit"]["likeness"]["n"] == 12
     assert all(30 < len(edges) <= 40 for edges in document["cross_fit"]["edges"])
+
+
+def test_rivals_are_searched_on_demand(prompts: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    quick = ("--pairs", 8, "--choose", 8, "--fresh", 0, "--heldout", 6, "--target", 0.8, "--scorer", "eap")
+    common = ("discover", prompts, "--model", tiny_folder, *quick, "--no-heads")
+    document = as_json(*common, "--out", tmp_path, "--rivals", 1)
+    [rival] = document["rivals"]["rivals"]
+    assert rival["edges"] == len(json.loads((tmp_path / "rival_1.json").read_text())["edges"])
+    assert rival["shared_edges"] < len(document["circuit"]["edges"])
+    assert str(tmp_path / "rival_1.json") in document["files"].values()
+    shown = done(*common, "--out", tmp_path, "--rivals", 1, "--resume").stdout
+    assert "rival 1" in shown
+    refused = invoke("discover", "ioi", "--quick", "--rivals", 1)
+    assert refused.exit_code == 2
+    assert "rivals are searched by the pruner closest" in refused.stderr

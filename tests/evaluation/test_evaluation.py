@@ -20,8 +20,9 @@ from circuits.pruning import connected
 from circuits.report.sentences import verdict
 from circuits.scores import EdgeScores
 from circuits.scoring import score
-from circuits.statistics import faithfulness, faithfulness_interval
+from circuits.statistics import Estimate, Likeness, faithfulness, faithfulness_interval
 from circuits.vocabulary import Metric, ScorerName, Universe
+from tests.example_circuits import EVALUATION
 from tests.toy import LinearToy, ToyExperiment, planted_edges, planted_toy
 
 SHAPE = ModelShape(n_layers=3, n_heads=4, n_kv_heads=2, d_model=8, d_head=2)
@@ -182,6 +183,30 @@ def test_the_random_control_does_well_where_all_heads_do_the_same_and_the_verdic
     assert found.likeness is not None
     assert found.likeness.fidelity.value == pytest.approx(0.4375)
     assert any("Random heads of the same layers do as well" in sentence for sentence in verdict(found))
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "low", "high", "f", "said", "claimed"),
+    [
+        (0.95, 0.92, 0.97, 0.98, "surely above 0.9", "does what the model does on prompts like these"),
+        (0.95, 0.85, 0.97, 0.98, "not surely", "as far as so few tell"),
+        (0.88, 0.81, 0.91, 0.96, "close to a fidelity of 0.9", "does most of what the model does"),
+        (0.70, 0.60, 0.80, 0.96, "right on average, not pair by pair", "mean effect, and no more"),
+        (0.95, 0.92, 0.97, 0.70, "more than a tenth off", "by another amount"),
+        (0.40, 0.30, 0.50, 0.50, "does not reach", "Nothing may be claimed"),
+    ],
+)
+def test_the_verdict_says_what_may_be_claimed_and_what_not(
+    fidelity: float, low: float, high: float, f: float, said: str, claimed: str
+) -> None:
+    alike = Likeness(64, 64, Estimate(fidelity, low, high), Estimate(0.1, 0.0, 0.2))
+    found = verdict(replace(EVALUATION, likeness=alike, faithfulness=f, necessity=0.05))
+    assert len(found) == 2
+    assert said in found[0]
+    assert claimed in found[1]
+    assert "not that it is the only" in found[1] or claimed == "Nothing may be claimed"
+    other = verdict(replace(EVALUATION, likeness=alike, faithfulness=f, necessity=0.45))
+    assert other[1] == "Without it 0.45 of the behaviour is left: other parts can do it too."
 
 
 # ------------------------------------------------------------------------------------------------------ curve and areas

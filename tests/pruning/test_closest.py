@@ -73,6 +73,33 @@ class Ways:
         return mean_and_sd(self.circuit_gradient(np.ones(self.graph.n_edges))[1])
 
 
+@dataclass(frozen=True, eq=False)
+class Twins(Ways):
+    """Ways of which the first two do the same: either is nearly enough, and both together add little."""
+
+    def circuits(self, masks: np.ndarray, *, progress: Progress = no_progress) -> np.ndarray:
+        return np.stack([self._value(live) for live in np.asarray(masks, dtype=float)[:, self.ways].prod(2)])
+
+    def circuit_gradient(self, weights: np.ndarray, *, among: EdgeIndices | None = None) -> tuple:
+        live, slopes = weights[self.ways], np.zeros((self.n_pairs, self.graph.n_edges))
+        ways = np.array(self.effects)
+        ways[:, :2] = self.effects[:, :1] * 3 * (1 - np.tanh(3 * live.prod(1)[:2].sum()) ** 2)
+        slopes[:, self.ways[:, 0]], slopes[:, self.ways[:, 1]] = ways * live[:, 1], ways * live[:, 0]
+        return self._value(live.prod(1)), slopes
+
+    def _value(self, live: np.ndarray) -> np.ndarray:
+        return self.effects[:, 0] * np.tanh(3 * live[:2].sum()) + self.effects[:, 2:] @ live[2:]
+
+    @property
+    def clean(self) -> np.ndarray:
+        return self._value(np.ones(self.effects.shape[1]))
+
+
+def free(toy: LinearToy | Ways) -> np.ndarray:
+    """No prices on edges."""
+    return np.zeros(toy.graph.n_edges)
+
+
 def values_of(toy: LinearToy | Ways, edges: EdgeIndices) -> np.ndarray:
     mask = np.zeros(toy.graph.n_edges, dtype=np.bool_)
     mask[edges] = True
@@ -152,7 +179,7 @@ def test_where_no_circuit_reaches_the_target_the_smallest_near_the_best_is_taken
 
 def test_edges_that_cancel_on_every_pair_are_dropped_together() -> None:
     fit = ways(24, 0)
-    left = without(fit, np.sort(fit.ways.flatten()), 2)
+    left = without(fit, np.sort(fit.ways.flatten()), 2, free(fit))
     assert left.tolist() == sorted(fit.ways[:2].flatten().tolist())
 
 
@@ -164,17 +191,20 @@ def test_an_edge_that_was_dropped_comes_back_where_it_brings_the_circuit_closer(
     toy = planted_toy(SHAPE, 15, seed=1, n_pairs=16)
     lost = [toy.graph.index(Edge.parse(text)) for text in ("input->a0.h0<q>", "input->a0.h3<q>", "a0.h0->logits")]
     broken = np.setdiff1d(toy.planted, lost)
-    mended = exchanged(toy, broken, toy.planted)
+    mended = exchanged(toy, broken, toy.planted, free(toy))
     assert np.setdiff1d(mended, broken).tolist() == [lost[1]]
     assert loss_of(toy, mended) < loss_of(toy, broken) / 3
+    prices = free(toy)
+    prices[lost[1]] = 5
+    assert not np.isin(lost[1], exchanged(toy, broken, toy.planted, prices))
 
 
 def test_nothing_is_exchanged_where_that_does_not_bring_the_circuit_closer() -> None:
     toy = planted_toy(SHAPE, 15, seed=1, n_pairs=16, noise=0.05)
     everything = np.arange(toy.graph.n_edges)
-    assert exchanged(toy, toy.planted, everything).tolist() == toy.planted.tolist()
+    assert exchanged(toy, toy.planted, everything, free(toy)).tolist() == toy.planted.tolist()
     some = np.sort(score(toy, ScorerName.EAP).ranked()[:40])
-    assert loss_of(toy, exchanged(toy, some, everything)) <= loss_of(toy, some)
+    assert loss_of(toy, exchanged(toy, some, everything, free(toy))) <= loss_of(toy, some)
 
 
 def test_the_loss_without_each_edge_is_that_of_the_first_order() -> None:
@@ -182,10 +212,42 @@ def test_the_loss_without_each_edge_is_that_of_the_first_order() -> None:
     edges = np.sort(fit.ways[:2].flatten())
     effects = {int(edge): fit.effects[:, k] for k in (0, 1) for edge in fit.ways[k]}
     expected = [np.square(Residuals(fit).rows(-effects[edge])).sum() for edge in edges.tolist()]
-    np.testing.assert_allclose(losses_without_each(fit, edges), expected)
+    np.testing.assert_allclose(losses_without_each(fit, edges, free(fit)), expected)
+
+
+def test_what_has_a_price_is_dropped_first() -> None:
+    fit = ways(24, 0)
+    kept, other = np.sort(fit.ways[:2].flatten()), np.sort(fit.ways[2:].flatten())
+    everything = np.union1d(kept, other)
+    assert without(fit, everything, 2, free(fit)).tolist() != without(fit, everything, 2, priced(fit, 0)).tolist()
+    assert np.intersect1d(without(fit, everything, 2, priced(fit, 0)), fit.ways[0]).size == 0
+    difference = losses_without_each(fit, kept, free(fit)) - losses_without_each(fit, kept, priced(fit, 0))
+    np.testing.assert_allclose(difference, np.where(np.isin(kept, fit.ways[0]), 5, 0))
+
+
+def priced(toy: Ways, way: int) -> np.ndarray:
+    """A price of 5 on both edges of a way."""
+    prices = free(toy)
+    prices[toy.ways[way]] = 5
+    return prices
 
 
 # ------------------------------------------------------------------------------------------------------- the search
+
+
+def test_with_a_price_on_a_circuit_the_other_one_that_does_the_same_is_found() -> None:
+    generator = np.random.default_rng(0)
+    fit, choose = (Twins(generator.normal(1, 0.3, (24, 3))) for _ in range(2))
+    scores = score(fit, ScorerName.EAP)
+    first = closest(fit, choose, scores)
+    taken = [way for way in (0, 1) if np.isin(fit.ways[way], first.edges).all()]
+    assert len(taken) == 1
+    assert np.isin(fit.ways[2], first.edges).all()
+    prices = free(fit)
+    prices[first.edges] = 0.02
+    rival = closest(fit, choose, scores, prices=prices)
+    assert rival.reached
+    assert rival.edges.tolist() == sorted([*fit.ways[1 - taken[0]].tolist(), *fit.ways[2].tolist()])
 
 
 @pytest.mark.parametrize(("noise", "saturation"), [(0.0, None), (0.05, None), (0.08, 3.0)])
@@ -331,15 +393,15 @@ def test_where_no_edge_can_go_some_are_exchanged_for_others_of_the_start(monkeyp
     scores, offered = score(fit, ScorerName.EAP), list[int]()
     module = importlib.import_module("circuits.pruning.closest")
 
-    def noted(pairs: LinearToy, edges: EdgeIndices, pool: EdgeIndices) -> EdgeIndices:
+    def noted(pairs: LinearToy, edges: EdgeIndices, pool: EdgeIndices, prices: np.ndarray) -> EdgeIndices:
         offered.append(len(pool))
-        return exchanged(pairs, edges, pool)
+        return exchanged(pairs, edges, pool, prices)
 
     monkeypatch.setattr(module, "exchanged", noted)
     reports: list[tuple[str, Selection]] = []
     found = closest(fit, choose, scores, report=lambda step, each: reports.append((step, each)))
     assert offered[-3:] == [found.proposed] * 3  # tried in vain, three times on end
-    sizes = [len(each.edges) for step, each in reports if step == "pruned"]
+    sizes = [len(each.edges) for step, each in reports if step == "pruned back"]
     assert sizes == sorted(sizes, reverse=True)
     assert found.reached
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import RenderableType
@@ -21,6 +21,7 @@ from circuits.cli.tables import (
     facts,
     near_ties,
     needed_row,
+    rival_table,
     size_rows,
     stability_rows,
     strongest,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from circuits.discovery import Discovery
     from circuits.discovery_settings import DiscoverySettings
     from circuits.results import DiscoveryFiles
+    from circuits.rivals import Rivals
 
 CIRCUIT, JOURNAL = "circuit.json", "journal"
 
@@ -71,9 +73,25 @@ def discover(
     settings = search.settings(measurement, verifying, options, resources)
     folder = prepared_folder(out or default_folder(model_name(model_options), chosen.name))
     session = Session(model_options, settings.resources, measurement, output, folder)
-    exchanged = search.cross_fit
-    found, drawn, crossed = _found(folder, session, chosen, settings, resume=resume, heads=heads, exchanged=exchanged)
-    _report(found, drawn, crossed, output)
+    further = Further(heads, search.cross_fit, search.rivals)
+    _report(_found(folder, session, chosen, settings, resume=resume, further=further), output)
+
+
+class Further(NamedTuple):
+    """What is done beside the search: evidence on heads, a second search on exchanged pairs, so many rivals."""
+
+    heads: bool
+    cross_fit: bool
+    rivals: int
+
+
+class Outcome(NamedTuple):
+    """All that was found and written."""
+
+    found: "Discovery"
+    drawn: "DiscoveryFiles"
+    crossed: "CrossFit | None"
+    rivals: "Rivals | None"
 
 
 def _found(
@@ -83,27 +101,27 @@ def _found(
     settings: "DiscoverySettings",
     *,
     resume: bool,
-    heads: bool,
-    exchanged: bool,
-) -> "tuple[Discovery, DiscoveryFiles, CrossFit | None]":
+    further: Further,
+) -> Outcome:
     """Run the discovery, with journal and log in its folder, and write and draw the circuit."""
     from circuits.cross_fitting import cross_fit
     from circuits.directions.stream_direction import StreamDirection
     from circuits.discovery import discover as find
     from circuits.discovery_settings import model_for, prompts_for
     from circuits.results import draw_discovery, leave_evidence
+    from circuits.rivals import find_rivals, leave_rivals
 
     output = session.output
     # What heads do is told from what they write to the logits.
-    heads = heads and not settings.rough and session.measurement.to is None
+    heads = further.heads and not settings.rough and session.measurement.to is None
     agreed = bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED)
-    plan = discovery_plan(settings.pruner, agreement=agreed, heads=heads, rough=settings.rough)
-    if exchanged:
-        plan = (
-            *plan[:-1],
-            *discovery_plan(settings.pruner, agreement=agreed, heads=False, saved=False, rough=settings.rough),
-            plan[-1],
-        )
+    plan = discovery_plan(
+        *(settings.pruner, further.rivals),
+        agreement=agreed,
+        heads=heads,
+        rough=settings.rough,
+        twice=further.cross_fit,
+    )
     before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
@@ -126,15 +144,20 @@ def _found(
         )
         if isinstance(towards := session.measurement.towards, Path):
             StreamDirection.load(towards).save(folder / DIRECTION)
+        rivals, names = None, tuple[str, ...]()
+        if further.rivals:
+            rivals = find_rivals(model, found, settings, count=further.rivals, progress=progress, journal=journal)
+            found, names = leave_rivals(found, rivals, folder)
         found = leave_evidence(found, folder, model, heads=heads, settings=settings, progress=progress, journal=journal)
         crossed = None
-        if exchanged:
+        if further.cross_fit:
             crossed = cross_fit(model, behaviour, settings, first=found, progress=progress, journal=journal)
         if log.problem:
             found = replace(found, warnings=(*found.warnings, log.problem))
         for warning in found.warnings:
             log.warning(warning)
-        return found, draw_discovery(found, folder, progress=progress), crossed
+        drawn = draw_discovery(found, folder, progress=progress)
+        return Outcome(found, replace(drawn, files=(*drawn.files, *names)), crossed, rivals)
 
 
 def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resumed: bool, problem: str) -> list[str]:
@@ -151,8 +174,9 @@ def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resume
     return []
 
 
-def _report(found: "Discovery", drawn: "DiscoveryFiles", crossed: "CrossFit | None", output: Output) -> None:
+def _report(outcome: Outcome, output: Output) -> None:
     """Print what was found; raises :class:`RenderError` at the end if something could not be drawn."""
+    found, drawn, crossed, rivals = outcome
     folder = drawn.folder
     files = [*drawn.files, JOURNAL, "run.log"]
     for warning in (*found.warnings, *found.doubts):
@@ -162,10 +186,14 @@ def _report(found: "Discovery", drawn: "DiscoveryFiles", crossed: "CrossFit | No
     tables = _tables(found)
     if crossed is not None:
         tables.append(f"Cross-fitted: {crossed.describe()}.")
+    if rivals is not None:
+        tables += [rival_table(rivals), f"Rivals: {rivals.describe()}"]
     output.show(*tables, "", f"The diagram, a report, scores, a log and a record of this run are in {folder}/")
     document = _document(found, {name: str(folder / name) for name in sorted(files)})
     if crossed is not None:
         document["cross_fit"] = crossed.document()
+    if rivals is not None:
+        document["rivals"] = rivals.document()
     output.leave(document, folder, [folder / name for name in drawn.files])
     if drawn.undrawn:
         raise RenderError(f"{drawn.undrawn} The circuit itself is in {folder / CIRCUIT}.")
