@@ -67,12 +67,12 @@ class Rivals:
                 f"none of {len(self.rivals)} rivals reaches the target with the circuit's edges at a price of "
                 f"{PRICE:g}: nothing was found that could take its place."
             )
-        kept = len(self.indispensable)
+        kept, sizes = len(self.indispensable), " and ".join(f"{len(each):,}" for each in self.reaching)
         which = "it shares" if count == 1 else "all of them share"
         return (
-            f"{count} of {len(self.rivals)} rivals reach{'es' if count == 1 else ''} the target too; {which} {kept} of "
-            f"the circuit's {all_of} edges. The other {all_of - kept} are one way of several, and none of them can be "
-            "called necessary."
+            f"{count} of {len(self.rivals)} rivals reach{'es' if count == 1 else ''} the target too, with {sizes} edges; "
+            f"{which} {kept} of the circuit's {all_of} edges. The other {all_of - kept} are the smallest way found, not "
+            "the only one: none of them can be called necessary."
         )
 
     def document(self) -> dict[str, object]:

@@ -15,7 +15,7 @@ from circuits.behaviours.built_in.capital import CAPITAL
 from circuits.behaviours.built_in.greater_than import GREATER_THAN
 from circuits.behaviours.built_in.harm import HARM
 from circuits.behaviours.built_in.induction import INDUCTION
-from circuits.behaviours.built_in.ioi import IOI
+from circuits.behaviours.built_in.ioi import IOI, IOI_SENTENCES
 from circuits.behaviours.built_in.pronoun import PRONOUN
 from circuits.behaviours.built_in.refusal import REFUSAL, REFUSAL_OF
 from circuits.behaviours.pairs import Pair, TokenPair, clusters_of
@@ -44,7 +44,18 @@ __all__ = [
 
 BUILT_IN: dict[str, Behaviour] = {
     behaviour.name: behaviour
-    for behaviour in (IOI, GREATER_THAN, CAPITAL, AGREEMENT, INDUCTION, PRONOUN, HARM, REFUSAL, *REFUSAL_OF)
+    for behaviour in (
+        IOI,
+        IOI_SENTENCES,
+        GREATER_THAN,
+        CAPITAL,
+        AGREEMENT,
+        INDUCTION,
+        PRONOUN,
+        HARM,
+        REFUSAL,
+        *REFUSAL_OF,
+    )
 }
 """The behaviours that come with the package, by name."""
 

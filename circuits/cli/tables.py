@@ -196,5 +196,5 @@ def rival_table(rivals: "Rivals") -> Group:
             else (alike.fidelity.describe(2), f"{evaluation.faithfulness:.2f}")
         )
         rows.append([f"rival {number}" if number else "circuit", f"{len(each)}", *shared, reached, *numbers])
-    headings = ["", "edges", "shared", "nodes shared", "reaches", "fidelity, held out", "faithfulness"]
+    headings = ["", "edges", "shared", "nodes shared", "target", "fidelity", "f"]
     return table("rivals: searched again with a price on the edges found before", headings, rows, numbers=(1, 2, 3))

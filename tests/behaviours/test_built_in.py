@@ -8,12 +8,13 @@ import pytest
 
 from circuits.behaviours import BUILT_IN, load_behaviour
 from circuits.behaviours.built_in import harm
+from circuits.behaviours.built_in.ioi import ioi_roles
 from circuits.behaviours.built_in.refusal import CATEGORIES, Phrases, parse_phrases, read_phrases
 from circuits.behaviours.tokens import prompt_text, single_tokens
 from circuits.errors import FormatError, PromptError, UnknownNameError, UsageError
 from circuits.vocabulary import Metric
 
-ISSUE_2 = ["ioi", "greater-than", "capital", "agreement", "induction", "pronoun", "refusal"]
+ISSUE_2 = ["ioi", "ioi-sentences", "greater-than", "capital", "agreement", "induction", "pronoun", "refusal"]
 everywhere = pytest.mark.parametrize("name", ISSUE_2)
 
 
@@ -37,7 +38,7 @@ def test_all_prompts_of_a_behaviour_have_one_length_and_share_position_zero_with
     prompts = BUILT_IN[name].prompts(tokenizer)
     pairs = prompts.discovery + prompts.heldout
     assert all(len(pair.clean) == len(pair.corrupted) for pair in pairs)
-    assert len({pair.length for pair in pairs}) == 1 or name == "refusal"
+    assert (len({pair.length for pair in pairs}) == 1) == (name not in ("refusal", "ioi-sentences"))
     assert all(pair.clean[0] == pair.corrupted[0] for pair in pairs)
     assert all(pair.clean != pair.corrupted for pair in pairs)
 
@@ -81,6 +82,22 @@ def test_ioi_replaces_the_repeated_name_by_a_third_one(tokenizer):
         assert pair.clean_text.count(answer) == 1
         assert pair.clean_text.count(wrong) == 2
         assert pair.corrupted_text.count(answer) == pair.corrupted_text.count(wrong) == 1
+
+
+def test_other_sentences_are_held_out_than_those_for_discovery_and_both_orders_are_in_either(tokenizer):
+    prompts = BUILT_IN["ioi-sentences"].prompts(tokenizer, discovery=200, heldout=200)
+    sentences = [{pair.tags["sentence"] for pair in part} for part in (prompts.discovery, prompts.heldout)]
+    assert [len(each) for each in sentences] == [8, 6]
+    assert not sentences[0] & sentences[1]
+    for part in (prompts.discovery, prompts.heldout):
+        for pair in part:
+            answer, wrong = tokenizer.decode([pair.answers[0]]), tokenizer.decode([pair.wrong_answers[0]])
+            assert (pair.clean_text.count(answer), pair.clean_text.count(wrong)) == (1, 2)
+            assert (pair.corrupted_text.count(answer), pair.corrupted_text.count(wrong)) == (1, 1)
+            first = pair.clean_text.index(answer) < pair.clean_text.index(wrong)
+            assert pair.tags["order"] == ("receiver first" if first else "giver first")
+            assert set(ioi_roles(pair)) == {"IO", "S1", "S1+1", "S2"}
+        assert 0.4 < sum(pair.tags["order"] == "receiver first" for pair in part) / len(part) < 0.6
 
 
 def test_greater_than_asks_for_tens_above_those_of_the_start_where_digits_are_single_tokens(tokenizer):
@@ -292,7 +309,7 @@ def test_a_behaviour_whose_words_the_tokenizer_splits_says_so(tokenizer):
             return "".join(map(chr, token_ids))
 
     assert single_tokens(Letters(), "a Mary") == []
-    for name in ("ioi", "greater-than", "capital", "agreement", "induction", "pronoun"):
+    for name in ("ioi", "ioi-sentences", "greater-than", "capital", "agreement", "induction", "pronoun"):
         with pytest.raises(PromptError, match=f"{name} has no pairs with this tokenizer"):
             BUILT_IN[name].prompts(Letters())
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.real
 
 EXPECTED = {
     "ioi": (4.3, -1.0),
+    "ioi-sentences": (4.8, -0.2),
     "greater-than": (4.9, -2.6),
     "capital": (12.6, -12.7),
     "agreement": (7.0, -6.8),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair, TokenPair
+from circuits.behaviours.split import DISCOVERY, HELDOUT
 from circuits.behaviours.tokens import Tokenizer, Tokens, single_tokens
 
 IO, S1, AFTER_S1, S2 = "IO", "S1", "S1+1", "S2"
@@ -41,6 +42,51 @@ def ioi_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     return tuple(pairs.values())
 
 
+SEEN = (
+    "When {} and {} went to the {place},",
+    "After {} and {} had a long talk at the {place},",
+    "While {} and {} were working at the {place},",
+    "The day that {} and {} visited the {place},",
+)
+"""How sentences for discovery begin."""
+UNSEEN = (
+    "Once {} and {} got to the {place},",
+    "As {} and {} were walking around the {place},",
+    "When friends called {} and {} arrived at the {place},",
+)
+"""How held-out sentences begin."""
+SEEN_ENDS, UNSEEN_ENDS = (
+    ("gave a {thing} to", "handed the {thing} to"),
+    ("offered a {thing} to", "passed the {thing} to"),
+)
+ABBA, BABA = "receiver first", "giver first"
+N_SENTENCES = 1600
+
+
+def ioi_sentence_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
+    """Make pairs of both orders from several sentences, of which those for discovery are never held out."""
+    generator = random.Random(0)
+    names, places, things = (single_tokens(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
+    if len(names) < 3 or not places or not things:
+        return ()
+    pairs: dict[str, Pair] = {}
+    for number in range(N_SENTENCES):
+        split = DISCOVERY if number % 2 else HELDOUT
+        starts, ends = (SEEN, SEEN_ENDS) if split == DISCOVERY else (UNSEEN, UNSEEN_ENDS)
+        start, end = generator.choice(starts), generator.choice(ends)
+        receiver, giver, third = generator.sample(names, 3)
+        order = generator.choice((ABBA, BABA))
+        two = (receiver, giver) if order == ABBA else (giver, receiver)
+        begun = start.format(*two, place=generator.choice(places))
+        said = end.format(thing=generator.choice(things))
+        clean, source = f"{begun} {giver} {said}", f"ioi-sentences, pair {len(pairs) + 1}"
+        tags = {"split": split, "order": order, "sentence": f"{start} … {end}"}
+        pairs[clean] = Pair(
+            clean, f"{begun} {third} {said}", (f" {receiver}",), (f" {giver}",), tags=tags, source=source
+        )
+    return tuple(pairs.values())
+
+
 def ioi_roles(pair: TokenPair) -> dict[str, Tokens]:
     """Return the positions of Wang et al.'s roles: IO (the indirect object), S1 and S2 (the repeated name), S1+1.
 
@@ -62,5 +108,11 @@ IOI = Behaviour(
     "who receives: the name that was not repeated, not the repeated one",
     ioi_pairs,
     one_length=True,
+    roles=ioi_roles,
+)
+IOI_SENTENCES = Behaviour(
+    "ioi-sentences",
+    "ioi in several sentences, either name first; other sentences are held out",
+    ioi_sentence_pairs,
     roles=ioi_roles,
 )
