@@ -70,9 +70,9 @@ class Rivals:
         kept, sizes = len(self.indispensable), " and ".join(f"{len(each):,}" for each in self.reaching)
         which = "it shares" if count == 1 else "all of them share"
         return (
-            f"{count} of {len(self.rivals)} rivals reach{'es' if count == 1 else ''} the target too, with {sizes} edges; "
-            f"{which} {kept} of the circuit's {all_of} edges. The other {all_of - kept} are the smallest way found, not "
-            "the only one: none of them can be called necessary."
+            f"{count} of {len(self.rivals)} rivals reach{'es' if count == 1 else ''} the target too, with {sizes} "
+            f"edges; {which} {kept} of the circuit's {all_of} edges. The other {all_of - kept} are the smallest way "
+            "found, not the only one: none of them can be called necessary."
         )
 
     def document(self) -> dict[str, object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from figures import publish, table
 
 import circuits
-from circuits.behaviours import TokenPair
+from circuits import TokenPair
 
 EACH = 4 if "--quick" in sys.argv else 16
 """Pairs of every sentence in every order."""

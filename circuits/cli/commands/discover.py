@@ -28,7 +28,7 @@ from circuits.cli.tables import (
 )
 from circuits.cli.verifying import Verifying
 from circuits.errors import RenderError
-from circuits.progress import discovery_plan
+from circuits.progress import Plan, discovery_plan
 from circuits.statistics import FEW
 from circuits.vocabulary import Direction, ScorerName
 
@@ -84,8 +84,18 @@ class Further(NamedTuple):
     cross_fit: bool
     rivals: int
 
+    def plan(self, settings: "DiscoverySettings") -> Plan:
+        """Return the stages of the whole."""
+        return discovery_plan(
+            *(settings.pruner, self.rivals),
+            agreement=bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED),
+            heads=self.heads,
+            rough=settings.rough,
+            twice=self.cross_fit,
+        )
 
-class Outcome(NamedTuple):
+
+class DiscoveryOutcome(NamedTuple):
     """All that was found and written."""
 
     found: "Discovery"
@@ -102,7 +112,7 @@ def _found(
     *,
     resume: bool,
     further: Further,
-) -> Outcome:
+) -> DiscoveryOutcome:
     """Run the discovery, with journal and log in its folder, and write and draw the circuit."""
     from circuits.cross_fitting import cross_fit
     from circuits.directions.stream_direction import StreamDirection
@@ -114,14 +124,7 @@ def _found(
     output = session.output
     # What heads do is told from what they write to the logits.
     heads = further.heads and not settings.rough and session.measurement.to is None
-    agreed = bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED)
-    plan = discovery_plan(
-        *(settings.pruner, further.rivals),
-        agreement=agreed,
-        heads=heads,
-        rough=settings.rough,
-        twice=further.cross_fit,
-    )
+    plan = further._replace(heads=heads).plan(settings)
     before = (folder / JOURNAL).is_file(), (folder / CIRCUIT).is_file()
     with (
         kept_in(folder / JOURNAL, output, resume=resume) as journal,
@@ -157,7 +160,7 @@ def _found(
         for warning in found.warnings:
             log.warning(warning)
         drawn = draw_discovery(found, folder, progress=progress)
-        return Outcome(found, replace(drawn, files=(*drawn.files, *names)), crossed, rivals)
+        return DiscoveryOutcome(found, replace(drawn, files=(*drawn.files, *names)), crossed, rivals)
 
 
 def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resumed: bool, problem: str) -> list[str]:
@@ -174,7 +177,7 @@ def _remarks(folder: Path, journal: bool, circuit: bool, *, resume: bool, resume
     return []
 
 
-def _report(outcome: Outcome, output: Output) -> None:
+def _report(outcome: DiscoveryOutcome, output: Output) -> None:
     """Print what was found; raises :class:`RenderError` at the end if something could not be drawn."""
     found, drawn, crossed, rivals = outcome
     folder = drawn.folder
