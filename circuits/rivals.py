@@ -68,11 +68,11 @@ class Rivals:
                 f"{PRICE:g}: nothing was found that could take its place."
             )
         kept, sizes = len(self.indispensable), " and ".join(f"{len(each):,}" for each in self.reaching)
-        which = "it shares" if count == 1 else "all of them share"
         return (
-            f"{count} of {len(self.rivals)} rivals reach{'es' if count == 1 else ''} the target too, with {sizes} "
-            f"edges; {which} {kept} of the circuit's {all_of} edges. The other {all_of - kept} are the smallest way "
-            "found, not the only one: none of them can be called necessary."
+            f"{count} of {len(self.rivals)} rivals ({sizes} edges) reach{'es' if count == 1 else ''} the target on the "
+            f"pairs that circuits are chosen by. {kept} of the circuit's {all_of} edges are in all of them; the other "
+            f"{all_of - kept} can be replaced, so that none of these is necessary. That does not show that the {kept} "
+            "are."
         )
 
     def document(self) -> dict[str, object]:

@@ -586,9 +586,9 @@ def test_what_all_rivals_share_is_told_and_kept_with_the_circuit(found: Discover
     rivals = Rivals(whole, (most, failed, some))
     assert [rivals.shared(each) for each in rivals.rivals] == [len(whole) - 1, 1, len(whole) - 1]
     assert rivals.indispensable == tuple(whole.graph.edges(whole.edges[1:-1]))
-    sizes = f"with {len(whole) - 1} and {len(whole) - 1} edges"
-    said = f"2 of 3 rivals reach the target too, {sizes}; all of them share {len(whole) - 2} of"
-    assert rivals.describe().startswith(said)
+    sizes = f"({len(whole) - 1} and {len(whole) - 1} edges)"
+    assert rivals.describe().startswith(f"2 of 3 rivals {sizes} reach the target on the pairs")
+    assert f" {len(whole) - 2} of the circuit's {len(whole)} edges are in all of them; the other 2" in rivals.describe()
     with_doubt, names = leave_rivals(found, rivals, tmp_path)
     assert names == ("rival_1.json", "rival_2.json", "rival_3.json")
     kept = Circuit.load(tmp_path / "circuit.json")

@@ -170,8 +170,8 @@ def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: st
 
     Returns warnings: pairs whose corrupted side does at least as well, a gap that is small against its spread or the
     clean value, a low share of pairs on which the model prefers the answer. Raises :class:`BehaviourNotShownError`
-    when there is nothing to explain: the mean gap is not above 0 (from four pairs on, with its 95 % t-interval), or the
-    mean over clean prompts says that the model prefers the wrong answers.
+    when there is nothing to explain: the mean gap may be 0 or less (from four pairs on, by its 95 % t-interval), or
+    the mean over clean prompts says that the model prefers the wrong answers.
     """
     if clean.shape != corrupted.shape or clean.ndim != 1 or not clean.size:
         raise UsageError(
@@ -188,12 +188,12 @@ def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: st
     mean, half = float(gap.mean()), _interval(gap) if gap.size >= FEW else 0.0
     numbers = f"{metric} over {clean.size} pairs: clean {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
     advice = (
-        "A circuit explains a difference in behaviour, and here is none to explain: use another model (an "
-        "instruction-tuned or a larger one), other prompts or another metric."
+        "A circuit explains a difference in behaviour, and here is none to explain: check that answers belong to their "
+        "prompts, or use another model (an instruction-tuned or a larger one), other prompts or another metric."
     )
     if mean - half <= 0:
         raise BehaviourNotShownError(
-            f"{where}. {numbers}; the gap of {mean:.2f} ± {half:.2f} (95 %) is not above 0. {advice}"
+            f"{where}. {numbers}; the gap of {mean:.2f} ± {half:.2f} (95 %) may be 0 or less. {advice}"
         )
     if metric.compares and clean.mean() <= 0:
         raise BehaviourNotShownError(

@@ -6,6 +6,7 @@ from circuits.vocabulary import Universe
 
 _TARGET, _CLOSE = 0.9, 0.1
 """The fidelity that a circuit should have, and how far its faithfulness may be from 1."""
+_WHAT = "what the model does on prompts like these"
 _LEFT = 0.2
 """From this necessity on it is said in words that the behaviour can do without the circuit."""
 
@@ -39,34 +40,38 @@ def evaluation_sentences(circuit: Circuit) -> list[str]:
 def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
     """Return in plain words what the numbers allow to be claimed; ``target`` is the fidelity looked for (0.9).
 
-    A circuit reaches its target where fidelity is as high and faithfulness is within a tenth of 1.
+    The first word is one of *Supported*, *Borderline*, *Average only* and *Not supported*. A circuit reaches its target
+    where fidelity is as high and faithfulness is within a tenth of 1.
     """
     alike, wanted = evaluation.likeness, target or _TARGET
     if alike is None:
         return []
-    near, low, high = abs(1 - evaluation.faithfulness) <= _CLOSE, alike.fidelity.low, alike.fidelity.high
-    if alike.fidelity.value < wanted and near and high is not None and high >= wanted:
-        said = f"The circuit is close to a fidelity of {wanted:g}: its interval reaches as far."
-        claim = "does most of what the model does on prompts like these, pair by pair"
-    elif alike.fidelity.value < wanted:
-        said = f"The circuit does not reach a fidelity of {wanted:g}"
-        said += ": right on average, not pair by pair." if near else "."
-        claim = "has the behaviour's mean effect, and no more" if near else ""
-    elif not near:
-        said = "The circuit follows the model pair by pair, but its mean effect is more than a tenth off."
-        claim = "changes from prompt to prompt as the model does, by another amount"
-    elif low is not None and low < wanted:
-        said = f"The circuit reaches a fidelity of {wanted:g}, but not surely: its interval begins lower."
-        claim = "does what the model does on prompts like these, as far as so few tell"
+    fidelity, low, high = alike.fidelity.value, alike.fidelity.low, alike.fidelity.high
+    numbers = f"fidelity {alike.fidelity.describe(2)} on {evaluation.n} pairs it was not searched on"
+    near, pairwise = abs(1 - evaluation.faithfulness) <= _CLOSE, "reproduces, pair by pair,"
+    if not near and fidelity >= wanted:
+        off = f"but its mean effect is more than a tenth off (faithfulness {evaluation.faithfulness:.2f})"
+        said, claim = (
+            f"Borderline: {numbers}, {off}.",
+            "varies from prompt to prompt as the model does, by another amount",
+        )
+    elif fidelity >= wanted and (low is None or low >= wanted):
+        said, claim = f"Supported: {numbers}, the interval above {wanted:g}.", f"{pairwise} {_WHAT}"
+    elif near and (fidelity >= wanted or (high is not None and high >= wanted)):
+        said = f"Borderline: {numbers}; {wanted:g} is neither confirmed nor excluded, more pairs would tell."
+        claim = f"{pairwise} most of {_WHAT}"
+    elif near:
+        average = f"its mean effect is the model's (faithfulness {evaluation.faithfulness:.2f})"
+        said = f"Average only: {average}, but it misses single pairs: {numbers}, below {wanted:g}."
+        claim = "has the behaviour's mean effect; that can be a coincidence of errors that cancel"
     else:
-        said = f"The circuit follows the model pair by pair, with a fidelity surely above {wanted:g}."
-        claim = "does what the model does on prompts like these"
+        said, claim = f"Not supported: alone it does not reproduce the behaviour: {numbers}, below {wanted:g}.", ""
     found, random = [said], evaluation.random_baseline
-    if random is not None and random.fidelities and random.fidelities[2] >= alike.fidelity.value:
+    if random is not None and random.fidelities and random.fidelities[2] >= fidelity:
         found.append("Random heads of the same layers do as well: these heads are not what matters.")
         claim = ""
     if evaluation.necessity is not None and evaluation.necessity > _LEFT:
-        found.append(f"Without it {evaluation.necessity:.2f} of the behaviour is left: other parts can do it too.")
+        found.append(f"The rest of the model does without it: {evaluation.necessity:.0%} of the behaviour is left.")
     found.append(_claims(claim))
     if alike.remark:
         found.append(f"The {alike.remark}.")
@@ -76,8 +81,11 @@ def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
 def _claims(claim: str) -> str:
     """Return what may be said of a circuit, and what not."""
     if not claim:
-        return "Nothing may be claimed of its heads and edges."
-    return f"It may be said that it {claim}; not that it is the only circuit that does, nor what its heads compute."
+        return "Nothing may be said for its heads and edges."
+    return (
+        f"It may be said that it {claim}; not that it is the only circuit that does, that each of its parts is needed, "
+        "or what its heads compute."
+    )
 
 
 def _likeness_sentences(evaluation: Evaluation) -> list[str]:

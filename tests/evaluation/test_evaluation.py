@@ -188,12 +188,13 @@ def test_the_random_control_does_well_where_all_heads_do_the_same_and_the_verdic
 @pytest.mark.parametrize(
     ("fidelity", "low", "high", "f", "said", "claimed"),
     [
-        (0.95, 0.92, 0.97, 0.98, "surely above 0.9", "does what the model does on prompts like these"),
-        (0.95, 0.85, 0.97, 0.98, "not surely", "as far as so few tell"),
-        (0.88, 0.81, 0.91, 0.96, "close to a fidelity of 0.9", "does most of what the model does"),
-        (0.70, 0.60, 0.80, 0.96, "right on average, not pair by pair", "mean effect, and no more"),
-        (0.95, 0.92, 0.97, 0.70, "more than a tenth off", "by another amount"),
-        (0.40, 0.30, 0.50, 0.50, "does not reach", "Nothing may be claimed"),
+        (0.95, 0.92, 0.97, 0.98, "Supported: fidelity 0.95 [0.92, 0.97] on 64 pairs", "reproduces, pair by pair, what"),
+        (0.95, 0.85, 0.97, 0.98, "Borderline: fidelity 0.95 [0.85, 0.97]", "pair by pair, most of what"),
+        (0.88, 0.81, 0.91, 0.96, "0.9 is neither confirmed nor excluded", "pair by pair, most of what"),
+        (0.70, 0.60, 0.80, 0.96, "Average only: its mean effect is the model's (faithfulness 0.96)", "mean effect;"),
+        (0.95, 0.92, 0.97, 0.70, "more than a tenth off (faithfulness 0.70)", "by another amount"),
+        (0.88, 0.81, 0.91, 0.70, "Not supported: alone it does not", "Nothing may be said for"),
+        (0.40, 0.30, 0.50, 0.50, "Not supported: alone it does not", "Nothing may be said for"),
     ],
 )
 def test_the_verdict_says_what_may_be_claimed_and_what_not(
@@ -204,9 +205,9 @@ def test_the_verdict_says_what_may_be_claimed_and_what_not(
     assert len(found) == 2
     assert said in found[0]
     assert claimed in found[1]
-    assert "not that it is the only" in found[1] or claimed == "Nothing may be claimed"
+    assert "not that it is the only" in found[1] or claimed == "Nothing may be said for"
     other = verdict(replace(EVALUATION, likeness=alike, faithfulness=f, necessity=0.45))
-    assert other[1] == "Without it 0.45 of the behaviour is left: other parts can do it too."
+    assert other[1] == "The rest of the model does without it: 45% of the behaviour is left."
 
 
 # ------------------------------------------------------------------------------------------------------ curve and areas
