@@ -70,11 +70,15 @@ class Tree:
 
     def __init__(self, driver: int) -> None:
         self.driver, self._used, self._kinds = driver, dict[tuple[int, float], float](), dict[tuple[int, float], str]()
+        below = {driver, *(each.pid for each in psutil.Process(driver).children(recursive=True))}
+        self._others = {each.pid for each in psutil.Process().children(recursive=True)} - below
 
     def look(self) -> dict[int, str]:
         """Note what every process has used; return those that run, by what they are for."""
         running: dict[int, str] = {}
         for process in psutil.Process().children(recursive=True):
+            if process.pid in self._others:  # what this process had started before
+                continue
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 key, times = (process.pid, process.create_time()), process.cpu_times()
                 self._used[key] = times.user + times.system

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from circuits.memory.memory_plan import MemoryPlan, plan_memory
 from circuits.memory.offload import Kept, kept_on_host, moved
-from circuits.patching import experiment as experiments
+from circuits.patching import recorded_experiment as experiments
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options, Resources
 from circuits.vocabulary import Ablation

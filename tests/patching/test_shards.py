@@ -292,9 +292,16 @@ def test_edges_in_any_order_and_twice_have_their_rows(tmp_path: Path, made: Made
 def test_estimates_of_all_edges_are_made_by_every_process(tmp_path: Path, made: Made) -> None:
     subject = subject_of("llama")
     for name in ScorerName:
-        if name not in (ScorerName.EXACT, ScorerName.VERIFIED, ScorerName.RANDOM):
+        if name not in (ScorerName.EXACT, ScorerName.VERIFIED, ScorerName.RANDOM, ScorerName.LEARNED_MASKS):
             together, alone = (
                 score(each, name) for each in (share(made(subject), tmp_path / "meeting"), made(subject))
             )
             assert np.array_equal(together.values, alone.values, equal_nan=True)
     assert not (tmp_path / "meeting").exists()
+
+
+def test_learned_masks_go_by_slopes_that_are_shared(tmp_path: Path, made: Made) -> None:
+    subject, name = subject_of("llama"), ScorerName.LEARNED_MASKS
+    together = score(share(made(subject), tmp_path / "meeting"), name)
+    np.testing.assert_allclose(together.values, score(made(subject), name).values, atol=1e-5)
+    assert (tmp_path / "meeting").exists()
