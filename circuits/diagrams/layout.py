@@ -17,7 +17,7 @@ from circuits.circuit import Circuit
 from circuits.diagrams.grid import grid_statements
 from circuits.diagrams.markup import dot_string, html_text
 from circuits.diagrams.palette import INK, LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_ARROWS, colour_name
-from circuits.diagrams.style import PLAIN, DiagramStyle
+from circuits.diagrams.style import PLAIN, DiagramStyle, Flow
 from circuits.graph import Edge, ModelShape, Node, NodeKind
 
 FONT = "Helvetica,Arial,sans-serif"
@@ -110,7 +110,7 @@ def nodes_dot(
 
 def _defaults(n_edges: int, legend: str, style: DiagramStyle) -> list[str]:
     graph = {
-        "rankdir": "BT",
+        "rankdir": style.flow.rankdir,
         "nodesep": "0.16" if n_edges <= 60 and style.width is None else "0.10",
         "ranksep": "0.32",
         "splines": "true",
@@ -121,7 +121,7 @@ def _defaults(n_edges: int, legend: str, style: DiagramStyle) -> list[str]:
         "fontcolor": f'"{INK}"',
     }
     if n_edges > MAX_ROUTED:
-        graph |= {"layout": "nop", "splines": "line"}
+        graph |= {"layout": "nop", "splines": "line", "rankdir": Flow.UP.rankdir}
     if style.size:
         graph |= {"size": style.size}
     if legend:

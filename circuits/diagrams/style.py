@@ -26,6 +26,23 @@ class Level(Choice):
         return "level of a diagram"
 
 
+class Flow(Choice):
+    """Where the end of a diagram is, seen from the input."""
+
+    UP = "up"
+    RIGHT = "right"
+
+    @classmethod
+    def kind(cls) -> str:
+        """Return what the members are called in messages."""
+        return "direction of a diagram"
+
+    @property
+    def rankdir(self) -> str:
+        """What Graphviz calls it."""
+        return "BT" if self is Flow.UP else "LR"
+
+
 @dataclass(frozen=True)
 class DiagramStyle:
     """How a diagram is drawn.
@@ -36,12 +53,14 @@ class DiagramStyle:
         legend: Whether there is a legend below it.
         roles: What stands below the names of nodes.
         level: What one arrow stands for.
+        flow: Whether layers are rows, from the input up, or columns, from the input to the right, as slides want it.
     """
 
     width: float | None = None
     legend: bool = True
     roles: Mapping[Node, str] = field(default_factory=dict[Node, str])
     level: Level = Level.EDGE
+    flow: Flow = Flow.UP
 
     def __post_init__(self) -> None:
         settle(self)

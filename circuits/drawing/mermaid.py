@@ -6,6 +6,7 @@ from circuits.circuit import Circuit
 from circuits.diagrams.layout import MAX_LABELLED, count_nodes
 from circuits.diagrams.markup import one_line, short_number
 from circuits.diagrams.palette import LIGHT_GREY, NODE_BORDERS, NODE_FILLS, SLOT_COLOURS
+from circuits.diagrams.style import Flow
 from circuits.graph import Node, NodeKind
 
 _BRACKETS = {
@@ -19,8 +20,8 @@ _BRACKETS = {
 }
 
 
-def circuit_mermaid(circuit: Circuit, *, title: str | None = None) -> str:
-    """Return the text of a Mermaid flowchart from the input, at the bottom, to the end.
+def circuit_mermaid(circuit: Circuit, *, title: str | None = None, flow: Flow = Flow.UP) -> str:
+    """Return the text of a Mermaid flowchart from the input, at the bottom or the left, to the end.
 
     Colours and line styles as in :func:`circuits.drawing.dot.circuit_dot`: slot by colour, dotted for negative scores.
     Up to 30 edges carry slot and score as a label. Mermaid itself refuses more than 500 edges unless configured.
@@ -30,7 +31,7 @@ def circuit_mermaid(circuit: Circuit, *, title: str | None = None) -> str:
         "---",
         f"title: {json.dumps(one_line(heading), ensure_ascii=True)}",
         "---",
-        "flowchart BT",
+        f"flowchart {flow.rankdir}",
         f"%% {len(circuit)} of {circuit.graph.n_edges} edges, {count_nodes(circuit)}",
         "%% blue: query, orange: key, green: value, grey: MLP or logits; dotted: negative score",
         "%% positive score: corrupting the edge moves the metric away from clean behaviour",

@@ -157,7 +157,7 @@ DRAWINGS: dict[str, Writer] = {
     ".pdf": _picture(ImageFormat.PDF),
     ".png": _picture(ImageFormat.PNG),
     ".dot": _dot,
-    ".mmd": lambda drawing: circuit_mermaid(drawing.circuit, title=drawing.title),
+    ".mmd": lambda drawing: circuit_mermaid(drawing.circuit, title=drawing.title, flow=drawing.style.flow),
     ".html": _report,
 }
 DIFFERENCE_SUFFIXES = (".svg", ".pdf", ".png", ".dot")

@@ -7,7 +7,7 @@ import numpy as np
 
 from circuits.circuit import Circuit
 from circuits.comparison.parts import live_edges
-from circuits.diagrams.style import DiagramStyle, Level
+from circuits.diagrams.style import DiagramStyle, Flow, Level
 from circuits.drawing.pictures import draw
 from circuits.errors import UsageError
 from circuits.interchange.foreign import read_circuit
@@ -25,6 +25,7 @@ def draw_saved(
     legend: bool = True,
     width: float | None = None,
     level: Level = Level.EDGE,
+    flow: Flow = Flow.UP,
     judge: Callable[[Circuit], Circuit] | None = None,
 ) -> tuple[Circuit, tuple[str, ...]]:
     """Draw a circuit's file into another, with the evidence on its heads, prompts and intervals that lie beside it.
@@ -39,6 +40,7 @@ def draw_saved(
         legend: Whether there is one.
         width: Of the diagram, in millimetres; see :class:`DiagramStyle`.
         level: What one arrow stands for: an edge, or all edges between two nodes or two layers.
+        flow: Whether a diagram goes from the input up, or to the right; a report's always goes up.
         judge: Is given what is drawn, where that is a part, and returns it with an evaluation of its own.
 
     Returns the circuit that is drawn, and remarks on what was lost in reading it or could not be used. The caption is
@@ -57,7 +59,7 @@ def draw_saved(
         title = f"{found.behaviour.name} in {found.model.id}, {named}" if title is None else title
         drawn = judge(drawn) if judge else drawn
     intervals = None if scores is None else scores.intervals(drawn.edges)
-    style = DiagramStyle(width, legend, known.roles if roles else {}, level)
+    style = DiagramStyle(width, legend, known.roles if roles else {}, level, flow)
     draw(drawn, path, title=title, evidence=known.evidence, prompts=known.prompts, intervals=intervals, style=style)
     return drawn, tuple(remarks)
 

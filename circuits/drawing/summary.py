@@ -55,7 +55,7 @@ def _legend(circuit: Circuit, title: str | None, drawn: int, total: int, style: 
 
 def _defaults(below: str, style: DiagramStyle) -> list[str]:
     graph: Mapping[str, str] = {
-        "rankdir": "BT",
+        "rankdir": style.flow.rankdir,
         "nodesep": "0.12",
         "ranksep": "0.32",
         "outputorder": "edgesfirst",

@@ -12,7 +12,7 @@ import pytest
 from circuits import draw_saved
 from circuits.circuit import Circuit
 from circuits.comparison.parts import live_edges
-from circuits.diagrams.style import DiagramStyle
+from circuits.diagrams.style import DiagramStyle, Flow, Level
 from circuits.drawing.dot import circuit_dot
 from circuits.drawing.render import ImageFormat, image
 from circuits.drawing.saved import strongest_paths
@@ -114,6 +114,28 @@ def test_a_figure_without_legend_has_none_and_letters_grow_with_a_width(circuit:
     assert "fontsize=10," in plain
     assert "fontsize=16," in paper
     assert asdict(DiagramStyle())["width"] is None
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_a_diagram_goes_to_the_right_where_that_is_asked_for(circuit: Circuit, tmp_path: Path, level: Level) -> None:
+    small = circuit.with_edges(*_strongest(circuit, 150))
+    small.save(tmp_path / "small.json")
+    sizes = {}
+    for flow in Flow:
+        draw_saved(tmp_path / "small.json", tmp_path / f"{flow}.dot", level=level, flow=flow, legend=False)
+        text = (tmp_path / f"{flow}.dot").read_text()
+        assert f"rankdir={flow.rankdir}" in text
+        sizes[flow] = size_in_points(text)
+    assert sizes[Flow.UP][0] / sizes[Flow.UP][1] < sizes[Flow.RIGHT][0] / sizes[Flow.RIGHT][1]
+    draw_saved(tmp_path / "small.json", tmp_path / "x.mmd", flow=Flow.RIGHT)
+    assert "flowchart LR" in (tmp_path / "x.mmd").read_text()
+    draw_saved(tmp_path / "small.json", tmp_path / "x.html", flow=Flow.RIGHT)
+    assert "rankdir" not in (tmp_path / "x.html").read_text()
+
+
+def _strongest(circuit: Circuit, count: int) -> tuple[np.ndarray, np.ndarray]:
+    part = strongest_paths(circuit, count)
+    return part.edges, part.scores
 
 
 @pytest.mark.parametrize("width", [0.0, 19.0, 5000.0])

@@ -13,7 +13,7 @@ from circuits.cli.command import OutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file, prepared_folder
 from circuits.cli.session import circuit_behaviour_name, imported
-from circuits.diagrams.style import Level
+from circuits.diagrams.style import Flow, Level
 from circuits.drawing.pictures import DRAWINGS, EXPORT_SUFFIXES, FOLDER
 from circuits.drawing.pictures import export as export_circuit
 from circuits.drawing.saved import draw_saved
@@ -66,6 +66,12 @@ def draw(
             metavar="|".join(Level), help="What an arrow is: an edge, or all edges between two nodes or two layers."
         ),
     ] = Level.EDGE,
+    direction: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(Flow), help="Where the logits are, seen from the input: for a page, for a slide."
+        ),
+    ] = Flow.UP,
     legend: Annotated[bool, typer.Option("--legend/--no-legend", help="What colours and lines mean.")] = True,
     width: Annotated[
         float | None,
@@ -92,6 +98,7 @@ def draw(
             legend=legend,
             width=width,
             level=chosen,
+            flow=Flow.parse(direction),
             judge=judge,
         )
     for remark in remarks:
