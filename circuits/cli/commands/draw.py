@@ -85,22 +85,11 @@ def draw(
     """
     output = output_options.output()
     file = prepared_file(out, DRAWINGS, "circuit.svg")
-    roles, chosen = Labels.parse(labels) is Labels.ROLES, Level.parse(level)
+    roles, chosen, flow = Labels.parse(labels) is Labels.ROLES, Level.parse(level), Flow.parse(direction)
+    drawing = partial(draw_saved, circuit, file, title=title, legend=legend, width=width)
     with output.progress() as progress:
         judge = partial(_judged, file=circuit, output=output, progress=progress) if measure else None
-        found, remarks = draw_saved(
-            circuit,
-            file,
-            title=title,
-            top=top,
-            core=core,
-            roles=roles,
-            legend=legend,
-            width=width,
-            level=chosen,
-            flow=Flow.parse(direction),
-            judge=judge,
-        )
+        found, remarks = drawing(top=top, core=core, roles=roles, level=chosen, flow=flow, judge=judge)
     for remark in remarks:
         output.warn(remark)
     output.show(f"circuit of {len(found)} edges drawn into {file}")
