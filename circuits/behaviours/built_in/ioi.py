@@ -25,11 +25,17 @@ PLACES = "store park school office beach station library garden market museum re
 OBJECTS = "drink book ring letter key gift ball computer basket phone bottle flower card bag map ticket watch coin"
 
 
+def _words(tokenizer: Tokenizer) -> tuple[list[str], list[str], list[str]]:
+    """Return the names, places and objects that are single tokens; none at all where they make no pair."""
+    names, places, things = (single_tokens(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
+    return (names, places, things) if len(names) >= 3 and places and things else ([], [], [])
+
+
 def ioi_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     """Make pairs of distinct clean prompts from the names, places and objects that are single tokens."""
     generator = random.Random(0)
-    names, places, things = (single_tokens(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
-    if len(names) < 3 or not places or not things:
+    names, places, things = _words(tokenizer)
+    if not names:
         return ()
     pairs: dict[str, Pair] = {}
     for _ in range(N_PAIRS):
@@ -55,10 +61,8 @@ UNSEEN = (
     "When friends called {} and {} arrived at the {place},",
 )
 """How held-out sentences begin."""
-SEEN_ENDS, UNSEEN_ENDS = (
-    ("gave a {thing} to", "handed the {thing} to"),
-    ("offered a {thing} to", "passed the {thing} to"),
-)
+SEEN_ENDS = ("gave a {thing} to", "handed the {thing} to")
+UNSEEN_ENDS = ("offered a {thing} to", "passed the {thing} to")
 ABBA, BABA = "receiver first", "giver first"
 N_SENTENCES = 1600
 
@@ -66,8 +70,8 @@ N_SENTENCES = 1600
 def ioi_sentence_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     """Make pairs of both orders from several sentences, of which those for discovery are never held out."""
     generator = random.Random(0)
-    names, places, things = (single_tokens(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
-    if len(names) < 3 or not places or not things:
+    names, places, things = _words(tokenizer)
+    if not names:
         return ()
     pairs: dict[str, Pair] = {}
     for number in range(N_SENTENCES):

@@ -87,7 +87,8 @@ class Further(NamedTuple):
     def plan(self, settings: "DiscoverySettings") -> Plan:
         """Return the stages of the whole."""
         return discovery_plan(
-            *(settings.pruner, self.rivals),
+            settings.pruner,
+            self.rivals,
             agreement=bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED),
             heads=self.heads,
             rough=settings.rough,
