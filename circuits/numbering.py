@@ -66,6 +66,13 @@ def edges_into(graph: ComputationalGraph, place: int, places: int = 1) -> "slice
     return slice(int(graph.offsets[first]), int(graph.offsets[last]))
 
 
+def edges_into_layer(graph: ComputationalGraph, layer: int) -> "slice[int, int]":
+    """Return the edges into a layer's receivers, and for the number of layers those into the end."""
+    if layer == graph.shape.n_layers:
+        return edges_into(graph, end_receiver(graph))
+    return edges_into(graph, layer * graph.shape.receivers_per_layer, graph.shape.receivers_per_layer)
+
+
 def reads_of_senders(shape: ModelShape) -> list[list[int]]:
     """Return, for every sender, the receivers through which it reads; heads of a group share its keys and values."""
     reads: list[list[int]] = [[]]

@@ -14,19 +14,18 @@ Layers are gone through from the last to the first, with one cotangent for each 
 of all these passes only the parts that differ are made: half of them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.passes.attribution import attribute
+from circuits.numbering import edges_into_layer
+from circuits.passes.attribution import attribute_each
 from circuits.passes.estimate import Given
 from circuits.passes.exact_patterns import PatternChanges, pattern_changes
-from circuits.passes.gradients import GradientsOfLayer, gradients_with_drops
+from circuits.passes.gradients import gradients_with_drops
 from circuits.tracing.runs import difference
 from circuits.tracing.taps import Gradients
 
@@ -38,7 +37,7 @@ class AtpStar:
     A size is taken for each pair, and of answers of several tokens for each token, before they are summed. ``correct``
     False leaves the correction out. Cost, for ``n`` layers: two forward and one backward pass, and one more of the
     attention for three times as many rows; with ``drops`` about ``n / 2`` backward passes, each with the products of
-    attribution. No more than one layer's activations are held at a time.
+    attribution, for which a layer's senders are expanded once. No more than one layer's activations are held at a time.
     """
 
     drops: bool = True
@@ -54,32 +53,33 @@ class AtpStar:
     def __call__(self, given: Given) -> Float[Tensor, "pair edge"]:
         """Return the estimate of every edge for each pair."""
         here = given.ends[0]
-        change, layers = difference(given.clean, given.base), given.graph.shape.n_layers
+        graph, layers = given.graph, given.graph.shape.n_layers
+        change = difference(given.clean, given.base)
         correct = self.correct and given.tracer.anatomy.rules.queries_and_keys != 0
-        total = torch.zeros(len(here.ids), given.graph.n_edges, device=here.stream[0].device)
-
-        def worth(gradients: Gradients) -> Tensor:
-            return attribute(given.tracer, given.graph, change, gradients, tile=given.tile, roles=given.roles)
-
+        total = torch.zeros(len(here.ids), graph.n_edges, device=here.stream[0].device)
         for found in gradients_with_drops(given.tracer, here, given.loss, drops=self.drops):
+            into = edges_into_layer(graph, found.layer)
             changes = pattern_changes(given, found.layer) if correct and found.layer < layers else None
-            mended = partial(_corrected, given, changes)
-            total += self._of_layer(found, layers, lambda gradients, mended=mended: worth(mended(gradients)))
+            mended = [_corrected(given, changes, gradients) for gradients in (found.plain, *found.dropped)]
+            seen = given.tracer, graph, change, mended
+            values = attribute_each(*seen, into=into, tile=given.tile, roles=given.roles)
+            total[:, into] = self._of_layer(found.layer, layers, values)
         return total
 
     def _of_layer(
-        self, found: GradientsOfLayer, layers: int, worth: Callable[[Gradients], Tensor]
+        self, layer: int, layers: int, values: Float[Tensor, "gradient pair edge"]
     ) -> Float[Tensor, "pair edge"]:
-        """Return the estimates of edges into one layer, or into the logits, through which no layer is on the way."""
+        """Return the estimates of edges into one layer, or into the logits, through which no layer is on the way.
+
+        The first of the ``values`` is of the plain pass, the others are of those that one of the layers above is left
+        out of. Below a layer its own pass is the plain one.
+        """
         if not self.drops:
-            return worth(found.plain)
-        plain = worth(found.plain).abs()
-        if layers in (1, found.layer):
-            return plain
-        total = found.layer * plain
-        for gradients in found.dropped:
-            total += worth(gradients).abs()
-        return total / (layers - 1)
+            return values[0]
+        sizes = values.abs()
+        if layers in (1, layer):
+            return sizes[0]
+        return (layer * sizes[0] + sizes[1:].sum(0)) / (layers - 1)
 
 
 def _corrected(given: Given, changes: PatternChanges | None, gradients: Gradients) -> Gradients:

@@ -7,7 +7,7 @@ input of an MLP or of the logits comes from autograd directly. One batched matri
 its edges. No parameter gradients, no split copies of the stream, sums over at least float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 
 import torch
@@ -43,6 +43,25 @@ def attribute(
     long prompts are taken in turn, and added up: gradients that are pulled back take a number per position, receiver
     and ``d_model``. Cost: for every tile a product of the size of a third of a forward pass.
     """
+    given, into = (tracer, graph, change, [gradients]), slice(0, graph.n_edges)
+    return attribute_each(*given, into=into, tile=tile, roles=roles, senders=senders)[0]
+
+
+def attribute_each(
+    tracer: Tracer,
+    graph: ComputationalGraph,
+    change: Run,
+    several: Sequence[Gradients],
+    *,
+    into: "slice[int, int]",
+    tile: int | None = None,
+    roles: RoleSums | None = None,
+    senders: range | None = None,
+) -> Float[Tensor, "gradient pair edge"]:
+    """Return what :func:`attribute` makes of gradients of several backward passes of one run, changes expanded once.
+
+    Only the edges of the slice ``into`` are returned; gradients at the receivers of others are not to be given.
+    """
     length, size = change.ids.shape[1], PULLED_BACK_AT_ONCE
     spans = (slice(begin, begin + size) for begin in range(0, length, size))
     parts = (
@@ -50,7 +69,8 @@ def attribute(
             tracer,
             graph,
             change.at(span),
-            gradients.at(span),
+            [gradients.at(span) for gradients in several],
+            into=into,
             tile=tile,
             roles=None if roles is None else roles.at(span),
             senders=senders,
@@ -64,30 +84,49 @@ def _attribute(
     tracer: Tracer,
     graph: ComputationalGraph,
     change: Run,
-    gradients: Gradients,
+    several: Sequence[Gradients],
     *,
+    into: "slice[int, int]",
     tile: int | None,
     roles: RoleSums | None,
     senders: range | None,
-) -> Float[Tensor, "pair edge"]:
-    scores = torch.zeros(len(change.ids), graph.n_edges, device=change.stream[0].device)
+) -> Float[Tensor, "gradient pair edge"]:
+    shape = (len(several), len(change.ids), into.stop - into.start)
+    scores = torch.zeros(shape, device=change.stream[0].device)
     chosen = senders or range(len(graph.senders))
-    size = tile or len(chosen)
+    chosen = range(chosen.start, min(chosen.stop, _reach(graph, several[0])))
+    size = tile or max(1, len(chosen))
     for begin in range(chosen.start, chosen.stop, size):
         within = range(begin, min(begin + size, chosen.stop))
-        changes = _changes(tracer.anatomy, change, gradients, within).float()
-        for layer in range(graph.shape.n_layers):
-            first, mlp = slot_receivers(graph.shape, layer, Slot.Q).start, mlp_receiver(graph.shape, layer)
-            if (count := fan_in_of(graph, first) - begin) > 0 and layer in gradients.stream:
-                pulled = _pull_back(tracer, layer, gradients)
-                _fill(scores, graph, first, _products(changes, pulled, count, roles), begin)
-            if graph.shape.has_mlp(layer) and (count := fan_in_of(graph, mlp) - begin) > 0 and layer in gradients.mlp:
-                read = gradients.mlp[layer].unsqueeze(1)
-                _fill(scores, graph, mlp, _products(changes, read, count, roles), begin)
-        if gradients.final.numel():
-            products = _products(changes, gradients.final.unsqueeze(1), size, roles)
-            _fill(scores, graph, end_receiver(graph), products, begin)
+        changes = _changes(tracer.anatomy, change, several[0], within).float()
+        for found, gradients in zip(scores, several, strict=True):
+            for place, read in _read(tracer, graph, gradients, begin):
+                products = _products(changes, read, fan_in_of(graph, place) - begin, roles)
+                _fill(found, graph, place, products, begin, into.start)
     return scores
+
+
+def _reach(graph: ComputationalGraph, gradients: Gradients) -> int:
+    """Return how many senders, in their order, the receivers that have gradients can read."""
+    if gradients.final.numel():
+        return len(graph.senders)
+    shape = graph.shape
+    layer = max((*gradients.stream, *gradients.mlp))
+    return fan_in_of(graph, (layer + 1) * shape.receivers_per_layer - 1)
+
+
+def _read(
+    tracer: Tracer, graph: ComputationalGraph, gradients: Gradients, begin: int
+) -> Iterator[tuple[int, Float[Tensor, "pair receiver pos d_model"]]]:
+    """Return the gradients at what receivers read that senders from ``begin`` on reach, with the first one's place."""
+    for layer in range(graph.shape.n_layers):
+        first, mlp = slot_receivers(graph.shape, layer, Slot.Q).start, mlp_receiver(graph.shape, layer)
+        if layer in gradients.stream and fan_in_of(graph, first) > begin:
+            yield first, _pull_back(tracer, layer, gradients)
+        if graph.shape.has_mlp(layer) and layer in gradients.mlp and fan_in_of(graph, mlp) > begin:
+            yield mlp, gradients.mlp[layer].unsqueeze(1)
+    if gradients.final.numel():
+        yield end_receiver(graph), gradients.final.unsqueeze(1)
 
 
 def _fill(
@@ -96,9 +135,11 @@ def _fill(
     place: int,
     products: Float[Tensor, "pair receiver *role sender"],
     begin: int,
+    first_edge: int,
 ) -> None:
     """Write the scores of a tile of senders, from ``begin`` on, into receivers of one fan-in, from ``place`` on."""
-    block = scores[:, edges_into(graph, place, products.shape[1])]
+    own = edges_into(graph, place, products.shape[1])
+    block = scores[:, own.start - first_edge : own.stop - first_edge]
     block = block.view(*products.shape[:-1], fan_in_of(graph, place))
     block[..., begin : begin + products.shape[-1]] = products.to(scores.device)
 
