@@ -18,12 +18,12 @@ from circuits.errors import UsageError
 from circuits.graph import EdgeIndices
 from circuits.memory.batching import in_batches
 from circuits.neurons.neuron_names import Neuron
+from circuits.neurons.neuron_replacements import neuron_replacements
 from circuits.passes.mask_gradients import mask_gradient
 from circuits.passes.masked import needed_senders, run_masked
 from circuits.passes.neuron_runs import (
     WeightedNeurons,
     neuron_gradient,
-    neuron_means,
     record_neurons,
     run_neurons,
     without_neurons,
@@ -33,7 +33,6 @@ from circuits.patching.protocol import Progress, no_progress
 from circuits.patching.recorded_pairs import PairBatch
 from circuits.tracing.state import in_own_state
 from circuits.tracing.tracer import Tracer
-from circuits.vocabulary import Ablation
 
 Places = NDArray[np.int64]
 """Neurons by their place among all of the layers, layer by layer, in ascending order."""
@@ -45,9 +44,9 @@ class NeuronExperiment:
 
     ``clean`` is the metric with all neurons as they are, ``corrupted`` with none, both ``(pair,)``. With ``edges`` all
     is measured inside that circuit, else in the whole model. It keeps the replacement values, pairs x positions x
-    neurons of numbers. Cost: one forward pass of the corrupted prompts (or of the ``reference`` pairs', whose means are
-    taken with mean ablation), and two more. Raises :class:`UsageError` for an ablation that neurons do not have, and
-    :class:`UnsupportedModelError` where neurons cannot be told apart.
+    neurons of numbers. Cost: one forward pass of the corrupted prompts (or of the ``reference`` pairs, over which
+    means are taken, and to which optimal constants are fitted), and two more. Raises :class:`UsageError` for
+    means without reference pairs, and :class:`UnsupportedModelError` where neurons cannot be told apart.
     """
 
     @in_own_state
@@ -62,7 +61,7 @@ class NeuronExperiment:
         _ = experiment.tracer.down_projections
         self.experiment, self.layers, self.edges = experiment, tuple(layers), edges
         self.n_pairs = experiment.n_pairs
-        self._base = self._replacements(reference)
+        self._base = neuron_replacements(experiment, layers, reference)
         self.widths = tuple(self._base[0][layer].shape[-1] for layer in self.layers)
         self.offsets: Places = np.concatenate([[0], np.cumsum(self.widths)]).astype(np.int64)
         ends = self.sets([self.everything, self.everything[:0]])
@@ -82,22 +81,6 @@ class NeuronExperiment:
         """Return the neuron at a place."""
         block = int(np.searchsorted(self.offsets, place, side="right")) - 1
         return Neuron(self.layers[block], place - int(self.offsets[block]))
-
-    def _replacements(self, reference: Sequence[TokenPair]) -> list[dict[int, Tensor]]:
-        experiment, layers = self.experiment, self.layers
-        tracer, ablation = experiment.tracer, experiment.options.ablation
-        if ablation.by_runs:
-            return [record_neurons(tracer, batch.corrupted, layers) for batch in experiment.batches]
-        runs = [record_neurons(tracer, batch.clean, layers) for batch in experiment.batches]
-        if ablation is Ablation.ZERO:
-            return [{layer: torch.zeros_like(values) for layer, values in run.items()} for run in runs]
-        if ablation is not Ablation.MEAN or not reference:
-            raise UsageError(
-                f"neurons outside the set cannot be replaced by '{ablation}' values here; use --ablation corrupted, "
-                "resample, mean (with reference pairs) or zero."
-            )
-        means = neuron_means(tracer, [pair.corrupted for pair in reference], layers)
-        return [{layer: means[layer].expand_as(values) for layer, values in run.items()} for run in runs]
 
     @in_own_state
     def sets(self, chosen: Sequence[Places], *, progress: Progress = no_progress) -> Floats:

@@ -53,20 +53,25 @@ def record_neurons(tracer: Tracer, run: Run, layers: Sequence[int]) -> dict[int,
 
 
 def neuron_means(
-    tracer: Tracer, prompts: Sequence[Tokens], layers: Sequence[int]
-) -> dict[int, Float[Tensor, " neuron"]]:
+    tracer: Tracer, prompts: Sequence[Tokens], layers: Sequence[int], *, by_position: bool = False
+) -> dict[int, Float[Tensor, "pos neuron"]]:
     """Return the mean of each neuron over all tokens of prompts, which are never padded; sums are taken in float64.
 
-    Cost: one forward pass of the prompts.
+    With ``by_position`` one for each position, counted from the beginning, over the prompts that have it; else one for
+    all. Cost: one forward pass of the prompts.
     """
-    sums, count = dict[int, Tensor](), 0
+    longest = max(map(len, prompts))
+    counts, sums = torch.zeros(longest, 1, dtype=torch.float64), dict[int, Tensor]()
     for members in by_length(map(len, prompts), lambda _: _ROWS):
         ids = torch.tensor([prompts[place] for place in members], device=tracer.anatomy.device)
-        count += ids.numel()
+        counts[: ids.shape[1]] += len(members)
         for layer, values in _recorded(tracer, ids, None, layers).items():
-            total = values.flatten(0, 1).sum(0, dtype=torch.float64)
-            sums[layer] = sums[layer] + total if layer in sums else total
-    return {layer: (total / count).to(tracer.anatomy.dtype) for layer, total in sums.items()}
+            if layer not in sums:
+                sums[layer] = torch.zeros(longest, values.shape[-1], dtype=torch.float64)
+            sums[layer][: ids.shape[1]] += values.sum(0, dtype=torch.float64).cpu()
+    if not by_position:
+        counts, sums = counts.sum(0, keepdim=True), {at: each.sum(0, keepdim=True) for at, each in sums.items()}
+    return {layer: (total / counts).to(tracer.anatomy.device, tracer.anatomy.dtype) for layer, total in sums.items()}
 
 
 def _recorded(

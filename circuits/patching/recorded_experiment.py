@@ -63,7 +63,7 @@ class RecordedExperiment:
         self.n_pairs, self.pairs, self._shelf = len(pairs), tuple(pairs), shelf
         self._kept = shelf_of_pairs(shelf, pairs, options.metric, options.ablation)
         self.prefix_cache = wanted_prefix_cache(tracer, options, self.resources)
-        self._means = means_of(tracer, reference, options)
+        self._means = means_of(tracer, reference, options, shelf)
         try:
             self._begin(pairs)
         except PrefixDiffersError as differs:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from circuits.behaviours.pairs import TokenPair, template_of
 from circuits.behaviours.roles import role_of_positions
 from circuits.behaviours.tokens import Tokens
 from circuits.errors import PromptError, UsageError
+from circuits.files.journal import NOWHERE, Shelf
 from circuits.graph import ComputationalGraph
 from circuits.metrics import AnswerTokens
 from circuits.passes.role_sums import RoleSums
+from circuits.patching.fitted_constants import fitted_constants
 from circuits.patching.measurement import Options, Resources
-from circuits.tracing.optimal_constants import ConstantFit, optimal_constants
 from circuits.tracing.prefix import PrefixCache
 from circuits.tracing.replacements import SenderMeans, mean_run, sender_means, zero_run
 from circuits.tracing.requirements import require_pairs
@@ -71,6 +73,7 @@ def wanted_prefix_cache(tracer: Tracer, options: Options, resources: Resources) 
     return tracer.prefix_cache
 
 
+Of = TypeVar("Of")
 Means = Mapping[str, SenderMeans]
 """Means over reference pairs by template; where one serves for all, under the empty name."""
 
@@ -87,8 +90,13 @@ def replacements(
         return corrupted
     if means is None:
         return zero_run(tracer, clean)
-    if options.ablation is not Ablation.MEAN_BY_TEMPLATE:
-        return mean_run(tracer, clean, [means[""]] * len(pairs))
+    return mean_run(tracer, clean, of_pairs(pairs, means, options.ablation))
+
+
+def of_pairs(pairs: Sequence[TokenPair], means: Mapping[str, Of], ablation: Ablation) -> list[Of]:
+    """Return the means that serve each pair. Raises as :func:`replacements`."""
+    if ablation is not Ablation.MEAN_BY_TEMPLATE:
+        return [means[""]] * len(pairs)
     missing = next((pair for pair in pairs if template_of(pair) not in means), None)
     if missing is not None:
         raise PromptError(
@@ -96,13 +104,14 @@ def replacements(
             "expected some of every template (tags `template`, else `cluster`). Draw fewer pairs (--pairs), add some "
             "to the file, or use --ablation mean-by-position."
         )
-    return mean_run(tracer, clean, [means[template_of(pair)] for pair in pairs])
+    return [means[template_of(pair)] for pair in pairs]
 
 
-def means_of(tracer: Tracer, reference: Sequence[TokenPair], options: Options) -> Means | None:
+def means_of(tracer: Tracer, reference: Sequence[TokenPair], options: Options, shelf: Shelf = NOWHERE) -> Means | None:
     """Return the means that an ablation takes over the corrupted prompts of reference pairs; None where it takes none.
 
-    Cost: one forward pass of these prompts. Raises :class:`UsageError` where there are none.
+    Constants that are fitted instead are kept on the ``shelf`` of the model. Cost: one forward pass of these prompts;
+    a fit, once. Raises :class:`UsageError` where there are none.
     """
     if not options.ablation.by_means:
         return None
@@ -118,13 +127,11 @@ def means_of(tracer: Tracer, reference: Sequence[TokenPair], options: Options) -
             "Use --ablation mean."
         )
     require_pairs(tracer.anatomy, reference)
+    if options.ablation is Ablation.OPTIMAL:
+        return {"": fitted_constants(tracer, reference, shelf)}
     by_template, groups = options.ablation is Ablation.MEAN_BY_TEMPLATE, dict[str, list[Tokens]]()
     for pair in reference:
         groups.setdefault(template_of(pair) if by_template else "", []).append(pair.corrupted)
-    if options.ablation is Ablation.OPTIMAL:
-        start = sender_means(tracer, groups[""], by_position=False)
-        fit = ConstantFit.of(tracer, [pair.clean for pair in reference])
-        return {"": optimal_constants(fit, start)}
     by_position = options.ablation is not Ablation.MEAN
     return {name: sender_means(tracer, prompts, by_position=by_position) for name, prompts in groups.items()}
 

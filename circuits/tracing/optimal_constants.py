@@ -5,7 +5,7 @@ pairs, in each of which a random set of senders is replaced: of shares between n
 circuits of any size. The sets are drawn once, so that the loss is a function of the constants alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,42 +51,54 @@ class ConstantFit:
         total = torch.zeros((), device=self.tracer.anatomy.device)
         for run, kept in self.groups:
             logits = list[Tensor]()
-            stream = _chosen(kept[:, :1, None], constants.stream, run.stream[0])
+            stream = chosen(kept[:, :1, None], constants.stream, run.stream[0])
             plan = Plan(stream=stream, visits=self._visits(constants, kept), logits=logits.append)
             self.tracer.run(run.ids, plan, gradients=gradients)
-            own, found = run.logits.float().log_softmax(-1), logits[0].float().log_softmax(-1)
-            total = total + (own.exp() * (own - found)).sum()
+            total = total + divergence(run.logits, logits[0])
         return total / sum(len(kept) for _, kept in self.groups)
 
     def _visits(self, constants: SenderMeans, kept: Bool[Tensor, "row sender"]) -> dict[tuple[int, LayerSite], Visit]:
         shape, visits = self.tracer.anatomy.shape, dict[tuple[int, LayerSite], Visit]()
         for layer in range(shape.n_layers):
             heads = kept[:, list(head_senders(shape, layer))].repeat_interleave(shape.d_head, dim=1)
-            visits[layer, LayerSite.Z] = partial(_chosen, heads[:, None], constants.z[layer])
+            visits[layer, LayerSite.Z] = partial(chosen, heads[:, None], constants.z[layer])
             if shape.has_mlp(layer):
                 mlp = kept[:, mlp_sender(shape, layer), None, None]
-                visits[layer, LayerSite.MLP_OUT] = partial(_chosen, mlp, constants.mlp[layer])
+                visits[layer, LayerSite.MLP_OUT] = partial(chosen, mlp, constants.mlp[layer])
         return visits
 
 
 def optimal_constants(fit: ConstantFit, start: SenderMeans, *, rounds: int = ROUNDS) -> SenderMeans:
     """Return constants of a loss no larger than that of ``start``, means that serve for all positions.
 
+    Cost: as :func:`least`.
+    """
+
+    def loss(values: Sequence[Tensor], gradients: bool) -> Tensor:
+        return fit.loss(_in_form_of(start, values), gradients=gradients)
+
+    return _in_form_of(start, least(loss, (start.stream, *start.z, *start.mlp), rounds=rounds))
+
+
+def least(
+    loss: Callable[[Sequence[Tensor], bool], Float[Tensor, ""]], start: Sequence[Tensor], *, rounds: int = ROUNDS
+) -> list[Tensor]:
+    """Return values of a loss no larger than that of ``start``; the loss is told whether its gradients are wanted.
+
     Cost: about 1.3 forward and backward passes of the prompts for each of at most ``rounds`` rounds of L-BFGS.
     """
-    values = (start.stream, *start.z, *start.mlp)
-    leaves = [value.detach().clone().requires_grad_(True) for value in values]
+    leaves = [value.detach().clone().requires_grad_(True) for value in start]
     optimiser: Any = torch.optim.LBFGS(leaves, max_iter=rounds, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        loss = fit.loss(_in_form_of(start, leaves), gradients=True)
-        for leaf, found in zip(leaves, torch.autograd.grad(loss, leaves, materialize_grads=True), strict=True):
-            leaf.grad = found
-        return loss.detach()
+        found = loss(leaves, True)
+        for leaf, slope in zip(leaves, torch.autograd.grad(found, leaves, materialize_grads=True), strict=True):
+            leaf.grad = slope
+        return found.detach()
 
     optimiser.step(closure)
-    found = _in_form_of(start, [leaf.detach() for leaf in leaves])
-    return found if float(fit.loss(found)) <= float(fit.loss(start)) else start
+    found = [leaf.detach() for leaf in leaves]
+    return found if float(loss(found, False)) <= float(loss(start, False)) else list(start)
 
 
 def _in_form_of(start: SenderMeans, values: Sequence[Tensor]) -> SenderMeans:
@@ -94,6 +106,12 @@ def _in_form_of(start: SenderMeans, values: Sequence[Tensor]) -> SenderMeans:
     return replace(start, stream=values[0], z=tuple(values[1 : 1 + layers]), mlp=tuple(values[1 + layers :]))
 
 
-def _chosen(kept: Tensor, constant: Tensor, value: Tensor) -> Tensor:
+def divergence(own: Float[Tensor, "row d_vocab"], found: Float[Tensor, "row d_vocab"]) -> Float[Tensor, ""]:
+    """Return the divergence of next-token distributions from the model's own, in nats, summed over rows."""
+    here, there = own.float().log_softmax(-1), found.float().log_softmax(-1)
+    return (here.exp() * (here - there)).sum()
+
+
+def chosen(kept: Tensor, constant: Tensor, value: Tensor) -> Tensor:
     """Return a value where it is kept, a constant elsewhere."""
     return torch.where(kept.to(value.device), value, constant.to(value))

@@ -22,7 +22,7 @@ from circuits.neurons.neuron_split import NeuronSplit
 from circuits.neurons.shrinking import neuron_scores, ranked, shrinking_sets
 from circuits.patching.measurement import Options
 from circuits.statistics import error
-from circuits.vocabulary import Metric
+from circuits.vocabulary import Ablation, Metric
 from tests.cli.conftest import as_json, prompts
 from tests.subjects import Subject, double_of, random_pairs, relative
 
@@ -164,6 +164,17 @@ def test_neurons_of_a_circuit_are_those_of_its_mlps_and_are_drawn_beside_them(
     found.draw(tmp_path / "alone.svg")
     with pytest.raises(UsageError, match="not of this circuit"):
         find_neurons(model, load_behaviour(prompts), neurons=2, pairs=12, heldout=12).draw(tmp_path / "x.svg", circuit)
+
+
+@pytest.mark.parametrize("ablation", ["mean-by-position", "mean-by-template", "optimal"])
+def test_neurons_are_found_with_every_ablation_that_edges_have(
+    model: Model, circuit: Circuit, prompts: Path, ablation: str
+) -> None:
+    options = Options(Metric.LOGIT_DIFFERENCE, Ablation.parse(ablation))
+    found = find_neurons(model, load_behaviour(prompts), circuit, neurons=5, pairs=8, heldout=8, options=options)
+    assert (len(found), found.ablation) == (5, ablation)
+    usual = find_neurons(model, load_behaviour(prompts), circuit, neurons=5, pairs=8, heldout=8)
+    assert found.metric_none != usual.metric_none
 
 
 @pytest.mark.parametrize(

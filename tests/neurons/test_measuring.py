@@ -1,7 +1,8 @@
 """Sets of neurons against a model with plain hooks on its down projections, on every family."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,10 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from circuits.adapters.rules import PLAIN, RELP, BackwardRules
-from circuits.errors import FormatError, UnsupportedModelError, UsageError
+from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.tokens import Tokens
+from circuits.errors import FormatError, PromptError, UnsupportedModelError, UsageError
 from circuits.neurons.neuron_experiment import NeuronExperiment
 from circuits.neurons.neuron_names import Neuron
 from circuits.numbering import mlp_sender
+from circuits.passes.neuron_constants import NeuronFit, optimal_neurons
+from circuits.passes.neuron_runs import neuron_means
+from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Metric
 from tests.passes.test_rules import EXPERTS
 from tests.reference.precision import in_float64
@@ -33,7 +39,7 @@ def double(family: str) -> Subject:
 
 def measured(subject: Subject, layers: tuple[int, ...] | None = None, **settings: Any) -> NeuronExperiment:
     experiment = subject.experiment(**settings)
-    reference = PAIRS if experiment.options.ablation.by_means else ()
+    reference = experiment.pairs if experiment.options.ablation.by_means else ()
     return NeuronExperiment(experiment, layers or range(subject.graph.shape.n_layers), reference=reference)
 
 
@@ -124,9 +130,96 @@ def test_other_neurons_carry_means_over_unpadded_tokens_or_nothing(ablation: Abl
     assert relative(found.sets([places])[0], by_hooks(subject, masks_of(found, places), base).numpy()) < 1e-9
 
 
-def test_means_by_position_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"mean-by-position.*--ablation corrupted"):
-        measured(double("llama"), ablation=Ablation.MEAN_BY_POSITION)
+def test_other_neurons_carry_the_means_of_their_position() -> None:
+    subject = double("llama")
+    found = measured(subject, ablation=Ablation.MEAN_BY_POSITION)
+    base = {layer: values.mean(0) for layer, values in values_at(subject, corrupted_ids()).items()}
+    (places,) = random_sets(found, (0.5,))
+    assert relative(found.sets([places])[0], by_hooks(subject, masks_of(found, places), base).numpy()) < 1e-9
+
+
+def with_templates(names: str) -> tuple[TokenPair, ...]:
+    return tuple(replace(pair, tags={"template": name}) for pair, name in zip(PAIRS, names, strict=True))
+
+
+def test_other_neurons_carry_the_means_of_their_template() -> None:
+    subject, names = double("gpt2"), "abab"
+    found = measured(subject, pairs=with_templates(names), ablation=Ablation.MEAN_BY_TEMPLATE)
+    base = dict[int, Tensor]()
+    for layer, values in values_at(subject, corrupted_ids()).items():
+        means = {name: values[[place for place, other in enumerate(names) if other == name]].mean(0) for name in "ab"}
+        base[layer] = torch.stack([means[name] for name in names])
+    (places,) = random_sets(found, (0.5,))
+    assert relative(found.sets([places])[0], by_hooks(subject, masks_of(found, places), base).numpy()) < 1e-9
+
+
+def test_a_template_without_reference_pairs_is_named() -> None:
+    subject, pairs = double("llama"), with_templates("abab")
+    experiment = subject.experiment(pairs, ablation=Ablation.MEAN_BY_TEMPLATE)
+    with pytest.raises(PromptError, match="no reference pair has the template 'b'"):
+        NeuronExperiment(experiment, [0], reference=pairs[:1])
+
+
+@pytest.mark.parametrize("ablation", [each for each in Ablation if each.by_means])
+def test_means_without_reference_pairs_are_refused(ablation: Ablation) -> None:
+    with pytest.raises(UsageError, match=f"^{ablation} ablation .* there are none.*--ablation corrupted"):
+        NeuronExperiment(double("llama").experiment(ablation=ablation), [0])
+
+
+def divergence_by_hooks(subject: Subject, fit: NeuronFit, constants: Mapping[int, Tensor]) -> float:
+    ((ids, _, kept),) = fit.groups
+
+    def edit(layer: int) -> Edit:
+        return lambda value: torch.where(kept[layer], value, constants[layer].to(value))
+
+    own = subject.logits(ids).log_softmax(-1)
+    with edited(subject, {layer: edit(layer) for layer in constants}):
+        found = subject.logits(ids).log_softmax(-1)
+    return float((own.exp() * (own - found)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_optimal_constants_of_neurons_disturb_the_model_less_than_means(family: str) -> None:
+    subject = double(family)
+    start = neuron_means(subject.tracer, [pair.corrupted for pair in PAIRS], range(subject.graph.shape.n_layers))
+    widths = {layer: each.shape[-1] for layer, each in start.items()}
+    fit = NeuronFit.of(subject.tracer, [pair.clean for pair in PAIRS], widths)
+    found = optimal_neurons(fit, start)
+    for each in (start, found):
+        assert float(fit.loss(each)) == pytest.approx(divergence_by_hooks(subject, fit, each), rel=1e-4)
+    assert float(fit.loss(found)) < 0.9 * float(fit.loss(start))
+
+
+@pytest.mark.parametrize("circuit", [False, True])
+def test_other_neurons_carry_optimal_constants_which_are_fitted_once(
+    monkeypatch: pytest.MonkeyPatch, *, circuit: bool
+) -> None:
+    subject, fits, usual = Subject("gpt2", double("gpt2").module), list[int](), NeuronFit.of
+
+    def counted(tracer: Tracer, prompts: Sequence[Tokens], widths: Mapping[int, int]) -> NeuronFit:
+        fits.append(len(prompts))
+        return usual(tracer, prompts, widths)
+
+    monkeypatch.setattr(NeuronFit, "of", counted)
+    layers = range(subject.graph.shape.n_layers)
+    edges = np.flatnonzero(np.random.default_rng(0).random(subject.graph.n_edges) < 0.8) if circuit else None
+    reference = random_pairs(5, 7, seed=31 + circuit)
+    experiment = subject.experiment(ablation=Ablation.OPTIMAL)
+    first, again = (NeuronExperiment(experiment, layers, edges=edges, reference=reference) for _ in range(2))
+    assert fits == [5]
+    NeuronExperiment(experiment, layers, edges=edges, reference=reference[:4])
+    assert fits == [5, 4]
+    (places,) = random_sets(first, (0.5,))
+    np.testing.assert_array_equal(first.sets([places]), again.sets([places]))
+    if not circuit:
+        base = {layer: values[0, 0] for layer, values in first._base[0].items()}
+        assert all(bool((first._base[0][layer] == base[layer]).all()) for layer in layers)
+        expected = by_hooks(subject, masks_of(first, places), base).numpy()
+        assert relative(first.sets([places])[0], expected) < 1e-6
+    else:
+        others = np.setdiff1d(first.everything, places)
+        assert relative(first.sets([places, others]), np.stack([first.clean, first.clean])) > 1e-3
+        np.testing.assert_allclose(first.clean, experiment.circuits([subject.graph.mask(edges)])[0], rtol=1e-6)
 
 
 SOME = ["llama", "gpt2", "gemma2", "olmo2", "granite", "falcon", "opt", "bloom"]

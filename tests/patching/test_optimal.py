@@ -1,5 +1,9 @@
 """Optimal ablation: constants that lose no more than means, against hooks that put them in."""
 
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,16 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuits.behaviours.pairs import TokenPair
+from circuits.behaviours.tokens import Tokens
 from circuits.errors import UsageError
+from circuits.files.journal import Journal
 from circuits.graph import Node, NodeKind
+from circuits.patching import fitted_constants
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options
 from circuits.tracing.optimal_constants import ConstantFit, optimal_constants
 from circuits.tracing.replacements import SenderMeans, sender_means
+from circuits.tracing.tracer import Tracer
 from circuits.vocabulary import Ablation, Direction, Metric
 from tests.reference.anatomy import INPUT, anatomy_of
 from tests.reference.hooks import hooked, last_logits, live_run, sender_values
-from tests.subjects import PAIRS, Subject, clean_ids, double_of, metric_of, random_masks, random_pairs
+from tests.subjects import PAIRS, Subject, clean_ids, double_of, metric_of, random_masks, random_pairs, subject_of
 
 REFERENCE = random_pairs(6, 7, seed=21)
 FAMILIES = ("llama", "gpt2")
@@ -102,6 +111,71 @@ def test_circuits_over_constants_equal_runs_of_hooks_that_are_given_them(family:
         np.testing.assert_allclose(found, metric_of(Metric.LOGIT_DIFFERENCE)(logits).numpy(), atol=1e-5)
     effects = experiment.edge_effects(subject.some_edges(9))
     assert np.abs(effects - subject.experiment(ablation=Ablation.MEAN).edge_effects(subject.some_edges(9))).max() > 0.01
+
+
+def measured(subject: Subject, reference: tuple[TokenPair, ...] = REFERENCE, **given: Any) -> PatchingExperiment:
+    options = Options(ablation=Ablation.OPTIMAL)
+    return PatchingExperiment(subject.tracer, subject.graph, PAIRS, options, reference=reference, **given)
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each fit had, one by one."""
+    found, usual = list[int](), fitted_constants.ConstantFit.of
+
+    def counted(tracer: Tracer, prompts: Sequence[Tokens]) -> ConstantFit:
+        found.append(len(prompts))
+        return usual(tracer, prompts)
+
+    monkeypatch.setattr(fitted_constants.ConstantFit, "of", counted)
+    return found
+
+
+def test_constants_are_fitted_once_for_the_same_weights_and_pairs(fits: list[int]) -> None:
+    subject, mask = subject_of("gpt2"), random_masks(subject_of("gpt2").graph.n_edges, (0.3,))
+    first = measured(subject).circuits(mask)
+    np.testing.assert_array_equal(measured(subject).circuits(mask), first)
+    assert len(fits) == 1
+    passes, usual = list[Any](), Tracer.run
+
+    def counted(tracer: Tracer, *args: Any, **given: Any) -> None:
+        passes.append(args)
+        usual(tracer, *args, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracer, "run", counted)
+        fitted_constants.fitted_constants(subject.tracer, REFERENCE)
+        assert not passes
+        fitted_constants.fitted_constants(subject.tracer, REFERENCE[:3])
+        assert passes
+    assert len(fits) == 2
+
+
+def test_other_pairs_and_other_weights_are_fitted_anew(fits: list[int]) -> None:
+    subject = subject_of("gpt2")
+    mask = random_masks(subject.graph.n_edges, (0.3,))
+    first = measured(subject).circuits(mask)
+    other = (*REFERENCE[:-1], replace(REFERENCE[-1], corrupted=REFERENCE[0].corrupted))
+    assert np.abs(measured(subject, other).circuits(mask) - first).max() > 0
+    assert len(fits) == 2
+    with torch.no_grad():
+        next(iter(subject.module.parameters())).mul_(1.1)
+    changed = measured(subject).circuits(mask)
+    assert len(fits) == 3
+    fresh = Subject("gpt2", copy.deepcopy(subject.module))
+    np.testing.assert_allclose(changed, measured(fresh).circuits(mask), rtol=1e-6)
+    assert len(fits) == 4
+
+
+def test_a_resumed_run_takes_constants_from_its_journal(fits: list[int], tmp_path: Path) -> None:
+    found = list[Any]()
+    for resume in (False, True):
+        subject = subject_of("llama")  # another process has a model of its own
+        with Journal(tmp_path / "journal", resume=resume) as journal:
+            experiment = measured(subject, shelf=journal.shelf(model="the same"))
+            found.append(experiment.corrupted)
+    np.testing.assert_array_equal(*found)
+    assert len(fits) == 1
 
 
 def test_it_needs_reference_pairs_and_predictions() -> None:
