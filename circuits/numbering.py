@@ -45,9 +45,14 @@ def slot_receivers(shape: ModelShape, layer: int, slot: Slot) -> range:
     return range(first, first + (shape.n_heads if slot is Slot.Q else shape.n_kv_heads))
 
 
+def last_receiver(shape: ModelShape, layer: int) -> int:
+    """Return the place of a layer's last receiver, which no receiver of the layer reads more senders than."""
+    return (layer + 1) * shape.receivers_per_layer - 1
+
+
 def mlp_receiver(shape: ModelShape, layer: int) -> int:
     """Return the place of a layer's MLP among the receivers; for models that have MLPs."""
-    return (layer + 1) * shape.receivers_per_layer - 1
+    return last_receiver(shape, layer)
 
 
 def end_receiver(graph: ComputationalGraph) -> int:

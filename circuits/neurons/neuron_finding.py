@@ -68,7 +68,7 @@ def find_neurons(
     """Split the MLPs of a circuit, or of the whole model, into the neurons that carry a behaviour and the rest.
 
     A neuron is a hidden unit just before an MLP's down projection. Those that are kept have the values of the run, the
-    others those of the corrupted run (or means, fitted constants, 0); everything else of the circuit or the model is as it is.
+    others those of the corrupted run (or means, constants, 0); everything else of the circuit or model is as it is.
 
     Args:
         model: The model.

@@ -18,7 +18,15 @@ from torch.nn import functional
 from circuits.adapters.anatomy import Anatomy
 from circuits.graph import ComputationalGraph, Slot
 from circuits.memory.needs import PULLED_BACK_AT_ONCE
-from circuits.numbering import edges_into, end_receiver, fan_in_of, head_senders, mlp_receiver, slot_receivers
+from circuits.numbering import (
+    edges_into,
+    end_receiver,
+    fan_in_of,
+    head_senders,
+    last_receiver,
+    mlp_receiver,
+    slot_receivers,
+)
 from circuits.passes.role_sums import RoleSums
 from circuits.tracing.runs import Run, sender_values
 from circuits.tracing.taps import Gradients
@@ -110,9 +118,7 @@ def _reach(graph: ComputationalGraph, gradients: Gradients) -> int:
     """Return how many senders, in their order, the receivers that have gradients can read."""
     if gradients.final.numel():
         return len(graph.senders)
-    shape = graph.shape
-    layer = max((*gradients.stream, *gradients.mlp))
-    return fan_in_of(graph, (layer + 1) * shape.receivers_per_layer - 1)
+    return fan_in_of(graph, last_receiver(graph.shape, max((*gradients.stream, *gradients.mlp))))
 
 
 def _read(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.numbering import edges_into, edges_into_layer, end_receiver
+from circuits.numbering import edges_into, edges_into_layer, end_receiver, last_receiver
 from circuits.passes import attribution
 from circuits.passes.atp_star import AtpStar
 from circuits.passes.attribution import attribute, attribute_each
@@ -59,5 +59,5 @@ def test_graddrop_expands_the_senders_of_a_layer_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(attribution, "sender_values", counted)
     AtpStar()(replace(given, tile=None))
     graph, shape = subject.graph, subject.graph.shape
-    fan_ins = [graph.fan_in[(layer + 1) * shape.receivers_per_layer - 1] for layer in range(shape.n_layers)]
+    fan_ins = [graph.fan_in[last_receiver(shape, layer)] for layer in range(shape.n_layers)]
     assert expanded == [len(graph.senders), *reversed(fan_ins)]
