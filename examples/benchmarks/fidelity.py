@@ -1,12 +1,14 @@
 """How few edges follow the model pair by pair, on pairs that nothing was chosen on: searches side by side.
 
-    python examples/benchmarks/fidelity.py ioi agreement [--fit 64] [--fresh 3] [--choose 128]
+    python examples/benchmarks/fidelity.py ioi agreement [--fit 64 ...] [--fresh 3] [--choose 128]
         [--heldout 128] [--pruners closest nodes minimal ranking] [--scorer eap-ig] [--target 0.9] [--seed 0]
         [--out DIR]
 
 Prints a row per search with the size, fidelity, faithfulness, error and correlation on held-out pairs, with 95 %
 intervals, and seconds; of the search for the closest circuit also every circuit on its way. ``ranking`` is the best
 edges by |score| alone: as many as each search before it found, and more and more until they reach the target.
+Of every search a second table says what its circuit has on the pairs it was fitted to, for each number of pairs, and
+how much less on held-out pairs. Every search judges by the same choose pairs, but ``minimal``, which has only its own.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from measuring import Figures, report
@@ -30,9 +33,16 @@ from circuits.pruning.closest_nodes import nodes
 from circuits.pruning.stopping import candidate
 from circuits.scores import EdgeScores
 from circuits.scoring import score
-from circuits.statistics import Estimate, faithfulness, faithfulness_interval, likeness
+from circuits.statistics import Estimate, error, faithfulness, faithfulness_interval, likeness
 
 SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200)
+
+
+class Ends(NamedTuple):
+    """The metric of the whole model and of the empty circuit, per pair."""
+
+    clean: np.ndarray
+    corrupted: np.ndarray
 
 
 def measured(experiment: PatchingExperiment, edges: EdgeIndices, groups: np.ndarray) -> dict[str, object]:
@@ -98,9 +108,17 @@ def searches(
         yield name, found.edges, time.monotonic() - begun
 
 
-def run(model: Model, name: str, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Compare the searches on one behaviour."""
-    counts = {"pairs": options.fit, "choose": options.choose, "fresh": options.fresh, "heldout": options.heldout}
+def pooled(experiments: Sequence[PatchingExperiment], edges: EdgeIndices) -> float:
+    """Return a circuit's fidelity on the pairs of several experiments together."""
+    mask = np.zeros(experiments[0].graph.n_edges, dtype=np.bool_)
+    mask[edges] = True
+    ends = Ends(*(np.concatenate([getattr(each, side) for each in experiments]) for side in Ends._fields))
+    return 1 - float(error(ends, np.concatenate([each.circuits([mask])[0] for each in experiments]))) ** 2
+
+
+def run(model: Model, name: str, pairs: int, options: argparse.Namespace) -> list[dict[str, object]]:
+    """Compare the searches on one behaviour, with so many pairs to fit to."""
+    counts = {"pairs": pairs, "choose": options.choose, "fresh": options.fresh, "heldout": options.heldout}
     settings = circuits.DiscoverySettings(seed=options.seed, **counts)
     drawn = prompts_for(model, load_behaviour(name), settings)
     groups_to_fit, to_choose_by, _ = parts_of(drawn, settings)
@@ -109,12 +127,16 @@ def run(model: Model, name: str, options: argparse.Namespace) -> list[dict[str, 
     begun = time.monotonic()
     scores = score(fit[0], options.scorer)
     fitted = " + ".join(str(group.n_pairs) for group in fit)
-    pairs = f"{fitted} fit, {choose.n_pairs} choose, {heldout.n_pairs} held-out pairs"
-    print(f"{name}: {pairs}; scored in {time.monotonic() - begun:.0f} s", flush=True)
+    parts = f"{fitted} fit, {choose.n_pairs} choose, {heldout.n_pairs} held-out pairs"
+    print(f"{name}: {parts}; scored in {time.monotonic() - begun:.0f} s", flush=True)
     rows: list[dict[str, object]] = []
     try:
         for search, edges, seconds in searches(options.pruners, fit, choose, scores, options.target):
-            row = {"behaviour": name, "search": search, **measured(heldout, edges, groups), "seconds": round(seconds)}
+            row = {
+                **{"behaviour": name, "search": search, **measured(heldout, edges, groups), "seconds": round(seconds)},
+                **{"fit pairs": pairs, "on fit pairs": pooled(fit, edges), "on choose pairs": pooled([choose], edges)},
+                "on held-out pairs": pooled([heldout], edges),
+            }
             print(row, flush=True)
             rows.append(row)
             if search.startswith("best") and reached(heldout, edges, options.target):
@@ -144,11 +166,28 @@ def shown(rows: Sequence[dict[str, object]], target: float) -> Figures:
     return Figures("circuits on held-out pairs", headings, lines)
 
 
+def gaps(rows: Sequence[dict[str, object]]) -> Figures:
+    """Return a table of what each search's circuits have on the pairs they were found on, and on others."""
+    where = ("on fit pairs", "on choose pairs", "on held-out pairs")
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        if not str(row["search"]).startswith("best"):
+            values = [float(str(row[key])) for key in where]
+            numbers = [*(f"{value:.3f}" for value in values), f"{values[0] - values[2]:+.3f}"]
+            lines.append(
+                (str(row["behaviour"]), str(row["search"]), str(row["fit pairs"]), f"{row['edges']:,}", *numbers)
+            )
+    return Figures(
+        "fidelity on the pairs it was found on", ("behaviour", "search", "pairs", "edges", *where, "gap"), lines
+    )
+
+
 def main() -> None:
     """Run every behaviour asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("behaviours", nargs="+")
-    for option, value in (("--fit", 64), ("--fresh", 3), ("--choose", 128), ("--heldout", 128), ("--seed", 0)):
+    parser.add_argument("--fit", type=int, nargs="+", default=[64])
+    for option, value in (("--fresh", 3), ("--choose", 128), ("--heldout", 128), ("--seed", 0)):
         parser.add_argument(option, type=int, default=value)
     parser.add_argument("--scorer", default="eap-ig")
     parser.add_argument("--target", type=float, default=0.9)
@@ -156,9 +195,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     model = circuits.load_model()
-    rows = [row for name in options.behaviours for row in run(model, name, options)]
+    rows = [row for name in options.behaviours for pairs in options.fit for row in run(model, name, pairs, options)]
     if options.out:
-        report("fidelity", options.out, {"rows": rows}, shown(rows, options.target))
+        report("fidelity", options.out, {"rows": rows}, shown(rows, options.target), gaps(rows))
 
 
 if __name__ == "__main__":
