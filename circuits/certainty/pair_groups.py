@@ -4,11 +4,12 @@ Pairs are grouped by what each of them takes from every edge: the slope of its m
 over circuits in which all edges have the same weight (:data:`POINTS`), so that a pair's edges sum to its own gap. The
 vectors are compared by their cosine, after truncated SVD (k-means; the number of groups by silhouette), as in
 arXiv:2605.09129. Groups are found whatever the data are; whether they *matter* is measured: on held-out pairs, is the
-circuit of a pair's own group closer to the model than one circuit of equal size for all?
+circuit of a pair's own group closer to the model than one circuit of equal size for all? Groups can also be given, by a
+tag of the pairs (the kind of harm, the template), and are judged alike.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -40,8 +41,9 @@ Labels = NDArray[np.int64]
 class PairGroup:
     """Pairs that hang on the same edges; ``examples`` are clean prompts, ``behaviours`` how many are of each.
 
-    ``own`` and ``shared`` are the errors on held-out pairs of the group's own circuit and of the one for all, in units
-    of what the empty circuit gets wrong on all pairs; None where no held-out pair is of this group.
+    ``name`` is the tag's value where a tag gave the groups, else empty. ``own`` and ``shared`` are the errors on
+    held-out pairs of the group's own circuit and of the one for all, in units of what the empty circuit gets wrong on
+    all pairs; None where no held-out pair is of this group.
     """
 
     pairs: int
@@ -50,16 +52,18 @@ class PairGroup:
     examples: tuple[str, ...]
     own: float | None
     shared: float | None
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class PairGroups:
     """What :func:`group_pairs` found.
 
-    ``silhouettes`` has the silhouette (-1 to 1) of each number of groups that was tried. ``gain`` is by how much the
-    squared error of one circuit for all shrinks when every held-out pair is run in its own group's circuit, as a share
-    of what the empty circuit gets wrong. ``rand`` is the adjusted Rand index of groups and behaviours, where there are
-    several behaviours: 1 the same, 0 chance.
+    ``by`` is the tag that gave the groups; None where they were found. ``silhouettes`` has the silhouette (-1 to 1) of
+    each number of groups that was tried. ``gain`` is by how much the squared error of one circuit for all shrinks when
+    every held-out pair is run in its own group's circuit, as a share of what the empty circuit gets wrong. ``rand`` is
+    the adjusted Rand index of groups and behaviours, where there are several behaviours: 1 the same, 0 chance. ``tags``
+    has that of the groups and of each tag that parts the pairs.
     """
 
     model: str
@@ -69,6 +73,8 @@ class PairGroups:
     groups: tuple[PairGroup, ...]
     gain: Estimate
     rand: float | None = None
+    by: str | None = None
+    tags: dict[str, float] = field(default_factory=dict[str, float])
     remarks: tuple[str, ...] = ()
 
     @property
@@ -98,6 +104,7 @@ def group_pairs(
     behaviours: Behaviour | Sequence[Behaviour],
     *,
     count: int | None = None,
+    by: str | None = None,
     size: int = SIZE,
     options: Options | None = None,
     resources: Resources | None = None,
@@ -113,6 +120,7 @@ def group_pairs(
         model: The model.
         behaviours: One behaviour, or several to mix.
         count: How many groups. Default: as many as have the largest silhouette, 2 to 6.
+        by: A tag of the pairs that gives the groups in place of their edges, such as ``category`` of ``refusal``.
         size: How many edges the circuits have that groups are judged by: the best by |mean|.
         options: What is measured. Default: each behaviour's own metric.
         resources: What measuring may use.
@@ -122,12 +130,14 @@ def group_pairs(
         progress: Is told about the stages.
         journal: Keeps what is measured.
 
-    Raises :class:`PromptError` for fewer than 8 pairs. Cost: three gradients of all edges of all pairs, each up to ten
-    forward passes, and on held-out pairs as many circuits as groups and one.
+    Raises :class:`PromptError` for fewer than 8 pairs or a tag that does not part them. Cost: three gradients of all
+    edges of all pairs, each up to ten forward passes, and on held-out pairs as many circuits as groups and one.
     """
     several = [behaviours] if isinstance(behaviours, Behaviour) else list(behaviours)
     if count is not None and count < 2:
         raise UsageError(f"the number of groups must be at least 2, got {count}.")
+    if count is not None and by is not None:
+        raise UsageError(f"the tag {by} says how many groups there are; leave out the number of groups, or the tag.")
     if not 0 < size <= model.graph.n_edges:
         raise UsageError(f"circuits of groups must have 1 to {model.graph.n_edges:,} edges, got {size}.")
     mixed: list[_Part] = []
@@ -148,7 +158,12 @@ def group_pairs(
     taken, of_others = (np.concatenate(each) for each in zip(*(part.vectors(progress) for part in mixed), strict=True))
     if len(taken) < 8:
         raise PromptError(f"{len(taken)} pairs cannot be grouped; at least 8 are needed.")
-    labels, of_heldout, silhouettes = _grouped(taken, of_others, count, seed)
+    tags = _tags(mixed)
+    if by is None:
+        names: list[str] = []
+        labels, of_heldout, silhouettes = _grouped(taken, of_others, count, seed)
+    else:
+        names, labels, of_heldout, silhouettes = _given(mixed, by, taken, tags)
     shared, *own = (_best(taken[chosen], size) for chosen in [labels >= 0, *_one_each(labels)])
     errors = np.concatenate([part.squared_errors([shared, *own]) for part in mixed], axis=1)
     return PairGroups(
@@ -156,9 +171,11 @@ def group_pairs(
         behaviours=tuple(part.prompts.behaviour for part in mixed),
         size=size,
         silhouettes=silhouettes,
-        groups=_groups(mixed, labels, of_heldout, errors),
+        groups=_groups(mixed, names, labels, of_heldout, errors),
         gain=_gain(mixed, of_heldout, errors, seed),
-        rand=_rand(mixed, labels),
+        rand=_rand(_of_behaviours(mixed), labels) if len(mixed) > 1 else None,
+        by=by,
+        tags={tag: _rand(values, labels) for tag, values in tags.items() if tag != by},
         remarks=tuple(remark for part in mixed for remark in part.prompts.remarks),
     )
 
@@ -207,6 +224,35 @@ def _grouped(rows: Floats, heldout: Floats, count: int | None, seed: int) -> tup
     return np.asarray(best.labels_, dtype=np.int64), np.asarray(best.predict(others), dtype=np.int64), silhouettes
 
 
+def _tags(mixed: list[_Part]) -> dict[str, list[str]]:
+    """Return the tags that part the pairs to group, and their values: every pair has them, and no value is all."""
+    pairs = [pair for part in mixed for pair in part.prompts.discovery]
+    shared = [tag for tag in pairs[0].tags if all(tag in pair.tags for pair in pairs)]
+    values = {tag: [pair.tags[tag] for pair in pairs] for tag in shared}
+    return {tag: found for tag, found in values.items() if 1 < len(set(found)) <= len(pairs) // 2}
+
+
+def _given(
+    mixed: list[_Part], by: str, rows: Floats, tags: dict[str, list[str]]
+) -> tuple[list[str], Labels, Labels, dict[int, float]]:
+    """Return the values of a tag, each pair's place among them, that of each held-out pair, and their silhouette.
+
+    A held-out pair of a value that no pair to group has is in no group: -1, the circuit for all.
+    """
+    if by not in tags:
+        parting = f"The tags that do: {', '.join(tags)}." if tags else "No tag does; draw more with --pairs."
+        raise PromptError(
+            f"the tag {by} does not part the pairs: at least two values are needed, each pair must have one, and there "
+            f"must be two pairs for each on average. {parting}"
+        )
+    names = sorted(set(tags[by]))
+    others = [pair.tags.get(by) for part in mixed for pair in part.prompts.heldout]
+    labels = np.array([names.index(value) for value in tags[by]])
+    of_heldout = np.array([names.index(value) if value in names else -1 for value in others])
+    made: Floats = _sklearn("preprocessing").normalize(rows)
+    return names, labels, of_heldout, {len(names): float(_sklearn("metrics").silhouette_score(made, labels))}
+
+
 def _best(rows: Floats, size: int) -> EdgeIndices:
     """Return the edges that pairs take most from, on average."""
     return np.sort(np.argsort(-np.abs(rows.mean(axis=0)), kind="stable")[:size])
@@ -217,7 +263,9 @@ def _one_each(labels: Labels) -> list[NDArray[np.bool_]]:
     return [labels == each for each in range(int(labels.max()) + 1)]
 
 
-def _groups(mixed: list[_Part], labels: Labels, of_heldout: Labels, errors: Floats) -> tuple[PairGroup, ...]:
+def _groups(
+    mixed: list[_Part], values: list[str], labels: Labels, of_heldout: Labels, errors: Floats
+) -> tuple[PairGroup, ...]:
     names = [part.prompts.behaviour for part in mixed for _ in part.prompts.discovery]
     texts = [pair.clean_text for part in mixed for pair in part.prompts.discovery]
     groups: list[PairGroup] = []
@@ -227,7 +275,8 @@ def _groups(mixed: list[_Part], labels: Labels, of_heldout: Labels, errors: Floa
         wrong = [None, None] if not others.any() else np.sqrt(errors[[each + 1, 0]][:, others].mean(1)).tolist()
         counts = {name: sum(names[i] == name for i in inside) for name in dict.fromkeys(names)}
         examples = tuple(texts[i] for i in inside[:EXAMPLES])
-        groups.append(PairGroup(len(inside), int(others.sum()), counts, examples, own=wrong[0], shared=wrong[1]))
+        value = values[each] if values else ""
+        groups.append(PairGroup(len(inside), int(others.sum()), counts, examples, *wrong, value))
     return tuple(groups)
 
 
@@ -241,11 +290,14 @@ def _gain(mixed: list[_Part], of_heldout: Labels, errors: Floats, seed: int) -> 
     return share_of(errors[0] - own, errors[-1], clusters=np.concatenate(clusters), seed=seed)
 
 
-def _rand(mixed: list[_Part], labels: Labels) -> float | None:
-    if len(mixed) == 1:
-        return None
-    truth = np.repeat(np.arange(len(mixed)), [len(part.prompts.discovery) for part in mixed])
-    return float(_sklearn("metrics").adjusted_rand_score(truth, labels))
+def _of_behaviours(mixed: list[_Part]) -> list[str]:
+    """Return the behaviour of each pair to group."""
+    return [str(place) for place, part in enumerate(mixed) for _ in part.prompts.discovery]
+
+
+def _rand(values: list[str], labels: Labels) -> float:
+    """Return the adjusted Rand index of groups and what each pair has."""
+    return float(_sklearn("metrics").adjusted_rand_score(values, labels))
 
 
 def _sklearn(part: str) -> Any:

@@ -77,6 +77,39 @@ def test_behaviours_that_are_mixed_are_compared_with_their_groups() -> None:
         assert sum(group.behaviours[name] for group in found.groups) == 16
 
 
+def test_groups_can_be_given_by_a_tag_and_are_compared_with_the_others() -> None:
+    pairs = list(behaviour_of("one", (5, 6), 0).pairs(None))
+    tagged = [
+        replace(pair, tags={"kind": "ab"[place % 2], "third": "xyz"[place % 3]}) for place, pair in enumerate(pairs)
+    ]
+    behaviour = replace(behaviour_of("one", (5, 6), 0), pairs=lambda _: tagged)
+    model = tiny_model()
+    found = group_pairs(model, behaviour, by="kind", pairs=16, heldout=12, size=40)
+    drawn = behaviour.prompts(model.tokenizer, discovery=16, heldout=12, seed=0)
+    for place, name in enumerate("ab"):
+        group = found.groups[place]
+        assert group.name == name
+        assert group.pairs == sum(pair.tags["kind"] == name for pair in drawn.discovery)
+        assert group.heldout == sum(pair.tags["kind"] == name for pair in drawn.heldout)
+    assert (found.by, list(found.silhouettes), list(found.tags)) == ("kind", [2], ["third"])
+    by_itself = group_pairs(model, behaviour, count=2, pairs=16, heldout=12, size=40)
+    assert list(by_itself.tags) == ["kind", "third"]
+    assert {group.name for group in by_itself.groups} == {""}
+
+
+def test_held_out_pairs_of_another_value_run_in_the_circuit_for_all() -> None:
+    pairs = list(behaviour_of("one", (5, 6), 0).pairs(None))
+    sides = ["discovery", "heldout"]
+    tagged = [
+        replace(pair, tags={"split": sides[place % 2], "kind": ("ab", "cc")[place % 2][place // 2 % 2]})
+        for place, pair in enumerate(pairs)
+    ]
+    behaviour = replace(behaviour_of("one", (5, 6), 0), pairs=lambda _: tagged)
+    found = group_pairs(tiny_model(), behaviour, by="kind", pairs=16, heldout=12, size=40)
+    assert [group.heldout for group in found.groups] == [0, 0]
+    assert found.gain.value == 0
+
+
 def test_what_cannot_be_grouped_is_refused() -> None:
     model, behaviour = tiny_model(), behaviour_of("one", (5, 6), 0)
     with pytest.raises(UsageError, match="at least 2, got 1"):
@@ -85,3 +118,7 @@ def test_what_cannot_be_grouped_is_refused() -> None:
         group_pairs(model, behaviour, size=10**6)
     with pytest.raises(PromptError, match="6 pairs cannot be grouped; at least 8"):
         group_pairs(model, behaviour, pairs=6, heldout=4, size=10)
+    with pytest.raises(UsageError, match="the tag kind says how many groups there are"):
+        group_pairs(model, behaviour, count=2, by="kind")
+    with pytest.raises(PromptError, match=r"the tag kind does not part the pairs.* No tag does"):
+        group_pairs(model, behaviour, by="kind", pairs=8, heldout=4, size=10)

@@ -29,6 +29,10 @@ def groups(
     count: Annotated[
         int | None, typer.Option("--groups", "-k", min=2, help="How many groups (default: 2 to 6, by silhouette).")
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="TAG", help="Groups by a tag of the pairs, such as category or template, in place."),
+    ] = None,
     size: Annotated[int, typer.Option(min=1, help="Edges of the circuits that groups are judged by.")] = 200,
     out: Annotated[
         Path | None,
@@ -65,6 +69,7 @@ def groups(
             model,
             [measurement.with_openings(each, model, output) for each in chosen],
             count=count,
+            by=by,
             size=size,
             options=options,
             resources=model_options.resources(),
@@ -88,6 +93,9 @@ def _tables(found: "PairGroups", file: Path) -> list[RenderableType]:
     ]
     if found.rand is not None:
         rows.append(("groups and behaviours", f"adjusted Rand index {found.rand:.3f}"))
+    if found.tags:
+        agree = ", ".join(f"{tag} {value:.2f}" for tag, value in found.tags.items())
+        rows.append(("groups and tags", f"adjusted Rand index (1 the same, 0 chance): {agree}"))
     rows += [("verdict", found.verdict), ("written to", str(file))]
     return [
         facts(f"groups of pairs of {', '.join(found.behaviours)} in {found.model}", rows),
@@ -100,7 +108,7 @@ def _tables(found: "PairGroups", file: Path) -> list[RenderableType]:
                     str(group.heldout),
                     "" if group.own is None else f"{group.own:.3f}",
                     "" if group.shared is None else f"{group.shared:.3f}",
-                    ", ".join(f"{name} {count}" for name, count in group.behaviours.items()),
+                    group.name or ", ".join(f"{name} {count}" for name, count in group.behaviours.items()),
                     group.examples[0],
                 ]
                 for group in found.groups
