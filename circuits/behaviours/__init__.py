@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from circuits.behaviours.behaviour import Behaviour, PromptSet
-from circuits.behaviours.built_in.agreement import AGREEMENT
-from circuits.behaviours.built_in.capital import CAPITAL
-from circuits.behaviours.built_in.greater_than import GREATER_THAN
+from circuits.behaviours.built_in.agreement import AGREEMENT, AGREEMENT_SENTENCES
+from circuits.behaviours.built_in.capital import CAPITAL, CAPITAL_SENTENCES
+from circuits.behaviours.built_in.greater_than import GREATER_THAN, GREATER_THAN_SENTENCES
 from circuits.behaviours.built_in.harm import HARM
 from circuits.behaviours.built_in.induction import INDUCTION
 from circuits.behaviours.built_in.ioi import IOI, IOI_SENTENCES
-from circuits.behaviours.built_in.pronoun import PRONOUN
+from circuits.behaviours.built_in.pronoun import PRONOUN, PRONOUN_SENTENCES
 from circuits.behaviours.built_in.refusal import REFUSAL, REFUSAL_OF
 from circuits.behaviours.pairs import Pair, TokenPair, clusters_of
 from circuits.behaviours.reading.batches import pairs_of_batches
@@ -48,10 +48,14 @@ BUILT_IN: dict[str, Behaviour] = {
         IOI,
         IOI_SENTENCES,
         GREATER_THAN,
+        GREATER_THAN_SENTENCES,
         CAPITAL,
+        CAPITAL_SENTENCES,
         AGREEMENT,
+        AGREEMENT_SENTENCES,
         INDUCTION,
         PRONOUN,
+        PRONOUN_SENTENCES,
         HARM,
         REFUSAL,
         *REFUSAL_OF,

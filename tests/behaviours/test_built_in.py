@@ -7,22 +7,29 @@ from pathlib import Path
 import pytest
 
 from circuits.behaviours import BUILT_IN, load_behaviour
-from circuits.behaviours.built_in import harm
+from circuits.behaviours.built_in import agreement, capital, greater_than, harm, pronoun
 from circuits.behaviours.built_in.ioi import ioi_roles
 from circuits.behaviours.built_in.refusal import CATEGORIES, Phrases, parse_phrases, read_phrases
 from circuits.behaviours.tokens import prompt_text, single_tokens
 from circuits.errors import FormatError, PromptError, UnknownNameError, UsageError
 from circuits.vocabulary import Metric
 
-ISSUE_2 = ["ioi", "ioi-sentences", "greater-than", "capital", "agreement", "induction", "pronoun", "refusal"]
-everywhere = pytest.mark.parametrize("name", ISSUE_2)
+ISSUE_2 = ["ioi", "greater-than", "capital", "agreement", "induction", "pronoun", "refusal"]
+SENTENCES = [f"{name}-sentences" for name in ("ioi", "greater-than", "capital", "agreement", "pronoun")]
+everywhere = pytest.mark.parametrize("name", [*ISSUE_2, *SENTENCES])
 
 
+SENTENCES_OF = {
+    "greater-than-sentences": greater_than,
+    "capital-sentences": capital,
+    "agreement-sentences": agreement,
+    "pronoun-sentences": pronoun,
+}
 OF_CATEGORIES = [f"refusal:{category}" for category in CATEGORIES]
 
 
 def test_the_built_in_behaviours_are_those_of_the_documentation():
-    assert list(BUILT_IN) == [*ISSUE_2[:-1], "harm", "refusal", *OF_CATEGORIES]
+    assert sorted(BUILT_IN) == sorted([*ISSUE_2, *SENTENCES, "harm", *OF_CATEGORIES])
 
 
 @everywhere
@@ -38,12 +45,12 @@ def test_all_prompts_of_a_behaviour_have_one_length_and_share_position_zero_with
     prompts = BUILT_IN[name].prompts(tokenizer)
     pairs = prompts.discovery + prompts.heldout
     assert all(len(pair.clean) == len(pair.corrupted) for pair in pairs)
-    assert (len({pair.length for pair in pairs}) == 1) == (name not in ("refusal", "ioi-sentences"))
+    assert (len({pair.length for pair in pairs}) == 1) == (name not in ("refusal", *SENTENCES))
     assert all(pair.clean[0] == pair.corrupted[0] for pair in pairs)
     assert all(pair.clean != pair.corrupted for pair in pairs)
 
 
-@pytest.mark.parametrize("name", [name for name in ISSUE_2 if name != "refusal"])
+@pytest.mark.parametrize("name", [name for name in [*ISSUE_2, *SENTENCES] if name != "refusal"])
 def test_both_sides_differ_in_exactly_one_token(name, tokenizer):
     for pair in BUILT_IN[name].prompts(tokenizer).heldout:
         assert sum(left != right for left, right in zip(pair.clean, pair.corrupted, strict=True)) == 1
@@ -98,6 +105,26 @@ def test_other_sentences_are_held_out_than_those_for_discovery_and_both_orders_a
             assert pair.tags["order"] == ("receiver first" if first else "giver first")
             assert set(ioi_roles(pair)) == {"IO", "S1", "S1+1", "S2"}
         assert 0.4 < sum(pair.tags["order"] == "receiver first" for pair in part) / len(part) < 0.6
+
+
+@pytest.mark.parametrize("name", SENTENCES[1:])
+def test_no_held_out_sentence_is_one_for_discovery_and_every_sentence_is_drawn(name, tokenizer):
+    prompts = BUILT_IN[name].prompts(tokenizer, discovery=200, heldout=200)
+    drawn = [{pair.tags["sentence"] for pair in part} for part in (prompts.discovery, prompts.heldout)]
+    assert drawn == [set(SENTENCES_OF[name].SEEN), set(SENTENCES_OF[name].UNSEEN)]
+    assert not drawn[0] & drawn[1]
+
+
+@pytest.mark.parametrize("name", ["capital-sentences", "agreement-sentences"])
+def test_no_answered_word_for_discovery_is_held_out(name, tokenizer):
+    prompts = BUILT_IN[name].prompts(tokenizer, discovery=200, heldout=200)
+    seen, unseen = (
+        {token for pair in part for token in {*pair.clean} ^ {*pair.corrupted}}
+        for part in (prompts.discovery, prompts.heldout)
+    )
+    assert len(seen) > 10
+    assert len(unseen) > 10
+    assert not seen & unseen
 
 
 def test_greater_than_asks_for_tens_above_those_of_the_start_where_digits_are_single_tokens(tokenizer):
@@ -309,7 +336,7 @@ def test_a_behaviour_whose_words_the_tokenizer_splits_says_so(tokenizer):
             return "".join(map(chr, token_ids))
 
     assert single_tokens(Letters(), "a Mary") == []
-    for name in ("ioi", "ioi-sentences", "greater-than", "capital", "agreement", "induction", "pronoun"):
+    for name in (*ISSUE_2[:-1], *SENTENCES):
         with pytest.raises(PromptError, match=f"{name} has no pairs with this tokenizer"):
             BUILT_IN[name].prompts(Letters())
 

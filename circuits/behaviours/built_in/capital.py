@@ -1,10 +1,11 @@
 """Capitals: the capital of a country. Corrupted: another country, whose capital is the wrong answer."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
+from circuits.behaviours.split import DISCOVERY, HELDOUT
 from circuits.behaviours.tokens import Tokenizer, single_token_pairs
 
 PARTNERS = 12
@@ -27,18 +28,65 @@ CAPITALS = {
 }  # fmt: skip
 
 
+SENTENCE = "The capital of {} is the city of"
+SEEN = (
+    SENTENCE,
+    "The government of {} has its seat in the city of",
+    "The museum of {} stands in the capital city,",
+    "People who live in {} know that their capital is",
+)
+"""Sentences for discovery."""
+UNSEEN = (
+    "The capital city of {} is called",
+    "A train crossed {} and stopped in its capital, the city of",
+    "The president of {} lives in the capital,",
+)
+"""Held-out sentences."""
+
+
 def capital_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     """Pair every country whose name and capital are single tokens with a few others."""
     generator = random.Random(0)
     known = single_token_pairs(tokenizer, CAPITALS)
+    return tuple(_pairs("capital", known, generator, lambda: (SENTENCE, {})))
+
+
+def capital_sentence_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
+    """Make pairs in several sentences; countries and sentences for discovery are never held out."""
+    generator, pairs = random.Random(0), list[Pair]()
+    known = single_token_pairs(tokenizer, CAPITALS)
+    for side, split, sentences in ((0, DISCOVERY, SEEN), (1, HELDOUT, UNSEEN)):
+
+        def drawn(split: str = split, sentences: Sequence[str] = sentences) -> tuple[str, dict[str, str]]:
+            sentence = generator.choice(sentences)
+            return sentence, {"split": split, "sentence": sentence}
+
+        pairs += _pairs("capital-sentences", known[side::2], generator, drawn, first=len(pairs))
+    return tuple(pairs)
+
+
+def _pairs(
+    name: str,
+    known: Sequence[tuple[str, str]],
+    generator: random.Random,
+    drawn: Callable[[], tuple[str, dict[str, str]]],
+    first: int = 0,
+) -> list[Pair]:
+    """Pair every country with a few others of the same, in a sentence with tags that is drawn for each pair."""
     pairs: list[Pair] = []
     for country, city in known:
         others = [other for other in known if other[0] != country]
         for other, other_city in generator.sample(others, min(PARTNERS, len(others))):
-            prompts = [f"The capital of {name} is the city of" for name in (country, other)]
-            source = f"capital, pair {len(pairs) + 1}"
-            pairs.append(Pair(prompts[0], prompts[1], (f" {city}",), (f" {other_city}",), source=source))
-    return tuple(pairs)
+            sentence, tags = drawn()
+            clean, corrupted = (sentence.format(each) for each in (country, other))
+            source = f"{name}, pair {first + len(pairs) + 1}"
+            pairs.append(Pair(clean, corrupted, (f" {city}",), (f" {other_city}",), tags=tags, source=source))
+    return pairs
 
 
 CAPITAL = Behaviour("capital", "the capital of a country, not that of another one", capital_pairs, one_length=True)
+CAPITAL_SENTENCES = Behaviour(
+    "capital-sentences",
+    "the capital of a country in several sentences; other sentences and countries are held out",
+    capital_sentence_pairs,
+)

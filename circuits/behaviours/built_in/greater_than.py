@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
+from circuits.behaviours.split import DISCOVERY, HELDOUT
 from circuits.behaviours.tokens import Tokenizer, single_tokens, token_texts
 
 N_PAIRS = 1500
@@ -21,25 +22,66 @@ CENTURIES = ("16", "17", "18")
 TENS = range(2, 8)
 
 
+SENTENCE = "The {noun} lasted from the year {start} to the year {century}"
+SEEN = (
+    SENTENCE,
+    "The {noun} began in the year {start} and ended in the year {century}",
+    "The {noun} of {start} ended only in the year {century}",
+    "They fought the {noun} from {start} to {century}",
+)
+"""Sentences for discovery."""
+UNSEEN = (
+    "Historians date the {noun} between the years {start} and {century}",
+    "From the year {start} the {noun} continued until the year {century}",
+    "A {noun} was planned in {start} and finished in {century}",
+)
+"""Held-out sentences."""
+
+
+class _Spans:
+    """Spans of years in sentences, for tokenizers of one or two digits a token."""
+
+    def __init__(self, name: str, nouns: list[str], width: int) -> None:
+        self.name, self.nouns, self.width = name, nouns, width
+        self.ends = [str(number).zfill(width) for number in range(10**width)]
+        self.generator = random.Random(0)
+        self.pairs: dict[str, Pair] = {}
+
+    def add(self, sentence: str, tags: dict[str, str]) -> None:
+        """Draw a noun and years, and add their pair."""
+        noun = self.generator.choice(self.nouns)
+        century, tens = self.generator.choice(CENTURIES), self.generator.choice(TENS)
+        units = self.generator.randrange(2, 10)
+        bound = f"{tens}{units}"[: self.width]
+        later, earlier = (tuple(filter(test, self.ends)) for test in (bound.__lt__, bound.__gt__))
+        starts = (f"{century}{tens}{units}", century + (f"0{units}" if self.width == 1 else "01"))
+        clean, corrupted = (sentence.format(noun=noun, start=start, century=century) for start in starts)
+        source = f"{self.name}, pair {len(self.pairs) + 1}"
+        self.pairs[clean] = Pair(clean, corrupted, later, earlier, tags=tags, source=source)
+
+
 def greater_than_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     """Make pairs of distinct clean prompts; none for tokenizers that split years in yet another way."""
-    generator = random.Random(0)
-    nouns = single_tokens(tokenizer, NOUNS)
-    width = digits_per_token(tokenizer)
+    nouns, width = single_tokens(tokenizer, NOUNS), digits_per_token(tokenizer)
     if not nouns or not width:
         return ()
-    pairs: dict[str, Pair] = {}
+    spans = _Spans("greater-than", nouns, width)
     for _ in range(N_PAIRS):
-        start = f"The {generator.choice(nouns)} lasted from the year"
-        century, tens, units = generator.choice(CENTURIES), generator.choice(TENS), generator.randrange(2, 10)
-        end = f"to the year {century}"
-        ends = [str(number).zfill(width) for number in range(10**width)]
-        bound = f"{tens}{units}"[:width]
-        later, earlier = (tuple(filter(test, ends)) for test in (bound.__lt__, bound.__gt__))
-        clean, smallest = f"{start} {century}{tens}{units} {end}", f"0{units}" if width == 1 else "01"
-        source = f"greater-than, pair {len(pairs) + 1}"
-        pairs[clean] = Pair(clean, f"{start} {century}{smallest} {end}", later, earlier, source=source)
-    return tuple(pairs.values())
+        spans.add(SENTENCE, {})
+    return tuple(spans.pairs.values())
+
+
+def greater_than_sentence_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
+    """Make pairs in several sentences, of which those for discovery are never held out."""
+    nouns, width = single_tokens(tokenizer, NOUNS), digits_per_token(tokenizer)
+    if not nouns or not width:
+        return ()
+    spans = _Spans("greater-than-sentences", nouns, width)
+    for number in range(N_PAIRS):
+        split, sentences = (DISCOVERY, SEEN) if number % 2 else (HELDOUT, UNSEEN)
+        sentence = spans.generator.choice(sentences)
+        spans.add(sentence, {"split": split, "sentence": sentence})
+    return tuple(spans.pairs.values())
 
 
 def digits_per_token(tokenizer: Tokenizer) -> int:
@@ -52,4 +94,9 @@ def digits_per_token(tokenizer: Tokenizer) -> int:
 
 GREATER_THAN = Behaviour(
     "greater-than", "a span of years ends with later digits, not with earlier ones", greater_than_pairs, one_length=True
+)
+GREATER_THAN_SENTENCES = Behaviour(
+    "greater-than-sentences",
+    "greater-than in several sentences; other sentences are held out",
+    greater_than_sentence_pairs,
 )
