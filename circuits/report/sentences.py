@@ -2,11 +2,13 @@
 
 from circuits.circuit import Circuit
 from circuits.records import Areas, Evaluation
+from circuits.statistics import Likeness
 from circuits.vocabulary import Universe
 
 _TARGET, _CLOSE = 0.9, 0.1
 """The fidelity that a circuit should have, and how far its faithfulness may be from 1."""
-_WHAT = "what the model does on prompts like these"
+_TRACKED = 0.9
+"""From this correlation on a circuit follows which prompts have more of the behaviour; below, in part."""
 _LEFT = 0.2
 """From this necessity on it is said in words that the behaviour can do without the circuit."""
 
@@ -40,51 +42,79 @@ def evaluation_sentences(circuit: Circuit) -> list[str]:
 def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
     """Return in plain words what the numbers allow to be claimed; ``target`` is the fidelity looked for (0.9).
 
-    The first word is one of *Supported*, *Borderline*, *Average only* and *Not supported*. A circuit reaches its target
-    where fidelity is as high and faithfulness is within a tenth of 1.
+    The first words are one of *Sufficient*, *Borderline*, *Mean only* and *Not sufficient*. A circuit reaches its
+    target where fidelity is as high and faithfulness is within a tenth of 1.
     """
     alike, wanted = evaluation.likeness, target or _TARGET
     if alike is None:
         return []
-    fidelity, low, high = alike.fidelity.value, alike.fidelity.low, alike.fidelity.high
-    numbers = f"fidelity {alike.fidelity.describe(2)} on {evaluation.n} pairs it was not searched on"
-    near, pairwise = abs(1 - evaluation.faithfulness) <= _CLOSE, "reproduces, pair by pair,"
-    if not near and fidelity >= wanted:
-        off = f"but its mean effect is more than a tenth off (faithfulness {evaluation.faithfulness:.2f})"
-        said, claim = (
-            f"Borderline: {numbers}, {off}.",
-            "varies from prompt to prompt as the model does, by another amount",
-        )
-    elif fidelity >= wanted and (low is None or low >= wanted):
-        said, claim = f"Supported: {numbers}, the interval above {wanted:g}.", f"{pairwise} {_WHAT}"
-    elif near and (fidelity >= wanted or (high is not None and high >= wanted)):
-        said = f"Borderline: {numbers}; {wanted:g} is neither confirmed nor excluded, more pairs would tell."
-        claim = f"{pairwise} most of {_WHAT}"
-    elif near:
-        average = f"its mean effect is the model's (faithfulness {evaluation.faithfulness:.2f})"
-        said = f"Average only: {average}, but it misses single pairs: {numbers}, below {wanted:g}."
-        claim = "has the behaviour's mean effect; that can be a coincidence of errors that cancel"
-    else:
-        said, claim = f"Not supported: alone it does not reproduce the behaviour: {numbers}, below {wanted:g}.", ""
-    found, random = [said], evaluation.random_baseline
-    if random is not None and random.fidelities and random.fidelities[2] >= fidelity:
+    found = [_sufficiency(evaluation, alike, wanted)]
+    if alike.fidelity.low == alike.fidelity.high == 0:
+        found.append("It does exactly what the empty circuit does: nothing in it reaches the output.")
+    random = evaluation.random_baseline
+    matched = random is not None and random.fidelities is not None and random.fidelities[2] >= alike.fidelity.value
+    if matched:
         found.append("Random heads of the same layers do as well: these heads are not what matters.")
-        claim = ""
     if evaluation.necessity is not None and evaluation.necessity > _LEFT:
-        found.append(f"The rest of the model does without it: {evaluation.necessity:.0%} of the behaviour is left.")
-    found.append(_claims(claim))
+        found.append(
+            f"With its edges corrupted and all others kept, {evaluation.necessity:.0%} of the mean effect stays."
+        )
+    found.append(_claims("" if matched else _claim(evaluation, alike, wanted)))
     if alike.remark:
         found.append(f"The {alike.remark}.")
     return found
 
 
+def _sufficiency(evaluation: Evaluation, alike: Likeness, wanted: float) -> str:
+    """Return the verdict proper: is the circuit alone enough, and by which numbers?"""
+    fidelity, numbers = alike.fidelity, f"fidelity {alike.fidelity.describe(2)} on {evaluation.n} held-out pairs"
+    mean = f"faithfulness {evaluation.faithfulness:.2f}"
+    near, likely = abs(1 - evaluation.faithfulness) <= _CLOSE, (fidelity.high or fidelity.value) >= wanted
+    if not near and fidelity.value >= wanted:
+        return f"Borderline: {numbers}, but its mean effect is more than a tenth off ({mean})."
+    if near and fidelity.value >= wanted and (fidelity.low is None or fidelity.low >= wanted):
+        return f"Sufficient: {numbers}, the interval above {wanted:g}."
+    if near and likely:
+        return f"Borderline: {numbers}; {wanted:g} is neither confirmed nor excluded, more pairs would tell."
+    below = f"the interval below {wanted:g}" if not likely else f"the mean effect not within a tenth ({mean})"
+    if near:
+        return f"Mean only: its mean effect is near the model's ({mean}), but single pairs are off: {numbers}, {below}."
+    return f"Not sufficient: alone it does not reproduce the behaviour: {numbers}, {below}."
+
+
+def _claim(evaluation: Evaluation, alike: Likeness, wanted: float) -> str:
+    """Return what may be claimed, if anything."""
+    metric = f"alone, on prompts like those, its metric is close to the model's on single pairs{_tracked(alike)}"
+    match _sufficiency(evaluation, alike, wanted).partition(":")[0]:
+        case "Sufficient":
+            return metric
+        case "Borderline" if abs(1 - evaluation.faithfulness) > _CLOSE:
+            return f"{metric}; on the mean it is too {'small' if evaluation.faithfulness < 1 else 'large'}"
+        case "Borderline":
+            return f"{metric}; whether close enough, these pairs do not tell"
+        case "Mean only":
+            return (
+                "alone, it has about the model's mean effect, perhaps from errors that cancel; nothing of single pairs"
+            )
+        case _:
+            return ""
+
+
+def _tracked(alike: Likeness) -> str:
+    """Return whether a circuit follows the differences between pairs, which a constant error in size would not show."""
+    if alike.correlation is None:
+        return ""
+    how = "it follows" if alike.correlation.value >= _TRACKED else "it follows only in part"
+    return f", whose differences {how} (correlation {alike.correlation.describe(2)})"
+
+
 def _claims(claim: str) -> str:
-    """Return what may be said of a circuit, and what not."""
+    """Return what may be claimed of a circuit, and what none of this shows."""
     if not claim:
-        return "Nothing may be said for its heads and edges."
+        return "Claim nothing about its heads, MLPs and edges."
     return (
-        f"It may be said that it {claim}; not that it is the only circuit that does, that each of its parts is needed, "
-        "or what its heads compute."
+        f"You may claim: {claim}. Not shown by this: that no other circuit does it, that every part is needed, what "
+        "the parts compute."
     )
 
 

@@ -15,10 +15,14 @@ EXPECTED = {
     "ioi": (4.3, -1.0),
     "ioi-sentences": (4.8, -0.2),
     "greater-than": (4.9, -2.6),
+    "greater-than-sentences": (4.7, -2.2),
     "capital": (12.6, -12.7),
+    "capital-sentences": (11.3, -11.3),
     "agreement": (7.0, -6.8),
+    "agreement-sentences": (6.6, -6.4),
     "induction": (7.5, -4.5),
     "pronoun": (4.9, -4.7),
+    "pronoun-sentences": (2.7, -2.7),
 }
 """Mean logit difference of the clean and the corrupted held-out prompts."""
 

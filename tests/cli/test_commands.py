@@ -89,7 +89,7 @@ def test_the_summary_says_how_good_the_circuit_is(
     assert circuit.evaluation.likeness is not None
     assert f"fidelity {circuit.evaluation.likeness.fidelity.describe()}, {circuit.evaluation.n} held-out pairs" in shown
     assert "20 with other heads of the same layers" in shown
-    assert any(f"verdict {word}" in shown for word in ("Supported", "Borderline", "Average only", "Not supported"))
+    assert any(f"verdict {word}" in shown for word in ("Sufficient", "Borderline", "Mean only", "Not sufficient"))
     assert "eap-ig against exact on 64 edges" in shown
     strongest = circuit.edge_list[int(np.argmax(np.abs(circuit.scores)))]
     assert str(strongest) in shown

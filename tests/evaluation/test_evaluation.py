@@ -188,13 +188,21 @@ def test_the_random_control_does_well_where_all_heads_do_the_same_and_the_verdic
 @pytest.mark.parametrize(
     ("fidelity", "low", "high", "f", "said", "claimed"),
     [
-        (0.95, 0.92, 0.97, 0.98, "Supported: fidelity 0.95 [0.92, 0.97] on 64 pairs", "reproduces, pair by pair, what"),
-        (0.95, 0.85, 0.97, 0.98, "Borderline: fidelity 0.95 [0.85, 0.97]", "pair by pair, most of what"),
-        (0.88, 0.81, 0.91, 0.96, "0.9 is neither confirmed nor excluded", "pair by pair, most of what"),
-        (0.70, 0.60, 0.80, 0.96, "Average only: its mean effect is the model's (faithfulness 0.96)", "mean effect;"),
-        (0.95, 0.92, 0.97, 0.70, "more than a tenth off (faithfulness 0.70)", "by another amount"),
-        (0.88, 0.81, 0.91, 0.70, "Not supported: alone it does not", "Nothing may be said for"),
-        (0.40, 0.30, 0.50, 0.50, "Not supported: alone it does not", "Nothing may be said for"),
+        (0.95, 0.92, 0.97, 0.98, "Sufficient: fidelity 0.95 [0.92, 0.97] on 64 held-out pairs", "on single pairs. Not"),
+        (0.95, 0.85, 0.97, 0.98, "Borderline: fidelity 0.95 [0.85, 0.97]", "these pairs do not tell"),
+        (0.88, 0.81, 0.91, 0.96, "0.9 is neither confirmed nor excluded", "these pairs do not tell"),
+        (
+            0.70,
+            0.60,
+            0.80,
+            0.96,
+            "Mean only: its mean effect is near the model's (faithfulness 0.96)",
+            "nothing of single",
+        ),
+        (0.95, 0.92, 0.97, 0.70, "more than a tenth off (faithfulness 0.70)", "on the mean it is too small"),
+        (0.95, 0.92, 0.97, 1.30, "more than a tenth off (faithfulness 1.30)", "on the mean it is too large"),
+        (0.88, 0.81, 0.91, 0.70, "Not sufficient: alone it does not", "Claim nothing"),
+        (0.40, 0.30, 0.50, 0.50, "[0.30, 0.50] on 64 held-out pairs, the interval below 0.9", "Claim nothing"),
     ],
 )
 def test_the_verdict_says_what_may_be_claimed_and_what_not(
@@ -205,9 +213,21 @@ def test_the_verdict_says_what_may_be_claimed_and_what_not(
     assert len(found) == 2
     assert said in found[0]
     assert claimed in found[1]
-    assert "not that it is the only" in found[1] or claimed == "Nothing may be said for"
+    assert ("Not shown by this: that no other" in found[1]) != (claimed == "Claim nothing")
     other = verdict(replace(EVALUATION, likeness=alike, faithfulness=f, necessity=0.45))
-    assert other[1] == "The rest of the model does without it: 45% of the behaviour is left."
+    assert other[1] == "With its edges corrupted and all others kept, 45% of the mean effect stays."
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.95, "it follows (correlation"), (0.54, "only in part (correlation")])
+def test_the_verdict_says_whether_differences_between_pairs_are_followed(value: float, said: str) -> None:
+    alike = Likeness(64, 64, Estimate(0.95, 0.92, 0.97), Estimate(0.1, 0.0, 0.2), Estimate(value, value, value))
+    assert said in verdict(replace(EVALUATION, likeness=alike, faithfulness=0.98, necessity=0.0))[1]
+
+
+def test_a_circuit_that_is_cut_off_is_said_to_be_the_empty_one() -> None:
+    alike = Likeness(64, 64, Estimate(0.0, 0.0, 0.0), Estimate(1.0, 1.0, 1.0))
+    words = verdict(replace(EVALUATION, likeness=alike, faithfulness=0.0, necessity=0.0))
+    assert words[1] == "It does exactly what the empty circuit does: nothing in it reaches the output."
 
 
 # ------------------------------------------------------------------------------------------------------ curve and areas
