@@ -23,6 +23,7 @@ from circuits.files.documents import json_text
 from circuits.files.journal import Journal
 from circuits.graph import EdgeIndices
 from circuits.model import Model
+from circuits.openings import finds_openings, with_openings
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.protocol import StageProgress, no_stages
 from circuits.patching.sequences import AnyExperiment
@@ -141,7 +142,8 @@ def group_pairs(
     if not 0 < size <= model.graph.n_edges:
         raise UsageError(f"circuits of groups must have 1 to {model.graph.n_edges:,} edges, got {size}.")
     mixed: list[_Part] = []
-    for behaviour in several:
+    for each in several:
+        behaviour = with_openings(model, each)[0] if finds_openings(model, each) else each
         prompts = behaviour.prompts(model.tokenizer, discovery=pairs, heldout=heldout, seed=seed)
         progress(f"recording the prompts of {behaviour.name}", 0, 0)
         sides = [

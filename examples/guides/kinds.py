@@ -14,7 +14,6 @@ from pathlib import Path
 from figures import publish, table
 
 import circuits
-from circuits.openings import finds_openings, with_openings
 
 quick = "--quick" in sys.argv
 MODELS = ("smollm2-135m-refusal",) if quick else ("smollm2-135m-refusal", "qwen2.5-coder-0.5b-instruct")
@@ -24,8 +23,6 @@ folder = Path("outputs/guides/kinds")
 rows: list[list[str]] = []
 for name in MODELS:
     model, behaviour = circuits.load_model(name), circuits.load_behaviour("refusal")
-    if finds_openings(model, behaviour):
-        behaviour = with_openings(model, behaviour)[0]
     with circuits.Journal(folder / name, resume=True) as journal:
         for tag in (None, "category", "template"):
             found = circuits.group_pairs(model, behaviour, by=tag, pairs=pairs, heldout=pairs, journal=journal)

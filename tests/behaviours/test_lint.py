@@ -125,7 +125,10 @@ def test_a_clear_gap_passes_without_warnings():
 
 
 def test_a_model_that_answers_wrongly_on_both_sides_is_refused_with_the_numbers():
-    expected = r"tiny does not show ioi\. logit-difference over 32 pairs: clean -8.30, corrupted -8.20; the mean gap is -0.10 \(95 % interval -"
+    expected = (
+        r"tiny does not show ioi\. logit-difference over 32 pairs: clean -8.30, corrupted -8.20; the mean gap is -0.10 "
+        r"\(95 % interval -"
+    )
     with pytest.raises(BehaviourNotShownError, match=expected):
         gap(spread(-8.3, 1.0), spread(-8.2, 1.0)[::-1])
 

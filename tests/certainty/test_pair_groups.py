@@ -110,6 +110,14 @@ def test_held_out_pairs_of_another_value_run_in_the_circuit_for_all() -> None:
     assert found.gain.value == 0
 
 
+def test_openings_of_another_model_are_not_taken_for_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    behaviour = replace(behaviour_of("one", (5, 6), 0), answers_for=("another",))
+    own = behaviour_of("found", (7, 8), 0)
+    monkeypatch.setattr("circuits.certainty.pair_groups.with_openings", lambda model, asked: (own, asked.name))
+    found = group_pairs(tiny_model(), behaviour, pairs=8, heldout=4, size=10)
+    assert found.behaviours == ("found",)
+
+
 def test_what_cannot_be_grouped_is_refused() -> None:
     model, behaviour = tiny_model(), behaviour_of("one", (5, 6), 0)
     with pytest.raises(UsageError, match="at least 2, got 1"):
