@@ -34,7 +34,10 @@ POINTS = (1 / 6, 1 / 2, 5 / 6)
 """The weights of all edges at which slopes are taken: the midpoint rule."""
 DIMENSIONS = 20
 MOST = 6
-PAIRS, SIZE, EXAMPLES = 64, 200, 3
+PAIRS, EXAMPLES = 64, 3
+LEAST, ENOUGH, DONE = 200, 0.8, 0.5
+"""The fewest edges that circuits are tried with, the fidelity that they should have on the pairs to group, and the one
+on held-out pairs below which nothing can be said."""
 Labels = NDArray[np.int64]
 
 
@@ -62,9 +65,10 @@ class PairGroups:
 
     ``by`` is the tag that gave the groups; None where they were found. ``silhouettes`` has the silhouette (-1 to 1) of
     each number of groups that was tried. ``gain`` is by how much the squared error of one circuit for all shrinks when
-    every held-out pair is run in its own group's circuit, as a share of what the empty circuit gets wrong. ``rand`` is
-    the adjusted Rand index of groups and behaviours, where there are several behaviours: 1 the same, 0 chance. ``tags``
-    has that of the groups and of each tag that parts the pairs.
+    every held-out pair is run in its own group's circuit, as a share of what the empty circuit gets wrong; ``fidelity``
+    that of the circuit for all on the same pairs. ``rand`` is the adjusted Rand index of groups and behaviours, where
+    there are several behaviours: 1 the same, 0 chance. ``tags`` has that of the groups and of each tag that parts the
+    pairs.
     """
 
     model: str
@@ -73,6 +77,7 @@ class PairGroups:
     silhouettes: dict[int, float]
     groups: tuple[PairGroup, ...]
     gain: Estimate
+    fidelity: float
     rand: float | None = None
     by: str | None = None
     tags: dict[str, float] = field(default_factory=dict[str, float])
@@ -80,12 +85,18 @@ class PairGroups:
 
     @property
     def several(self) -> bool:
-        """Whether circuits of their own are surely closer to the model on held-out pairs than one for all."""
-        return self.gain.low is not None and self.gain.low > 0
+        """Whether circuits of their own are surely closer to the model on held-out pairs than a working one for all."""
+        return self.fidelity >= DONE and self.gain.low is not None and self.gain.low > 0
 
     @property
     def verdict(self) -> str:
         """Return in a sentence what may be claimed."""
+        if self.fidelity < DONE:
+            return (
+                f"Nothing can be said: one circuit of {self.size:,} edges for all has a fidelity of "
+                f"{self.fidelity:.2f} on held-out pairs, too little to be better or worse than others. "
+                "Take more edges (--size)."
+            )
         if self.several:
             return f"Several mechanisms: {len(self.groups)} circuits are closer to the model than one for all."
         return "No evidence for several mechanisms: one circuit for all is no worse than one for each group."
@@ -106,7 +117,7 @@ def group_pairs(
     *,
     count: int | None = None,
     by: str | None = None,
-    size: int = SIZE,
+    size: int | None = None,
     options: Options | None = None,
     resources: Resources | None = None,
     pairs: int = PAIRS,
@@ -122,7 +133,8 @@ def group_pairs(
         behaviours: One behaviour, or several to mix.
         count: How many groups. Default: as many as have the largest silhouette, 2 to 6.
         by: A tag of the pairs that gives the groups in place of their edges, such as ``category`` of ``refusal``.
-        size: How many edges the circuits have that groups are judged by: the best by |mean|.
+        size: How many edges the circuits have that groups are judged by: the best by |mean|. Default: 200, or doubled
+            until one circuit for all has a fidelity of 0.8 on the pairs that are grouped.
         options: What is measured. Default: each behaviour's own metric.
         resources: What measuring may use.
         pairs: How many pairs of each behaviour are grouped.
@@ -132,14 +144,15 @@ def group_pairs(
         journal: Keeps what is measured.
 
     Raises :class:`PromptError` for fewer than 8 pairs or a tag that does not part them. Cost: three gradients of all
-    edges of all pairs, each up to ten forward passes, and on held-out pairs as many circuits as groups and one.
+    edges of all pairs, each up to ten forward passes; a circuit for each size tried; and on held-out pairs as many
+    circuits as groups and one.
     """
     several = [behaviours] if isinstance(behaviours, Behaviour) else list(behaviours)
     if count is not None and count < 2:
         raise UsageError(f"the number of groups must be at least 2, got {count}.")
     if count is not None and by is not None:
         raise UsageError(f"the tag {by} says how many groups there are; leave out the number of groups, or the tag.")
-    if not 0 < size <= model.graph.n_edges:
+    if size is not None and not 0 < size <= model.graph.n_edges:
         raise UsageError(f"circuits of groups must have 1 to {model.graph.n_edges:,} edges, got {size}.")
     mixed: list[_Part] = []
     for each in several:
@@ -166,8 +179,9 @@ def group_pairs(
         labels, of_heldout, silhouettes = _grouped(taken, of_others, count, seed)
     else:
         names, labels, of_heldout, silhouettes = _given(mixed, by, taken, tags)
+    size = size or _enough(mixed, taken)
     shared, *own = (_best(taken[chosen], size) for chosen in [labels >= 0, *_one_each(labels)])
-    errors = np.concatenate([part.squared_errors([shared, *own]) for part in mixed], axis=1)
+    errors = np.concatenate([part.squared_errors([shared, *own], heldout=True) for part in mixed], axis=1)
     return PairGroups(
         model=model.info.id,
         behaviours=tuple(part.prompts.behaviour for part in mixed),
@@ -175,6 +189,7 @@ def group_pairs(
         silhouettes=silhouettes,
         groups=_groups(mixed, names, labels, of_heldout, errors),
         gain=_gain(mixed, of_heldout, errors, seed),
+        fidelity=1 - float(errors[0].mean()),
         rand=_rand(_of_behaviours(mixed), labels) if len(mixed) > 1 else None,
         by=by,
         tags={tag: _rand(values, labels) for tag, values in tags.items() if tag != by},
@@ -201,12 +216,12 @@ class _Part:
             found.append(rows)
         return found[0], found[1]
 
-    def squared_errors(self, circuits: list[EdgeIndices]) -> Floats:
-        """Return how wrong circuits are on held-out pairs, ``(circuit, pair)``, the empty one's last.
+    def squared_errors(self, circuits: list[EdgeIndices], *, heldout: bool) -> Floats:
+        """Return how wrong circuits are on one part of the pairs, ``(circuit, pair)``, the empty one's last.
 
         Squares of the metric, over the mean of the empty circuit's: behaviours of other units can be put together.
         """
-        side = self.heldout
+        side = self.heldout if heldout else self.experiment
         values = side.circuits([side.graph.mask(edges) for edges in circuits])
         wrong = np.square(np.concatenate([values, side.corrupted[None]]) - side.clean)
         return wrong / wrong[-1].mean()
@@ -253,6 +268,17 @@ def _given(
     of_heldout = np.array([names.index(value) if value in names else -1 for value in others])
     made: Floats = _sklearn("preprocessing").normalize(rows)
     return names, labels, of_heldout, {len(names): float(_sklearn("metrics").silhouette_score(made, labels))}
+
+
+def _enough(mixed: list[_Part], rows: Floats) -> int:
+    """Return how many edges a circuit for all needs to be :data:`ENOUGH` on the pairs to group; all, if need be."""
+    total = rows.shape[1]
+    sizes = [min(LEAST, total)]
+    while sizes[-1] < total:
+        sizes.append(min(2 * sizes[-1], total))
+    circuits = [_best(rows, size) for size in sizes]
+    errors = np.concatenate([part.squared_errors(circuits, heldout=False) for part in mixed], axis=1).mean(axis=1)
+    return next((size for size, wrong in zip(sizes, errors, strict=False) if 1 - wrong >= ENOUGH), total)
 
 
 def _best(rows: Floats, size: int) -> EdgeIndices:

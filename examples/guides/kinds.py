@@ -29,7 +29,9 @@ for name in MODELS:
             print(json.dumps(found.to_document()), flush=True)
             agree = ", ".join(f"{other} {value:.2f}" for other, value in found.tags.items())
             silhouette = max(found.silhouettes.values())
-            parts = [str(len(found.groups)), f"{silhouette:.2f}", found.gain.describe(), agree]
+            fidelity = f"{found.size:,} edges, {found.fidelity:.2f}"
+            parts = [str(len(found.groups)), f"{silhouette:.2f}", fidelity, found.gain.describe(), agree]
             rows.append([name, "their edges" if tag is None else f"their {tag}", *parts])
-headings = ["model", "grouped by", "groups", "silhouette", "gain of circuits of their own", "adjusted Rand index with"]
+headings = ["model", "grouped by", "groups", "silhouette", "one circuit, fidelity", "gain of their own"]
+headings.append("adjusted Rand index with")
 publish("evidence.md", "kinds", table(headings, rows))

@@ -10,6 +10,7 @@ from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair
 from circuits.certainty.pair_groups import POINTS, _grouped, group_pairs
 from circuits.errors import PromptError, UsageError
+from circuits.statistics import Estimate
 from circuits.vocabulary import Metric
 from tests.ablation.conftest import tiny_model
 
@@ -66,6 +67,20 @@ def test_a_behaviour_is_grouped_and_judged_on_held_out_pairs() -> None:
     assert document["verdict"] == found.verdict
     assert document["several"] is found.several
     assert group_pairs(model, behaviour_of("one", (5, 6), 0), pairs=16, heldout=12, size=40) == found
+
+
+def test_circuits_have_as_many_edges_as_one_for_all_needs_and_useless_ones_tell_nothing() -> None:
+    model, behaviour = tiny_model(), behaviour_of("one", (5, 6), 0)
+    found = group_pairs(model, behaviour, pairs=16, heldout=12)
+    assert found.fidelity >= 0.5
+    assert found.size == model.graph.n_edges or found.size % 200 == 0
+    useless = group_pairs(model, behaviour, pairs=16, heldout=12, size=1)
+    assert useless.fidelity < 0.5
+    assert not useless.several
+    assert useless.verdict.startswith("Nothing can be said: one circuit of 1 edges for all")
+    surely = replace(found, gain=Estimate(0.2, 0.1, 0.3), fidelity=0.6)
+    assert surely.several
+    assert not replace(surely, fidelity=0.4).several
 
 
 def test_behaviours_that_are_mixed_are_compared_with_their_groups() -> None:

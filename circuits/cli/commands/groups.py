@@ -33,7 +33,14 @@ def groups(
         str | None,
         typer.Option(metavar="TAG", help="Groups by a tag of the pairs, such as category or template, in place."),
     ] = None,
-    size: Annotated[int, typer.Option(min=1, help="Edges of the circuits that groups are judged by.")] = 200,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Edges of the circuits that groups are judged by (default: from 200 on, as many as one circuit for "
+            "all needs for a fidelity of 0.8).",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -89,7 +96,8 @@ def _tables(found: "PairGroups", file: Path) -> list[RenderableType]:
     tried = ", ".join(f"{count}: {value:.2f}" for count, value in found.silhouettes.items())
     rows = [
         ("silhouettes", tried),
-        ("circuits of their own", f"{found.gain.describe()} less wrong than one for all, {found.size} edges each"),
+        ("one circuit for all", f"{found.size:,} edges, fidelity {found.fidelity:.2f} on held-out pairs"),
+        ("circuits of their own", f"{found.gain.describe()} less wrong than that, as many edges each"),
     ]
     if found.rand is not None:
         rows.append(("groups and behaviours", f"adjusted Rand index {found.rand:.3f}"))
