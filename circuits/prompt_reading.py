@@ -13,7 +13,7 @@ from circuits.behaviours.survey import Prompts, survey
 from circuits.models.fetching.builtin import FetchProgress, no_fetch_progress
 from circuits.models.loading import load_tokenizer
 from circuits.models.tokenizers import usable_tokenizer
-from circuits.vocabulary import Metric
+from circuits.vocabulary import Align, Metric
 
 
 def read_prompts(
@@ -22,6 +22,7 @@ def read_prompts(
     *,
     tokenizer: Any = None,
     metric: str | Metric | None = None,
+    align: str | Align | None = None,
     progress: FetchProgress = no_fetch_progress,
 ) -> Prompts:
     """Read a prompt file and tokenize it: what is usable, what is not and why, splits, lengths, duplicates, leaks.
@@ -31,6 +32,7 @@ def read_prompts(
         model: Whose tokenizer reads it: a built-in name, a folder or a Hugging Face id. Its weights are not read.
         tokenizer: In place of the model's own; then no model is looked for.
         metric: What the pairs are to be measured by (``sequence`` takes answers of several tokens).
+        align: By what pairs are aligned whose sides differ in length (``suffix`` or ``roles``); else they are unusable.
         progress: Is told while a built-in model is fetched, which happens once.
 
     Raises as :func:`circuits.load_behaviour` does for a file that is missing or has nothing to use, and
@@ -39,6 +41,8 @@ def read_prompts(
     behaviour = load_behaviour(file, skip_unusable=True)
     if metric is not None:
         behaviour = replace(behaviour, metric=Metric.parse(metric))
+    if align is not None:
+        behaviour = behaviour.varied(align=align)
     if tokenizer is None:
         return survey(behaviour, load_tokenizer(model, progress=progress), model=model)
     return survey(behaviour, usable_tokenizer(tokenizer), model=str(getattr(tokenizer, "name_or_path", "")))

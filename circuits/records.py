@@ -144,7 +144,8 @@ class Variant:
     ``system`` is the system message of every chat, ``prefill`` how the answer begins already; None: the behaviour's
     own. With ``attack`` the corrupted side asks for what the clean side asks, and has this system message in place of
     the other, so that a pair differs by the attack alone; with ``attack_prefill`` its answer begins so. ``answers`` and
-    ``wrong_answers``, where there are any, take the place of the behaviour's.
+    ``wrong_answers``, where there are any, take the place of the behaviour's. ``align`` says by what pairs are aligned
+    whose sides differ in length; None: not at all.
     """
 
     system: str | None = None
@@ -153,6 +154,7 @@ class Variant:
     wrong_answers: tuple[str, ...] = ()
     attack: str | None = None
     attack_prefill: str | None = None
+    align: str | None = None
 
     @property
     def attacked(self) -> bool:
@@ -165,6 +167,7 @@ class Variant:
         parts = [f"{name.replace('_', ' ')} {text!r}" for name, text in texts.items() if text is not None]
         for name, texts in (("answers", self.answers), ("wrong answers", self.wrong_answers)):
             parts += [f"{name} {', '.join(map(repr, texts))}"] if texts else []
+        parts += [f"sides of different lengths aligned by {self.align}"] if self.align else []
         return "; ".join(parts)
 
 
@@ -345,7 +348,8 @@ class Example:
     """One prompt pair as text; ``split`` is ``discovery`` or ``heldout``.
 
     ``answer_ids`` and ``wrong_ids`` are the tokens that were measured: not every token is what its own text gives.
-    ``roles`` are the positions of the pair's own token roles.
+    ``roles`` are the positions of the pair's own token roles, ``alignment`` the counterpart of every position where the
+    sides differ in length.
     """
 
     clean: str
@@ -356,3 +360,4 @@ class Example:
     answer_ids: tuple[int, ...] = ()
     wrong_ids: tuple[int, ...] = ()
     roles: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    alignment: tuple[int, ...] = ()

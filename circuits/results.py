@@ -131,4 +131,4 @@ def examples(prompts: PromptSet, tokenizer: Tokenizer) -> list[Example]:
 def _example(pair: TokenPair, split: str, tokenizer: Tokenizer) -> Example:
     answers, wrong = (token_texts(tokenizer, tokens) for tokens in (pair.answers, pair.wrong_answers))
     ids = pair.answers, pair.wrong_answers
-    return Example(pair.clean_text, pair.corrupted_text, answers, wrong, split, *ids, dict(pair.roles))
+    return Example(pair.clean_text, pair.corrupted_text, answers, wrong, split, *ids, dict(pair.roles), pair.alignment)

@@ -118,6 +118,15 @@ class Universe(Choice):
         return {"group": "keys and values per group", "query-head": "keys and values per query head"}[self.value]
 
 
+class Align(Choice):
+    """By what the sides of a pair are aligned where they differ in length; see :mod:`circuits.behaviours.alignment`."""
+
+    SUFFIX = "suffix"
+    """What both sides end with, and what both begin with."""
+    ROLES = "roles"
+    """The roles of token positions that the pair names on both sides."""
+
+
 class Direction(Choice):
     """Noising corrupts one edge of the clean run; denoising restores one edge of the corrupted run."""
 

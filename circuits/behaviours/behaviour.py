@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from circuits.behaviours.alignment import alignment_remarks
 from circuits.behaviours.lint import inspect_pairs
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.reading.unusable import Unusable, in_order, refusal
@@ -16,7 +17,7 @@ from circuits.behaviours.variants import varied
 from circuits.errors import PromptError, UsageError
 from circuits.records import UNCHANGED, Variant
 from circuits.settings import settle
-from circuits.vocabulary import Metric
+from circuits.vocabulary import Align, Metric
 
 REFERENCE = 64
 """How many pairs a direction, or a mean, is taken from at most."""
@@ -95,6 +96,7 @@ class Behaviour:
         attack_prefill: str | None = None,
         answers: Sequence[str] = (),
         wrong_answers: Sequence[str] = (),
+        align: Align | str | None = None,
     ) -> Self:
         """Return the behaviour with something changed about its prompts or answers; what is not given stays as it is.
 
@@ -107,6 +109,8 @@ class Behaviour:
                 asks; ``prefill`` is the clean side's beginning then, of as many tokens.
             answers: First tokens of answers, in place of the behaviour's own.
             wrong_answers: The same of wrong answers.
+            align: By what pairs are aligned whose sides differ in length (``suffix`` or ``roles``); without it they
+                cannot be used. See :mod:`circuits.behaviours.alignment`.
 
         Raises :class:`UsageError` for an empty prefill, and for that of an attack alone; prompts that are plain text,
         not chats, are refused when pairs are made.
@@ -127,6 +131,7 @@ class Behaviour:
             attack_prefill=own.attack_prefill if attack_prefill is None else attack_prefill,
             answers=tuple(answers) or own.answers,
             wrong_answers=tuple(wrong_answers) or own.wrong_answers,
+            align=own.align if align is None else Align.parse(align),
         )
         return replace(self, variant=variant)
 
@@ -191,6 +196,7 @@ class Behaviour:
     ) -> PromptSet:
         reference = draw(known, REFERENCE, 0) if self.metric.along_direction else undrawn(known, parts, REFERENCE, seed)
         remarks = self.remarks(tokenizer, len(found.pairs)) if self.remarks and tokenizer is not None else ()
+        remarks = (*remarks, *alignment_remarks([pair for part in parts for pair in part]))
         digest = digest_of(*parts)
         return PromptSet(
             self.name, self.metric, *parts, digest, self.variant, reference, remarks, unusable=found.unusable
@@ -218,7 +224,9 @@ class Behaviour:
                 f"{self.name} has no pairs with this tokenizer: it splits the words the prompts are made of; write a "
                 "prompt file with words that are single tokens."
             )
-        pairs, problems = inspect_pairs([varied(pair, self.variant) for pair in candidates], tokenizer, self.metric)
+        align = None if self.variant.align is None else Align.parse(self.variant.align)
+        varying = [varied(pair, self.variant) for pair in candidates]
+        pairs, problems = inspect_pairs(varying, tokenizer, self.metric, align)
         leaves_out = self.usable_only or self.one_length
         if leaves_out:
             pairs, more = _placed(pairs)
@@ -280,4 +288,5 @@ def digest_of(*parts: Sequence[TokenPair]) -> str:
 
 def _content(pair: TokenPair) -> list[object]:
     sequences = [pair.sequences, pair.wrong_sequences] if pair.sequences or pair.wrong_sequences else []
-    return [pair.clean, pair.corrupted, pair.answers, pair.wrong_answers, *sequences]
+    alignment = [{"alignment": pair.alignment}] if pair.alignment else []
+    return [pair.clean, pair.corrupted, pair.answers, pair.wrong_answers, *sequences, *alignment]

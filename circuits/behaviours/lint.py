@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits.behaviours.alignment import aligned
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.reading.unusable import Unusable
 from circuits.behaviours.tokens import (
@@ -21,7 +22,7 @@ from circuits.behaviours.tokens import (
     unknown_place,
 )
 from circuits.errors import BehaviourNotShownError, PromptError, UsageError
-from circuits.vocabulary import Metric
+from circuits.vocabulary import Align, Metric
 
 Values = NDArray[np.float64]
 FEW = 4
@@ -29,28 +30,32 @@ FEW = 4
 
 
 def inspect_pairs(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, metric: Metric
+    pairs: Sequence[Pair], tokenizer: Tokenizer, metric: Metric, align: Align | None = None
 ) -> tuple[list[tuple[Pair, TokenPair]], list[Unusable]]:
     """Return the pairs that can be measured, as written and as tokens, and why the others cannot."""
     usable: list[tuple[Pair, TokenPair]] = []
     problems: list[Unusable] = []
     for pair in pairs:
         try:
-            usable.append((pair, check_pair(pair, tokenizer, metric)))
+            usable.append((pair, check_pair(pair, tokenizer, metric, align)))
         except PromptError as error:
             problems.append(Unusable(pair.source, f"{pair.source}: {error}"))
     return usable, problems
 
 
-def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
-    """Tokenize one pair; raises :class:`PromptError` that says what is wrong with it, but not where it is from."""
+def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric, align: Align | None = None) -> TokenPair:
+    """Tokenize one pair; raises :class:`PromptError` that says what is wrong with it, but not where it is from.
+
+    Sides of different lengths are aligned where that is asked for, or known.
+    """
     clean_text, corrupted_text = prompt_text(tokenizer, pair.clean), prompt_text(tokenizer, pair.corrupted)
     rendered = not isinstance(pair.clean, str)
     clean = prompt_tokens(tokenizer, clean_text, rendered=rendered)
     corrupted = prompt_tokens(tokenizer, corrupted_text, rendered=not isinstance(pair.corrupted, str))
     for text, tokens in ((clean_text, clean), (corrupted_text, corrupted)):
         _check_known(tokenizer, text, tokens)
-    _check_sides(tokenizer, clean, corrupted)
+    alignment = _alignment(pair, tokenizer, (clean, corrupted), align)
+    _check_sides(tokenizer, clean, corrupted, alignment)
 
     def ids(texts: Sequence[str], given: Tokens) -> Tokens:
         if given:
@@ -75,7 +80,14 @@ def check_pair(pair: Pair, tokenizer: Tokenizer, metric: Metric) -> TokenPair:
         answers, wrong_answers = (ids(*side) for side in sides)
         _check_answers(tokenizer, answers, wrong_answers, metric)
     texts = clean_text, corrupted_text
-    return TokenPair(clean, corrupted, answers, wrong_answers, *texts, pair.tags, right, wrong, roles=pair.roles)
+    given = clean, corrupted, answers, wrong_answers, *texts, pair.tags, right, wrong
+    return TokenPair(*given, roles=pair.roles, alignment=alignment)
+
+
+def _alignment(pair: Pair, tokenizer: Tokenizer, sides: tuple[Tokens, Tokens], align: Align | None) -> Tokens:
+    if pair.alignment or align is None or not all(sides):
+        return pair.alignment
+    return aligned(tokenizer, sides, align, (pair.roles, pair.corrupted_roles))
 
 
 def _check_known(tokenizer: Tokenizer, text: str, tokens: Tokens) -> None:
@@ -96,10 +108,10 @@ def _check_sequences(tokenizer: Tokenizer, right: Sequence[Tokens], wrong: Seque
         raise PromptError(f"{text!r} is an answer and a wrong answer at once; remove it from one of the two.")
 
 
-def _check_sides(tokenizer: Tokenizer, clean: Tokens, corrupted: Tokens) -> None:
+def _check_sides(tokenizer: Tokenizer, clean: Tokens, corrupted: Tokens, alignment: Tokens) -> None:
     if not clean or not corrupted:
         raise PromptError("a prompt is empty; both sides need at least one token.")
-    if len(clean) != len(corrupted):
+    if len(clean) != len(corrupted) and not alignment:
         shared = min(len(clean), len(corrupted))
         first = next((i for i in range(shared) if clean[i] != corrupted[i]), shared)
         here = [token_texts(tokenizer, side[first : first + 1]) for side in (clean, corrupted)]
@@ -110,7 +122,7 @@ def _check_sides(tokenizer: Tokenizer, clean: Tokens, corrupted: Tokens) -> None
             f"{differ}.\n"
             f"  clean:     {_around(tokenizer, clean, first)}\n"
             f"  corrupted: {_around(tokenizer, corrupted, first)}\n"
-            "  Choose words of the same number of tokens."
+            f"  Choose words of the same number of tokens, or align the sides (--align {Align.SUFFIX})."
         )
     if clean == corrupted:
         raise PromptError(

@@ -31,7 +31,8 @@ class Pair:
     Answers are texts; files that store token ids instead fill ``answer_ids`` and ``wrong_ids``. ``source`` says where
     the pair comes from, for messages (``pairs.jsonl, line 3``). A tag ``split`` of ``discovery`` or ``heldout`` fixes
     what the pair is used for. ``roles`` names token positions of the clean prompt, counted from 0
-    (:mod:`circuits.behaviours.roles`).
+    (:mod:`circuits.behaviours.roles`), ``corrupted_roles`` the same of the corrupted one, by which sides of different
+    lengths can be aligned. ``alignment`` is that of :class:`TokenPair`, where it is known already.
     """
 
     clean: Prompt
@@ -43,6 +44,8 @@ class Pair:
     wrong_ids: tuple[int, ...] = ()
     source: str = "this pair"
     roles: Mapping[str, tuple[int, ...]] = field(default_factory=no_roles)
+    corrupted_roles: Mapping[str, tuple[int, ...]] = field(default_factory=no_roles)
+    alignment: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("answers", "wrong_answers"):
@@ -51,16 +54,20 @@ class Pair:
             object.__setattr__(self, name, token_ids(getattr(self, name), f"{name} of {self.source}"))
         for name in ("clean", "corrupted"):
             object.__setattr__(self, name, _prompt(getattr(self, name), name, self.source))
-        object.__setattr__(self, "roles", _roles(self.roles, self.source))
+        for name in ("roles", "corrupted_roles"):
+            object.__setattr__(self, name, _roles(getattr(self, name), self.source))
+        object.__setattr__(self, "alignment", token_ids(self.alignment, f"alignment of {self.source}", "position"))
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A checked pair as token ids: two prompts of one length that differ, and answers of one token each.
+    """A checked pair as token ids: two prompts that differ, and answers of one token each.
 
     Where answers are measured as ``sequences`` of tokens, ``answers`` are the first tokens by which alone they differ
     from the wrong ones. ``weight`` is the factor of a pair that stands for one token of a sequence. ``roles`` names
-    positions, each in one role at most.
+    positions, each in one role at most. The prompts are of one length, or aligned: ``alignment`` then has for
+    each position of the clean prompt its counterpart in the corrupted one (:mod:`circuits.behaviours.alignment`), in
+    ascending order, that of the last position the last; empty: each position is its own.
     """
 
     clean: Tokens
@@ -74,6 +81,7 @@ class TokenPair:
     wrong_sequences: tuple[Tokens, ...] = ()
     weight: float = 1.0
     roles: Mapping[str, Tokens] = field(default_factory=no_roles)
+    alignment: Tokens = ()
 
     def __post_init__(self) -> None:
         """Take ids of any make, and refuse what no model can be measured on; raises :class:`PromptError`."""
@@ -84,12 +92,8 @@ class TokenPair:
             object.__setattr__(self, name, several)
         if not self.clean or not self.corrupted:
             raise PromptError("a prompt of a TokenPair is empty; both sides need at least one token.")
-        if len(self.clean) != len(self.corrupted):
-            raise PromptError(
-                f"a TokenPair has {len(self.clean)} clean and {len(self.corrupted)} corrupted tokens; patching "
-                "replaces activations position by position, so both sides need the same length. Choose words of the "
-                "same number of tokens."
-            )
+        object.__setattr__(self, "alignment", token_ids(self.alignment, "alignment of a TokenPair", "position"))
+        self._check_lengths()
         both = [token for token in self.answers if token in self.wrong_answers]
         if both:
             raise PromptError(f"a TokenPair has the token {both[0]} as answer and as wrong answer; remove one of them.")
@@ -102,10 +106,35 @@ class TokenPair:
                 f"positions are counted from 0, so the last is {self.length - 1}."
             )
 
+    def _check_lengths(self) -> None:
+        clean, corrupted, places = len(self.clean), len(self.corrupted), self.alignment
+        if not places and clean != corrupted:
+            raise PromptError(
+                f"a TokenPair has {clean} clean and {corrupted} corrupted tokens; patching replaces activations "
+                "position by position, so both sides need the same length. Choose words of the same number of tokens, "
+                "or give the alignment."
+            )
+        if places and (len(places) != clean or places[-1] != corrupted - 1 or list(places) != sorted(places)):
+            raise PromptError(
+                f"an alignment has {len(places)} positions, the last {places[-1]}, for {clean} clean and {corrupted} "
+                "corrupted tokens; expected for each clean position its counterpart in the corrupted prompt, in "
+                f"ascending order, the last {corrupted - 1}. It holds for the tokenizer that it was made with only."
+            )
+
     @property
     def length(self) -> int:
-        """How many tokens each side has."""
+        """How many tokens the clean side has: the positions that are run."""
         return len(self.clean)
+
+    @property
+    def counterparts(self) -> Tokens:
+        """The position of the corrupted prompt for each position of the clean one."""
+        return self.alignment or tuple(range(len(self.clean)))
+
+    @property
+    def opposite(self) -> Tokens:
+        """The token of the corrupted prompt for each position of the clean one."""
+        return tuple(self.corrupted[place] for place in self.counterparts)
 
 
 def clusters_of(pairs: Sequence[TokenPair]) -> NDArray[np.int64]:

@@ -65,7 +65,7 @@ def _named(pair: TokenPair) -> list[str]:
 
 
 def _by_difference(pair: TokenPair) -> list[str]:
-    differs = np.array(pair.clean) != np.array(pair.corrupted)
+    differs = np.array(pair.clean) != np.array(pair.opposite)
     changed = np.flatnonzero(differs) if differs.any() else np.array([pair.length])
     names = [
         AT if differs[place] else BEFORE if place < changed[0] else AFTER if place > changed[-1] else BETWEEN

@@ -3,10 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from circuits.behaviours.alignment import alignment_remarks
 from circuits.behaviours.behaviour import Behaviour
 from circuits.behaviours.pairs import Pair, TokenPair
 from circuits.behaviours.reading.unusable import Unusable, listing
@@ -20,7 +21,7 @@ from circuits.files.documents import plain
 class PromptRow:
     """A usable pair: where it is, its split, its tokens per side, at how many of them the sides differ, and its texts.
 
-    Answers are decoded from the tokens that are measured.
+    ``length`` is that of the clean side. Answers are decoded from the tokens that are measured.
     """
 
     source: str
@@ -31,6 +32,7 @@ class PromptRow:
     corrupted: str
     answers: tuple[str, ...]
     wrong_answers: tuple[str, ...]
+    corrupted_length: int
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def survey(behaviour: Behaviour, tokenizer: Tokenizer, *, model: str = "") -> Pr
     rows = [
         _row(pair, made, DISCOVERY if id(made) in for_discovery else HELDOUT, tokenizer) for pair, made in found.pairs
     ]
+    remarks = behaviour.remarks(tokenizer, len(rows)) if behaviour.remarks else ()
     return Prompts(
         behaviour.name,
         model,
@@ -118,8 +121,8 @@ def survey(behaviour: Behaviour, tokenizer: Tokenizer, *, model: str = "") -> Pr
         tuple(rows),
         found.unusable,
         tuple(_duplicates(found.pairs)),
-        behaviour.remarks(tokenizer, len(rows)) if behaviour.remarks else (),
-        tuple(pair for pair, _ in found.pairs),
+        (*remarks, *alignment_remarks(found.token_pairs)),
+        tuple(replace(pair, alignment=made.alignment) for pair, made in found.pairs),
     )
 
 
@@ -131,11 +134,12 @@ def _row(pair: Pair, made: TokenPair, split: str, tokenizer: Tokenizer) -> Promp
         pair.source,
         split,
         made.length,
-        sum(one != other for one, other in zip(made.clean, made.corrupted, strict=True)),
+        sum(one != other for one, other in zip(made.clean, made.opposite, strict=True)),
         made.clean_text,
         made.corrupted_text,
         texts(made.answers, made.sequences),
         texts(made.wrong_answers, made.wrong_sequences),
+        len(made.corrupted),
     )
 
 
@@ -156,8 +160,9 @@ def _record(pair: Pair) -> dict[str, object]:
     """Return a pair as a prompt file holds it."""
     answers = list(pair.answer_ids or pair.answers), list(pair.wrong_ids or pair.wrong_answers)
     prompts = {"clean": _prompt(pair.clean), "corrupted": _prompt(pair.corrupted)}
-    roles = {"roles": dict(pair.roles)} if pair.roles else {}
-    return {**prompts, "answers": answers[0], "wrong_answers": answers[1], **roles, **pair.tags}
+    positions = {"roles": pair.roles, "corrupted_roles": pair.corrupted_roles, "alignment": pair.alignment}
+    given = {key: value for key, value in positions.items() if value}
+    return {**prompts, "answers": answers[0], "wrong_answers": answers[1], **given, **pair.tags}
 
 
 def _prompt(prompt: Prompt) -> object:

@@ -15,10 +15,11 @@ def varied(pair: Pair, variant: Variant) -> Pair:
     :class:`UsageError` where a system message, an attack or the beginning of an answer is given for prompts that are
     plain text, or the beginning for prompts that have one; and for a system message where a pair names token positions.
     """
-    if pair.roles and (variant.system is not None or variant.attack is not None):
+    if (pair.roles or pair.alignment) and (variant.system is not None or variant.attack is not None):
         raise UsageError(
-            f"a system message moves the token positions that {pair.source} names ({', '.join(pair.roles)}); write it "
-            "into the prompts and count their roles anew, or leave one of the two out."
+            f"a system message moves the token positions that {pair.source} names "
+            f"({', '.join(pair.roles) or 'its alignment'}); write it into the prompts and count them anew, or leave "
+            "one of the two out."
         )
     corrupted, other = pair.corrupted, variant
     if variant.attacked:
@@ -28,7 +29,7 @@ def varied(pair: Pair, variant: Variant) -> Pair:
             system=variant.system if system is None else system,
             prefill=variant.prefill if prefill is None else prefill,
         )
-        corrupted = pair.clean
+        corrupted, pair = pair.clean, replace(pair, corrupted_roles=pair.roles, alignment=())
     changed = replace(pair, clean=_asked(pair.clean, variant, pair), corrupted=_asked(corrupted, other, pair))
     if variant.answers:
         changed = replace(changed, answers=variant.answers, answer_ids=())

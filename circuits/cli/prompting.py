@@ -9,7 +9,7 @@ import typer
 
 from circuits.behaviours.behaviour import Behaviour
 from circuits.errors import UsageError
-from circuits.vocabulary import OpeningsOf
+from circuits.vocabulary import Align, OpeningsOf
 
 if TYPE_CHECKING:
     from circuits.cli.output import Output
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 _SEPARATOR = re.compile(r",(?=\S)")
 """A comma with a space after it belongs to an opening: ``Sorry, I``."""
+
+
+AlignOption = Annotated[
+    str | None,
+    typer.Option(
+        "--align",
+        metavar="|".join(Align),
+        help="Align pairs whose sides differ in length: by what they end (and begin) with alike, or by the roles that "
+        "the file names on both sides. Without it they cannot be used.",
+        rich_help_panel="Prompts",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class Prompting:
         list[str] | None,
         typer.Option(metavar="A,B", help="The same of wrong answers.", rich_help_panel="Prompts", show_default=False),
     ] = None
+    align: AlignOption = None
     openings: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +105,7 @@ class Prompting:
             attack_prefill=self.attack_prefill,
             answers=_texts(self.refuse, "--refuse"),
             wrong_answers=_texts(self.comply, "--comply"),
+            align=self.align,
         )
 
     def with_openings(self, behaviour: Behaviour, model: "Model", output: "Output") -> Behaviour:

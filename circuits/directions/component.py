@@ -22,7 +22,7 @@ from circuits.files.journal import Arrays
 from circuits.graph import ComputationalGraph, Edge, EdgeIndices, Node, NodeKind, Receiver
 from circuits.passes.exact import logits_by_change
 from circuits.patching.experiment import PatchingExperiment
-from circuits.patching.recorded_pairs import PairBatch
+from circuits.patching.recorded_pairs import PairBatch, require_noising
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.runs import Recorder, Run, unembed
 from circuits.tracing.state import in_own_state
@@ -113,6 +113,7 @@ def part_effects(
     ``name`` is what a journal keeps it under. Cost: a forward pass from the layer on.
     """
     direction = Direction.parse(direction)
+    require_noising(experiment.pairs, direction)
     found = np.zeros(experiment.n_pairs)
     for batch in experiment.batches:
         make = partial(_of_part, experiment, batch, place, part, direction)
@@ -138,6 +139,7 @@ def reader_effects(
     in :func:`part_effects`. Cost: of each edge, up to a forward pass from its reader on.
     """
     direction = Direction.parse(direction)
+    require_noising(experiment.pairs, direction)
     edges, place_of = np.unique(edges, return_inverse=True)
     found = np.zeros((len(edges), experiment.n_pairs))
     for batch in experiment.batches:

@@ -62,13 +62,18 @@ class RecordedRuns:
         self._tracer = tracer
         self._seen: set[tuple[int, int]] = set()
 
-    def require_plain(self, ids: Sequence[Int[Tensor, "pair pos"]], runs: Sequence[Run]) -> None:
+    def require_plain(self, ids: Sequence[Int[Tensor, "pair _"]], runs: Sequence[Run]) -> None:
         """Raise where the first or last prompt of one of these runs has other logits than in a plain forward pass.
 
-        The runs are of equal token length and prefix length; only the first of each two lengths are looked at. Cost:
+        The runs are of equal prefix length, and looked at apart where they are not of equal token length; only the
+        first of each two lengths are looked at. Cost:
         a forward pass of two prompts for each run. Raises :class:`PrefixDiffersError` where the runs continue from
         a prefix, and else :class:`GuardError`.
         """
+        if len({prompts.shape[1] for prompts in ids}) > 1:
+            for prompts, run in zip(ids, runs, strict=True):
+                self.require_plain([prompts], [run])
+            return
         length, shared = ids[0].shape[1], 0 if runs[0].prefix is None else runs[0].prefix.length
         if (length, shared) in self._seen:
             return

@@ -23,7 +23,7 @@ ANSWER, WRONG, CHANGED = "answer", "wrong answer", "changed token"
 
 def changed_position(pair: TokenPair) -> int:
     """Return the last position at which the sides of a pair differ; of equal sides the last position."""
-    differing = np.flatnonzero(np.array(pair.clean) != np.array(pair.corrupted))
+    differing = np.flatnonzero(np.array(pair.clean) != np.array(pair.opposite))
     return int(differing[-1]) if len(differing) else len(pair.clean) - 1
 
 
@@ -37,7 +37,7 @@ def roles_at(pair: TokenPair, behaviour: str, query: int) -> dict[str, Mask]:
     named = {role: np.isin(np.arange(len(tokens)), places) for role, places in _ioi(pair, behaviour).items()}
     if not named:
         answer, wrong = np.isin(tokens, pair.answers), np.isin(tokens, pair.wrong_answers)
-        named = {ANSWER: answer, WRONG: wrong, CHANGED: tokens != np.array(pair.corrupted)}
+        named = {ANSWER: answer, WRONG: wrong, CHANGED: tokens != np.array(pair.opposite)}
     relative = {role: mask[query] for role, mask in relative_roles(pair.clean).items()}
     if S1 in named:
         if query == len(tokens) - 1:
@@ -49,6 +49,24 @@ def roles_at(pair: TokenPair, behaviour: str, query: int) -> dict[str, Mask]:
 
 def _ioi(pair: TokenPair, behaviour: str) -> dict[str, Tokens]:
     return ioi_roles(pair) if behaviour == IOI.name else {}
+
+
+def at_counterparts(weights: NDArray[np.float64], pairs: Sequence[TokenPair]) -> NDArray[np.float64]:
+    """Return attention in corrupted prompts by the positions of the clean ones.
+
+    Of sides of different lengths: a query attends as its counterpart does, what that gives a position in equal parts to
+    those that have it as their counterpart; attention on positions that are nobody's counterpart is left out.
+    """
+    if not any(pair.alignment for pair in pairs):
+        return weights
+    moved = np.zeros((*weights.shape[:2], pairs[0].length, pairs[0].length))
+    for row, pair in enumerate(pairs):
+        places = np.array(pair.counterparts)
+        for query, there in enumerate(places):
+            seen = places[: query + 1]
+            shared = np.bincount(seen, minlength=weights.shape[-1])[seen]
+            moved[row, :, query, : query + 1] = weights[row][:, there, seen] / shared
+    return moved
 
 
 def relative_roles(tokens: Sequence[int]) -> dict[str, Mask]:

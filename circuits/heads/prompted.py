@@ -15,8 +15,8 @@ from circuits.graph import Node
 from circuits.heads.attention import attention_weights, require_weighted_sum
 from circuits.heads.averages import Averages
 from circuits.heads.evidence import WrittenTokens
+from circuits.heads.positions import at_counterparts
 from circuits.heads.written_logits import TOP, among_top, head_logits
-from circuits.memory.batching import by_length
 from circuits.metrics import PADDING, AnswerTokens
 from circuits.model import Model
 from circuits.tracing.runs import Run, record
@@ -41,6 +41,7 @@ class Prompted:
                 for side in ("clean", "corrupted")
             )
             weights, others = (weights_of(model, heads, run) for run in (clean, corrupted))
+            others = at_counterparts(others, batch)
             self.averages.add(batch, behaviour, weights, others)
             self._write(clean, AnswerTokens.of(batch, device), weights)
 
@@ -111,10 +112,13 @@ def weights_of(model: Model, heads: Sequence[Node], run: Run, *, checked: bool =
 
 
 def _batches(prompts: Sequence[TokenPair], heads: int) -> Iterator[list[TokenPair]]:
-    """Yield pairs of one length at a time, few enough for all their attention weights."""
-    lengths = [pair.length for pair in prompts]
-    for places in by_length(lengths, lambda length: min(PAIRS, _WEIGHTS // (heads * length**2))):
-        yield [prompts[place] for place in places]
+    """Yield pairs of one length (on either side) at a time, few enough for all their attention weights."""
+    groups: dict[tuple[int, int], list[TokenPair]] = {}
+    for pair in prompts:
+        groups.setdefault((pair.length, len(pair.corrupted)), []).append(pair)
+    for lengths, members in groups.items():
+        most = max(1, min(PAIRS, _WEIGHTS // (heads * max(lengths) ** 2)))
+        yield from (members[first : first + most] for first in range(0, len(members), most))
 
 
 def _most_attended(last: NDArray[np.float64]) -> Int[Tensor, "pair 1"]:

@@ -126,13 +126,13 @@ def prompts_json(circuit: Circuit, prompts: Sequence[Example]) -> str:
         "version": VERSION,
         "behaviour": circuit.behaviour.name,
         "digest": circuit.behaviour.digest,
-        "prompts": [_without_empty_roles(asdict(prompt)) for prompt in prompts],
+        "prompts": [_without_what_is_empty(asdict(prompt)) for prompt in prompts],
     }
     return json_text(document)
 
 
-def _without_empty_roles(prompt: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in prompt.items() if key != "roles" or value}
+def _without_what_is_empty(prompt: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in prompt.items() if key not in ("roles", "alignment") or value}
 
 
 def _checked(kind: type[_Read], path: Path, expected: str) -> _Read:

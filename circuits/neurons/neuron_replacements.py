@@ -30,7 +30,8 @@ def neuron_replacements(
     """
     tracer, ablation = experiment.tracer, experiment.options.ablation
     if ablation.by_runs:
-        return [record_neurons(tracer, batch.corrupted, layers) for batch in experiment.batches]
+        runs = ((batch, record_neurons(tracer, batch.corrupted, layers)) for batch in experiment.batches)
+        return [{layer: batch.at_counterparts(values) for layer, values in run.items()} for batch, run in runs]
     if ablation.by_means and not reference:
         raise UsageError(
             f"{ablation} ablation takes the values of neurons outside the set from reference pairs, and there are "

@@ -17,7 +17,7 @@ from circuits.graph import ComputationalGraph, Node, NodeKind
 from circuits.passes.masked import run_masked
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.protocol import Progress, no_progress
-from circuits.patching.recorded_pairs import PairBatch
+from circuits.patching.recorded_pairs import PairBatch, require_noising
 from circuits.tracing.runs import Run, difference, sender_values
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Direction
@@ -47,6 +47,7 @@ def interchange_effects(
     that begin late.
     """
     direction = Direction.parse(direction)
+    require_noising(experiment.pairs, direction)
     found = np.zeros((len(sets), experiment.n_pairs))
     senders = [sender_places(experiment.graph, nodes) for nodes in sets]
     fixed = sender_places(experiment.graph, held) if held else []

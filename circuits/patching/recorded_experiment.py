@@ -25,9 +25,11 @@ from circuits.patching.keeping import as_numpy, shelf_of_pairs
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.recorded_pairs import (
     PairBatch,
+    counterparts_of,
     first_difference,
     means_of,
     replacements,
+    require_noising,
     roles_of,
     wanted_prefix_cache,
 )
@@ -58,6 +60,7 @@ class RecordedExperiment:
         shelf: Shelf = NOWHERE,
     ) -> None:
         require_pairs(tracer.anatomy, pairs, options.metric)
+        require_noising(pairs, options.direction)
         self.tracer, self.graph, self.options = tracer, graph, options
         self.resources = resources or Resources()
         self.n_pairs, self.pairs, self._shelf = len(pairs), tuple(pairs), shelf
@@ -90,8 +93,10 @@ class RecordedExperiment:
         return self.options.metric
 
     def _planned(self, pairs: Sequence[TokenPair]) -> MemoryPlan:
-        anatomy, runs = self.tracer.anatomy, 2 if self.options.ablation.by_runs else 3
-        prompts = [PromptSize(len(pair.clean) - shared, shared) for pair in pairs for shared in (self._shared([pair]),)]
+        anatomy = self.tracer.anatomy
+        runs = 2 if self.options.ablation.by_runs and not any(pair.alignment for pair in pairs) else 3
+        longest = [(max(len(pair.clean), len(pair.corrupted)), self._shared([pair])) for pair in pairs]
+        prompts = [PromptSize(length - shared, shared) for length, shared in longest]
         return plan_memory(
             ModelSizes.of(anatomy),
             prompts,
@@ -106,12 +111,12 @@ class RecordedExperiment:
         return min(first_difference(pair) for pair in pairs) if self.prefix_cache.on else 0
 
     def _record(self, pairs: Sequence[TokenPair]) -> Iterator[PairBatch]:
-        """Record pairs in batches of one token length, so that nothing is ever padded."""
-        by_length: dict[int, list[int]] = {}
+        """Record pairs in batches of one token length (on either side), so that nothing is ever padded."""
+        by_length: dict[tuple[int, int], list[int]] = {}
         for i, pair in enumerate(pairs):
-            by_length.setdefault(len(pair.clean), []).append(i)
-        for length, members in by_length.items():
-            positions = length - self._shared([pairs[i] for i in members])
+            by_length.setdefault((len(pair.clean), len(pair.corrupted)), []).append(i)
+        for lengths, members in by_length.items():
+            positions = max(lengths) - self._shared([pairs[i] for i in members])
             size = self.resources.batch_size or self.plan.pairs(positions)
             # Pairs that begin to differ at the same position share a batch: no position before it is run again.
             members.sort(key=lambda i: first_difference(pairs[i]))
@@ -130,10 +135,11 @@ class RecordedExperiment:
         clean = record(self.tracer, clean_ids[:, shared:], prefix, taps=at_clean)
         corrupted = record(self.tracer, corrupted_ids[:, shared:], prefix, taps=at_corrupted)
         self._recorded_runs.require_plain((clean_ids, corrupted_ids), (clean, corrupted))
-        base = replacements(self.tracer, (clean, corrupted), pairs, self._means, self.options)
+        places = counterparts_of(pairs, clean)
+        base = replacements(self.tracer, (clean, corrupted), pairs, self._means, self.options, places)
         answers = AnswerTokens.of(pairs, device)
         columns = answers.tokens if self.metric.of_answers_only and self.tracer.selects_columns else None
-        return PairBatch(index, answers, clean, corrupted, base, columns, roles_of(pairs, self.graph, clean))
+        return PairBatch(index, answers, clean, corrupted, base, columns, roles_of(pairs, self.graph, clean), places)
 
     def _new_taps(self, pairs: int) -> tuple[Taps | None, Taps | None]:
         """Tap one run (clean, corrupted) where that is wanted and takes no more memory than attribution will."""

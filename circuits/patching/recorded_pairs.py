@@ -6,7 +6,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
+from torch import Tensor
 
 from circuits.behaviours.pairs import TokenPair, template_of
 from circuits.behaviours.roles import role_of_positions
@@ -23,7 +25,7 @@ from circuits.tracing.replacements import SenderMeans, mean_run, sender_means, z
 from circuits.tracing.requirements import require_pairs
 from circuits.tracing.runs import Columns, Run
 from circuits.tracing.tracer import Tracer
-from circuits.vocabulary import Ablation
+from circuits.vocabulary import Ablation, Direction
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class PairBatch:
     """Pairs of one token length: ``base`` is what corrupted edges carry.
 
     ``columns`` are the tokens whose logits the metric reads, in ascending order; None where it reads all.
-    ``roles`` are those of the positions that are run, where edges have roles.
+    ``roles`` are those of the positions that are run, where edges have roles. ``places`` are the counterparts of the
+    positions that are run in the ``corrupted`` run, where the sides of a pair differ in length.
     """
 
     index: NDArray[np.int64]
@@ -41,6 +44,7 @@ class PairBatch:
     base: Run
     columns: Columns | None = None
     roles: RoleSums | None = None
+    places: Int[Tensor, "pair pos"] | None = None
 
     def part(self, begin: int, end: int) -> "PairBatch":
         """Return the pairs of the batch whose places are ``begin .. end - 1``, counted from there."""
@@ -52,7 +56,12 @@ class PairBatch:
         answers = self.answers.rows(chosen)
         runs = (run.rows(chosen) for run in (self.clean, self.corrupted, self.base))
         roles = None if self.roles is None else self.roles.rows(chosen)
-        return PairBatch(self.index[chosen], answers, *runs, columns=self.columns, roles=roles)
+        places = None if self.places is None else self.places[chosen]
+        return PairBatch(self.index[chosen], answers, *runs, columns=self.columns, roles=roles, places=places)
+
+    def at_counterparts(self, corrupted: Float[Tensor, "pair _ width"]) -> Float[Tensor, "pair pos width"]:
+        """Return what the corrupted run has at the counterparts of the positions that are run."""
+        return corrupted if self.places is None else taken(corrupted, self.places)
 
 
 def roles_of(pairs: Sequence[TokenPair], graph: ComputationalGraph, like: Run) -> RoleSums | None:
@@ -62,6 +71,34 @@ def roles_of(pairs: Sequence[TokenPair], graph: ComputationalGraph, like: Run) -
         return None
     roles = np.stack([role_of_positions(pair, names)[-run:] for pair in pairs])
     return RoleSums(torch.as_tensor(roles, device=like.ids.device), len(names))
+
+
+def taken(
+    values: Shaped[Tensor, "pair _ *width"], places: Int[Tensor, "pair pos"]
+) -> Shaped[Tensor, "pair pos *width"]:
+    """Return the values of each pair at some positions of its own."""
+    places = places.to(values.device)
+    return values[torch.arange(len(places), device=values.device)[:, None], places]
+
+
+def counterparts_of(pairs: Sequence[TokenPair], clean: Run) -> Int[Tensor, "pair pos"] | None:
+    """Return where, in the corrupted run, the counterparts of the positions that are run are; None: at the same."""
+    if not any(pair.alignment for pair in pairs):
+        return None
+    shared = clean.length - clean.ids.shape[1]
+    return torch.tensor([pair.counterparts[shared:] for pair in pairs], device=clean.ids.device) - shared
+
+
+def require_noising(pairs: Sequence[TokenPair], direction: Direction) -> None:
+    """Raise :class:`UsageError` where denoising would have to run a corrupted prompt at the positions of another."""
+    aligned = next((pair for pair in pairs if pair.alignment), None)
+    if direction is Direction.DENOISING and aligned is not None:
+        raise UsageError(
+            f"denoising restores parts of the corrupted run, and that of {aligned.clean_text[:60]!r} has other "
+            f"positions ({len(aligned.corrupted)} tokens, not {aligned.length}); expected sides of equal lengths. "
+            f"Choose words of the same number of tokens; where there is a choice, --direction {Direction.NOISING} "
+            "measures aligned pairs."
+        )
 
 
 def wanted_prefix_cache(tracer: Tracer, options: Options, resources: Resources) -> PrefixCache:
@@ -79,15 +116,21 @@ Means = Mapping[str, SenderMeans]
 
 
 def replacements(
-    tracer: Tracer, runs: tuple[Run, Run], pairs: Sequence[TokenPair], means: Means | None, options: Options
+    tracer: Tracer,
+    runs: tuple[Run, Run],
+    pairs: Sequence[TokenPair],
+    means: Means | None,
+    options: Options,
+    places: Int[Tensor, "pair pos"] | None = None,
 ) -> Run:
     """Return what corrupted edges carry, for the prompts of two runs (clean, corrupted).
 
+    With ``places`` (:func:`counterparts_of`) that are the corrupted run's values there, which no run had as a whole.
     Raises :class:`PromptError` for a pair of a template that no reference pair has.
     """
     clean, corrupted = runs
     if options.ablation.by_runs:
-        return corrupted
+        return corrupted if places is None else corrupted.as_of(clean, lambda values: taken(values, places))
     if means is None:
         return zero_run(tracer, clean)
     return mean_run(tracer, clean, of_pairs(pairs, means, options.ablation))
@@ -154,11 +197,16 @@ def resampled(pairs: Sequence[TokenPair], seed: int = 0) -> tuple[TokenPair, ...
             )
         for here, there in zip(places, (*places[1:], places[0]), strict=True):
             other = pairs[there]
-            made[here] = replace(pairs[here], corrupted=other.corrupted, corrupted_text=other.corrupted_text)
+            its = other.corrupted, other.corrupted_text, other.alignment
+            made[here] = replace(pairs[here], corrupted=its[0], corrupted_text=its[1], alignment=its[2])
     return tuple(made)
 
 
 def first_difference(pair: TokenPair) -> int:
-    """Return the first position at which the prompts of a pair differ; of equal prompts the last."""
-    differing = (i for i, (here, there) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if here != there)
-    return next(differing, len(pair.clean) - 1)
+    """Return the first position at which the prompts of a pair differ; of equal prompts the last.
+
+    What is before it stands at the same positions on both sides, and is no counterpart of what comes later.
+    """
+    both = enumerate(zip(pair.clean, pair.opposite, pair.counterparts, strict=True))
+    here = next((i for i, (mine, its, at) in both if mine != its or at != i), len(pair.clean) - 1)
+    return min(here, pair.counterparts[here])

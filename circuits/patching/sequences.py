@@ -49,7 +49,7 @@ def rows_of(pair: TokenPair) -> list[TokenPair]:
     rows = [
         TokenPair(
             (*pair.clean, *before), (*pair.corrupted, *before), (token,), (), pair.clean_text, pair.corrupted_text,
-            pair.tags, weight=weight, roles=pair.roles,
+            pair.tags, weight=weight, roles=pair.roles, alignment=_longer(pair, len(before)),
         )
         for (before, token), weight in weights.items()
         if abs(weight) > 1e-12
@@ -60,6 +60,11 @@ def rows_of(pair: TokenPair) -> list[TokenPair]:
             "the wrong ones."
         )
     return rows
+
+
+def _longer(pair: TokenPair, more: int) -> Tokens:
+    """Return the alignment of a pair of which both sides go on alike for some tokens."""
+    return (*pair.alignment, *range(len(pair.corrupted), len(pair.corrupted) + more)) if pair.alignment else ()
 
 
 class SequenceExperiment:

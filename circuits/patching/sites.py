@@ -39,8 +39,8 @@ def position_labels(tokenizer: Tokenizer, pairs: Sequence[TokenPair]) -> list[st
     labels: list[str] = []
     for position in range(length):
         members = [pair for pair in pairs if len(pair.clean) > position]
-        here = {(pair.clean[position], pair.corrupted[position]) for pair in members}
-        texts = token_texts(tokenizer, (pairs[0].clean[position], pairs[0].corrupted[position]))
+        here = {(pair.clean[position], pair.opposite[position]) for pair in members}
+        texts = token_texts(tokenizer, (pairs[0].clean[position], pairs[0].opposite[position]))
         clean, corrupted = (text.strip() or repr(text)[1:-1] for text in texts)
         if any(one != other for one, other in here):
             labels.append(f"‹{clean}≠{corrupted}›")
@@ -102,7 +102,7 @@ def _of_layer(
     """Return the metric after patching each column of a layer, ``(column, pair)``."""
     values = np.zeros((columns, experiment.n_pairs))
     for batch in experiment.batches:
-        runs = (batch.clean, batch.corrupted)
+        runs = (batch.clean, batch.base)
         noising = experiment.options.direction is Direction.NOISING
         current, other = runs if noising else (runs[1], runs[0])
         patcher = _Patcher(experiment, batch, current, other, site, layer, by_position)

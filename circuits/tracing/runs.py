@@ -58,6 +58,11 @@ class Run:
         """Return what is here at some positions, without those before them."""
         return self._cut(lambda value: value[:, chosen], logits=self.logits, prefix=None)
 
+    def as_of(self, like: "Run", moved: Callable[[Tensor], Tensor]) -> "Run":
+        """Return values of this run that were ``moved`` to the positions of another one: what no run ever had."""
+        there = self._cut(moved, logits=self.logits, prefix=like.prefix)
+        return replace(there, ids=like.ids, recorded=False)
+
     def _cut(self, cut: Callable[[Tensor], Tensor], *, logits: Tensor, prefix: Prefix | None) -> "Run":
         return Run(
             ids=cut(self.ids),

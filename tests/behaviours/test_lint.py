@@ -43,7 +43,7 @@ def test_sides_of_unequal_length_show_where_and_how_they_are_tokenized(tokenizer
     assert "First difference at position 10: ' gave' / ' James'." in message
     assert "clean:     ... ' store' ',' ' John' ' gave' ' a' ' book' ' to'\n" in message
     assert "corrupted: ... ' store' ',' ' John' ' James' ' gave' ' a' ' book' ...\n" in message
-    assert message.endswith("Choose words of the same number of tokens.")
+    assert message.endswith("Choose words of the same number of tokens, or align the sides (--align suffix).")
 
 
 def test_a_side_that_only_goes_on_longer_differs_at_its_end(tokenizer):

@@ -8,7 +8,7 @@ import pytest
 
 import circuits
 from circuits.errors import FormatError
-from tests.cli.conftest import as_json, discover_options, done, invoke
+from tests.cli.conftest import as_json, discover_options, done, invoke, pairs_shown_by, write_pairs
 
 GOOD = {"clean": "When John went", "corrupted": "When Paul went", "answer": " the", "wrong_answer": " gave"}
 
@@ -105,6 +105,34 @@ def test_a_mistake_in_an_argument_is_named(
     result = invoke("prompts", *arguments)
     assert result.exit_code == code
     assert message in " ".join(result.stderr.split())
+
+
+def test_sides_of_different_lengths_are_aligned_where_asked_from_the_file_to_the_circuit_that_is_judged_again(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    words = (" Paul", " city", " capital", " gave", " the")
+    texts = [(f"When{first}{second} went to", "When John went to") for first in words for second in words]
+    mine = write_pairs(tmp_path / "mine.jsonl", pairs_shown_by(tiny_folder, texts))
+    refused = invoke("prompts", mine, "--model", tiny_folder)
+    assert refused.exit_code == 1
+    assert "5 clean and 4 corrupted tokens" in refused.stderr
+    assert "(--align suffix)" in refused.stderr
+    document = as_json("prompts", mine, "--model", tiny_folder, "--align", "suffix")
+    assert {(row["length"], row["corrupted_length"], row["differing"]) for row in document["pairs"]} == {(5, 4, 2)}
+    assert document["remarks"][-1].startswith(f"{document['n']} pairs of different lengths are aligned")
+    found = tmp_path / "found"
+    result = done("discover", mine, *discover_options(tiny_folder, found), "--align", "suffix", "--no-heads")
+    assert "pairs of different lengths are aligned" in " ".join(result.stderr.split())
+    judged = json.loads((found / "circuit.json").read_text())
+    assert judged["behaviour"]["variant"]["align"] == "suffix"
+    kept = json.loads((found / "prompts.json").read_text())["prompts"]
+    assert kept[0]["alignment"] == [0, 1, 1, 2, 3]
+    again = as_json("evaluate", found / "circuit.json", "--model", tiny_folder)["evaluation"]
+    assert again["metric_clean"] == pytest.approx(judged["evaluation"]["metric_clean"], abs=1e-4)
+    assert again["faithfulness"] == pytest.approx(judged["evaluation"]["faithfulness"], abs=1e-3)
+    denoising = invoke("patch", mine, "--model", tiny_folder, "--align", "suffix", "--out", tmp_path / "patch.svg")
+    assert denoising.exit_code != 0
+    assert "--direction noising measures aligned pairs" in " ".join(denoising.stderr.split())
 
 
 def spoilt(prompts: Path, folder: Path) -> Path:
@@ -228,4 +256,4 @@ def test_harmless_prompts_that_are_refused_are_paired_with_answered_ones(
     assert len(out.read_text().splitlines()) == 3
     both = invoke("prompts", prompts, "--over-refusal", "--harmless", prompts)
     assert both.exit_code == 2
-    assert "leave --harmless and --metric out" in " ".join(both.stderr.split())
+    assert "leave --harmless, --metric and --align out" in " ".join(both.stderr.split())

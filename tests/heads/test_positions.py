@@ -3,7 +3,7 @@
 import numpy as np
 
 from circuits.behaviours.pairs import TokenPair
-from circuits.heads.positions import changed_position, relative_roles, roles_at
+from circuits.heads.positions import at_counterparts, changed_position, relative_roles, roles_at
 
 # When Mary and John went , John gave to
 IOI = (1, 20, 2, 30, 3, 4, 30, 5, 6)
@@ -73,3 +73,17 @@ def test_relative_roles_never_look_ahead() -> None:
             assert not np.triu(mask, 1).any(), role
     assert np.argwhere(relative_roles(IOI)["same token before"]).tolist() == [[6, 3]]
     assert np.argwhere(relative_roles(IOI)["after the same token"]).tolist() == [[6, 4]]
+
+
+def test_attention_in_a_shorter_or_longer_prompt_is_seen_from_its_counterparts() -> None:
+    shorter = TokenPair((1, 2, 3, 4), (1, 9, 4), (5,), (6,), "a", "b", alignment=(0, 1, 1, 2))
+    weights = np.array([[1.0, 0, 0], [0.4, 0.6, 0], [0.2, 0.5, 0.3]])[None, None]
+    found = at_counterparts(weights, [shorter])[0, 0]
+    expected = [[1, 0, 0, 0], [0.4, 0.6, 0, 0], [0.4, 0.3, 0.3, 0], [0.2, 0.25, 0.25, 0.3]]
+    np.testing.assert_allclose(found, expected)
+    longer = TokenPair((1, 9, 4), (1, 2, 3, 4), (5,), (6,), "a", "b", alignment=(0, 2, 3))
+    whole = np.array([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.2, 0.5, 0.3, 0], [0.1, 0.2, 0.3, 0.4]])[None, None]
+    np.testing.assert_allclose(at_counterparts(whole, [longer])[0, 0], [[1, 0, 0], [0.2, 0.3, 0], [0.1, 0.3, 0.4]])
+    assert changed_position(shorter) == 2
+    plain = TokenPair((1, 2), (1, 3), (5,), (6,), "a", "b")
+    assert at_counterparts(weights, [plain]) is weights

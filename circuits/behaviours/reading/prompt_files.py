@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from circuits.behaviours.pairs import Pair, no_roles
+from circuits.behaviours.pairs import Pair
 from circuits.behaviours.reading.columns import ANSWERS, CLEAN, CORRUPTED, WEAK, WRONG_ANSWERS, Record
 from circuits.behaviours.reading.request_files import layout_of
 from circuits.behaviours.tokens import Message, Prompt
@@ -15,6 +15,8 @@ from circuits.errors import FormatError, PromptError
 
 ROLES = "roles"
 """The field that names token positions, ``{"subject": [3, 4]}``."""
+CORRUPTED_ROLES, ALIGNMENT = "corrupted_roles", "alignment"
+"""The fields that name those of the corrupted prompt, and that hold the counterpart of every position."""
 
 
 def pair_of(record: Record, source: str) -> Pair:
@@ -30,17 +32,19 @@ def pair_of(record: Record, source: str) -> Pair:
     texts, ids = _answers(answers, answer_key, source)
     wrong_key, wrong = _field(record, WRONG_ANSWERS, source, needed=False)
     wrong_texts, wrong_ids = ((), ()) if wrong is None or wrong == [] else _answers(wrong, wrong_key, source)
-    roles = record.get(ROLES)
-    named = isinstance(roles, Mapping)  # a text is a tag, as in files that say something else by this word
-    known = {clean_key, corrupted_key, answer_key, *((wrong_key,) if wrong_key else ()), *((ROLES,) if named else ())}
+    # A text is a tag, as in files that say something else by these words.
+    named = {key: record[key] for key in (ROLES, CORRUPTED_ROLES) if isinstance(record.get(key), Mapping)}
+    alignment = record.get(ALIGNMENT)
+    numbered = {ALIGNMENT: tuple(cast("list[Any]", alignment))} if isinstance(alignment, list) else {}
+    known = {clean_key, corrupted_key, answer_key, *((wrong_key,) if wrong_key else ()), *named, *numbered}
     tags = {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items() if key not in known
     }
-    given: Mapping[str, Any] = cast("Mapping[str, Any]", roles) if named else no_roles()
+    positions: dict[str, Any] = {**named, **numbered}
     try:
-        return Pair(*prompts, texts, wrong_texts, tags, ids, wrong_ids, source, given)
+        return Pair(*prompts, texts, wrong_texts, tags, ids, wrong_ids, source, **positions)
     except PromptError as error:
-        raise FormatError(f"{source}, field '{ROLES}': {error}") from error
+        raise FormatError(f"{source}, fields {', '.join(map(repr, positions))}: {error}") from error
 
 
 def _field(

@@ -9,6 +9,7 @@ from circuits.cli.arguments import DEFAULT_MODEL, then_loading
 from circuits.cli.command import OutputOptions, command
 from circuits.cli.output import Output
 from circuits.cli.places import prepared_file
+from circuits.cli.prompting import AlignOption
 from circuits.cli.tables import facts, table
 from circuits.errors import UsageError
 from circuits.vocabulary import Metric
@@ -31,6 +32,7 @@ def prompts(
         str | None,
         typer.Option(metavar="|".join(Metric), help="What they are to be measured by; sequence takes long answers."),
     ] = None,
+    align: AlignOption = None,
     harmless: Annotated[
         Path | None,
         typer.Option(
@@ -59,20 +61,22 @@ def prompts(
     place = prepared_file(out, (".jsonl",), "prompts.jsonl") if out else None
 
     if over_refusal:
-        if harmless is not None or metric is not None:
-            raise UsageError("--over-refusal takes the harmless prompts of FILE; leave --harmless and --metric out.")
+        if harmless is not None or metric is not None or align is not None:
+            raise UsageError(
+                "--over-refusal takes the harmless prompts of FILE; leave --harmless, --metric and --align out."
+            )
         _over_refused(file, model, place, output)
         return
     if harmless is not None:
-        if metric is not None:
-            raise UsageError("--metric says how pairs are measured, and --harmless only makes pairs; leave it out.")
+        if metric is not None or align is not None:
+            raise UsageError("--metric and --align are for pairs, and --harmless only makes pairs; leave them out.")
         _pair(Path(file), harmless, model, place, output)
         return
 
     from circuits.prompt_reading import read_prompts
 
     with output.progress() as progress:
-        found = read_prompts(file, model, metric=metric, progress=then_loading(progress))
+        found = read_prompts(file, model, metric=metric, align=align, progress=then_loading(progress))
     files = found.write(place) if place else (None, None)
     _show(found, output)
     for path, what in zip(files, ("usable pairs", "rows that are left out, with reasons"), strict=True):
