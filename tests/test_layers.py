@@ -104,6 +104,7 @@ FENCED = {
     "graphviz": "circuits.drawing.render",
     "pygraphviz": "circuits.drawing.render",
     "ray": "circuits.campaigns.ray_workers",
+    "datasets": "circuits.behaviours.reading.hub_datasets",
     "submitit": "circuits.campaigns.slurm_workers",
 }
 TENSORS = "circuits.interchange.tensors"

@@ -47,7 +47,11 @@ def _choices(names: type[Choice]) -> str:
 
 
 BehaviourArgument = Annotated[
-    str, typer.Argument(metavar="BEHAVIOUR", help="A built-in name (see: circuits behaviours) or a prompt file.")
+    str,
+    typer.Argument(
+        metavar="BEHAVIOUR",
+        help="A built-in name (see: circuits behaviours), a prompt file, or a data set (hf:OWNER/NAME:SPLIT).",
+    ),
 ]
 CircuitArgument = Annotated[Path, typer.Argument(metavar="CIRCUIT.json", help="A circuit that discover wrote.")]
 DirectionOption = Annotated[

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuits.behaviours.pairs import Pair
+from circuits.behaviours.reading.hub_datasets import hub_rows, is_saved, saved_rows
 from circuits.behaviours.reading.layouts import Completed, Layout, layout_of, occur
 from circuits.behaviours.reading.prompt_files import pair_of
 from circuits.behaviours.reading.rows import Row, read_rows
@@ -65,13 +66,15 @@ class PairsOfFile:
         return self.layout.complete(self.pairs, tokenizer)
 
 
-def read_file(path: Path, *, skip_unusable: bool = False) -> tuple[PairsOfFile, str]:
+def read_file(path: Path | str, *, skip_unusable: bool = False) -> tuple[PairsOfFile, str]:
     """Return the pairs of a prompt file, of a layout of its own or another tool's, and the behaviour it says it is of.
 
+    A folder may hold a saved data set; a text is the name of one of the hub (:mod:`.hub_datasets`).
     Raises :class:`FormatError` for a file that is missing, empty or malformed, and :class:`UnknownNameError` for a
     suffix that is no format. With ``skip_unusable`` rows that cannot be read are left out, as long as one can be.
     """
-    rows = read_rows(path)
+    rows = hub_rows(path) if isinstance(path, str) else saved_rows(path) if is_saved(path) else read_rows(path)
+    name = path if isinstance(path, str) else path.name
     layout = layout_of([(row.source, row.record) for row in rows.rows if not row.problem])
     pairs: list[Pair] = []
     problems: list[Unusable] = []
@@ -87,9 +90,9 @@ def read_file(path: Path, *, skip_unusable: bool = False) -> tuple[PairsOfFile, 
     if problems and not (pairs and skip_unusable):
         raise FormatError(refusal(problems, len(rows.rows)))
     if not pairs:
-        raise FormatError(f"{path.name} has no prompt pairs: every record lacks its counterfactual prompt.")
+        raise FormatError(f"{name} has no prompt pairs: every record lacks its counterfactual prompt.")
     own = bool(rows.behaviour)
-    found = PairsOfFile(path.name, tuple(pairs), layout, left_out, tuple(problems), rows.remarks, own)
+    found = PairsOfFile(name, tuple(pairs), layout, left_out, tuple(problems), rows.remarks, own)
     return found, rows.behaviour
 
 

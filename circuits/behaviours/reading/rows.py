@@ -54,7 +54,10 @@ def read_rows(path: Path) -> Rows:
     """
     if not exists(path, file=True):
         if exists(path):
-            raise FormatError(f"{path} is a folder, not a prompt file; give the path of a file in it.")
+            raise FormatError(
+                f"{path} is a folder, not a prompt file, and no data set that save_to_disk wrote; give the path "
+                "of a file in it."
+            )
         raise MissingFileError(f"{path} does not exist; give the path of a prompt file ({', '.join(SUFFIXES)}).")
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
@@ -93,7 +96,7 @@ def _parquet(data: bytes, name: str) -> Iterator[Row]:
             raise too_large(name, size)
         records: list[dict[str, Any]] = file.read().to_pylist()
     for number, record in enumerate(records, start=1):
-        yield _row(f"{name}, row {number}", {key: value for key, value in record.items() if value is not None})
+        yield as_row(f"{name}, row {number}", {key: value for key, value in record.items() if value is not None})
 
 
 def _text_rows(text: str, name: str, suffix: str) -> Rows:
@@ -150,7 +153,7 @@ def _parses(text: str) -> bool:
 
 def _parsed(line: str, source: str) -> Row:
     try:
-        return _row(source, parse_json(line, source))
+        return as_row(source, parse_json(line, source))
     except FormatError as error:
         return Row(source, {}, str(error))
 
@@ -163,19 +166,19 @@ def _records(document: Any, name: str) -> Iterator[Row]:
         what = "record" if key is None else key.removesuffix("s")
         found = cast("list[Any]", document if key is None else fields[key])
         for number, record in enumerate(found, start=1):
-            yield _row(f"{name}, {what} {number}", record)
+            yield as_row(f"{name}, {what} {number}", record)
         return
     columns = _columns(fields)
     if columns:
         for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
-            yield _row(f"{name}, record {number}", dict(zip(columns, values, strict=True)))
+            yield as_row(f"{name}, record {number}", dict(zip(columns, values, strict=True)))
         return
     if not any(is_known(key) for key in fields):
         raise FormatError(
             f'{name} has no list "prompts"; expected {{"prompts": [{{"clean", "corrupted", "answers", '
             '"wrong_answers"}]}, a list of such objects, or one of them per line.'
         )
-    yield _row(f"{name}, record 1", fields)
+    yield as_row(f"{name}, record 1", fields)
 
 
 def _columns(fields: Record) -> dict[str, Sequence[Any]]:
@@ -191,7 +194,8 @@ def _columns(fields: Record) -> dict[str, Sequence[Any]]:
     return cast("dict[str, Sequence[Any]]", lists) if len(lengths) == 1 else {}
 
 
-def _row(source: str, record: Any) -> Row:
+def as_row(source: str, record: Any) -> Row:
+    """Return a record as a row, its known columns by their usual names; what is no record is a row with a problem."""
     if isinstance(record, dict):
         fields = cast(Record, record)
         known = {key: known_column(key) for key in fields}

@@ -23,7 +23,13 @@ EXAMPLES, SHOWN = 5, 20
 
 @command
 def prompts(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A prompt file, or a built-in behaviour.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A prompt file, a data set (hf:OWNER/NAME:SPLIT, or a saved folder), or a built-in behaviour.",
+        ),
+    ],
     *,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Whose tokenizer reads it; weights are not needed.")
