@@ -1,0 +1,146 @@
+"""What brings CMD down? Rankings of one behaviour, by other scorers, pairs, steps and ablations: CMD by MIB's rule.
+
+    python examples/benchmarks/ranking_cmd.py [--model smollm2-135m] [--behaviour ioi] [--pairs 32] [--heldout 32]
+
+All are judged on the same held-out pairs, each with the ablation that it was made with. Time is processor time, as a
+multiple of that of the first, eap-ig on 8 pairs. ``dropped in rounds`` is no scorer: edges are dropped as ``--pruner
+closest`` does, but from all of them on, a share in a round, by slopes inside what is left; its ranking is the order in
+which they went, and each round takes another half of the pairs. CMD is dominated by circuits of 5 to 50 % of the edges,
+and counts how far f is from 1 either way (arXiv:2504.13151). The tables are written anew after every ranking.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import Figures, number, report, tell
+
+import circuits
+from circuits.evaluation.curve import SHARES, curve
+from circuits.patching.measurement import Options
+from circuits.pruning.residuals import Residuals, greedily
+from circuits.scores import EdgeScores
+from circuits.scoring import score
+from circuits.scoring.scorers import Settings
+from circuits.vocabulary import Ablation
+
+SHOWN = (0.001, 0.005, 0.02, 0.1, 0.5)
+WEIGHTY = (0.05, 0.2, 0.5)
+DROPPED = 0.3
+FEW = 8
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A way to rank edges: on so many pairs, with an ablation."""
+
+    name: str
+    pairs: int
+    make: Callable[[Any], EdgeScores]
+    ablation: Ablation = Ablation.CORRUPTED
+
+
+def by(scorer: str, steps: int = 5) -> Callable[[Any], EdgeScores]:
+    """Rank edges by a scorer."""
+    return lambda experiment: score(experiment, scorer, Settings(steps=steps))
+
+
+def dropped(experiment: Any) -> EdgeScores:
+    """Rank edges by how long they are kept, so that each copy of an edge into a group has the edge's place."""
+    graph, places = experiment.graph, np.zeros(experiment.graph.n_edges)
+    half = experiment.n_pairs // 2
+    parts = [experiment.part(0, half), experiment.part(half, experiment.n_pairs)]
+    edges, rank, turn = np.arange(graph.n_edges), 0, 0
+    while len(edges) > SHARES[0] * graph.n_edges / 2:
+        tell(f"{len(edges)} edges left")
+        fit, weights = parts[turn % 2], np.zeros(graph.n_edges)
+        weights[edges] = 1
+        values, slopes = fit.circuit_gradient(weights, among=edges)
+        residuals = Residuals(fit)
+        gone, _ = greedily(
+            residuals.of(values), -residuals.rows(slopes[:, edges]), max(1, int(DROPPED * len(edges))), ridge=1.0
+        )
+        places[edges[gone]] = np.arange(rank, rank + len(gone))
+        edges, rank, turn = np.delete(edges, gone), rank + len(gone), turn + 1
+    places[edges] = rank
+    return EdgeScores(graph, (1.0 + places) * graph.copies, "dropped in rounds", measured=False, n=experiment.n_pairs)
+
+
+def rankings(pairs: int) -> Sequence[Ranking]:
+    return (
+        Ranking("eap-ig", FEW, by("eap-ig")),
+        Ranking("learned-masks", FEW, by("learned-masks")),
+        Ranking("eap-ig, mean-by-template", FEW, by("eap-ig"), Ablation.MEAN_BY_TEMPLATE),
+        Ranking("eap-ig, optimal", FEW, by("eap-ig"), Ablation.OPTIMAL),
+        Ranking("eap-ig", pairs, by("eap-ig")),
+        Ranking("dropped in rounds", pairs, dropped),
+        Ranking("gim", pairs, by("gim")),
+        Ranking("eap-ig, 20 steps", pairs, by("eap-ig", 20)),
+        Ranking("conductance", pairs, by("conductance")),
+    )
+
+
+def measure(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure one ranking after the other."""
+    model, pairs = circuits.load_model(chosen.model), FEW if chosen.quick else chosen.pairs
+    prompts = circuits.load_behaviour(chosen.behaviour).prompts(
+        model.tokenizer, discovery=pairs, heldout=FEW if chosen.quick else chosen.heldout
+    )
+    judges = dict[Ablation, Any]()
+    for each in rankings(pairs)[:1] if chosen.quick else rankings(pairs):
+        tell(f"{each.name}, {each.pairs} pairs")
+        options, reference = Options(ablation=each.ablation), prompts.reference
+        begun = time.process_time()
+        here = model.experiment(prompts.discovery[: each.pairs], options, reference=reference)
+        found = each.make(here)
+        seconds = time.process_time() - begun
+        if each.ablation not in judges:
+            judges[each.ablation] = model.experiment(prompts.heldout, options, reference=reference)
+        points, areas = curve(judges[each.ablation], found, by_magnitude=True)
+        row: dict[str, Any] = {"ranking": each.name, "pairs": each.pairs, "seconds": seconds, "cmd": areas[0].cmd}
+        row["f"] = {point.requested: point.faithfulness for point in points}
+        row["fidelity"] = {point.requested: 1 - (point.error or 0) ** 2 for point in points}
+        tell(f"CMD {row['cmd']:.3f}; f {', '.join(f'{f:.2f}' for f in row['f'].values())}; {seconds:.0f} s")
+        yield row
+
+
+def write(chosen: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
+    """Print and write all that was measured so far."""
+    table = [
+        (
+            row["ranking"],
+            str(row["pairs"]),
+            number(row["seconds"] / rows[0]["seconds"]),
+            *(f"{row['fidelity'][share]:.2f}" for share in SHOWN),
+            *(f"{row['f'][share]:.2f}" for share in WEIGHTY),
+            f"{row['cmd']:.3f}",
+        )
+        for row in rows
+    ]
+    sizes = [*(f"fidelity, {share:.1%} of edges" for share in SHOWN), *(f"f, {share:.0%}" for share in WEIGHTY)]
+    title = f"Rankings of {chosen.behaviour}, {chosen.model}, judged on {chosen.heldout} held-out pairs"
+    figures = Figures(title, ("ranking", "pairs", "time", *sizes, "CMD"), table)
+    report("ranking_cmd", chosen.out, {"options": {**vars(chosen), "out": None}, "rankings": list(rows)}, figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--behaviour", default="ioi")
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--heldout", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--quick", action="store_true", help=f"the first ranking alone, judged on {FEW} pairs")
+    chosen = parser.parse_args()
+    rows = list[dict[str, Any]]()
+    for row in measure(chosen):
+        rows.append(row)
+        write(chosen, rows)
+
+
+if __name__ == "__main__":
+    main()
