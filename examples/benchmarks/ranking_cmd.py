@@ -1,6 +1,6 @@
 """What brings CMD down? Rankings of one behaviour, by other scorers, pairs, steps and ablations: CMD by MIB's rule.
 
-    python examples/benchmarks/ranking_cmd.py [--model smollm2-135m] [--behaviour ioi] [--pairs 32] [--heldout 32]
+    python examples/benchmarks/ranking_cmd.py [--model smollm2-135m] [--behaviour ioi] [--pairs 32] [--heldout 16]
 
 All are judged on the same held-out pairs, each with the ablation that it was made with. Time is processor time, as a
 multiple of that of the first, eap-ig on 8 pairs. ``dropped in rounds`` is no scorer: edges are dropped as ``--pruner
@@ -73,10 +73,10 @@ def dropped(experiment: Any) -> EdgeScores:
 def rankings(pairs: int) -> Sequence[Ranking]:
     return (
         Ranking("eap-ig", FEW, by("eap-ig")),
-        Ranking("learned-masks", FEW, by("learned-masks")),
-        Ranking("eap-ig, mean-by-template", FEW, by("eap-ig"), Ablation.MEAN_BY_TEMPLATE),
         Ranking("eap-ig, optimal", FEW, by("eap-ig"), Ablation.OPTIMAL),
+        Ranking("eap-ig, mean-by-template", FEW, by("eap-ig"), Ablation.MEAN_BY_TEMPLATE),
         Ranking("eap-ig", pairs, by("eap-ig")),
+        Ranking("learned-masks", FEW, by("learned-masks")),
         Ranking("dropped in rounds", pairs, dropped),
         Ranking("gim", pairs, by("gim")),
         Ranking("eap-ig, 20 steps", pairs, by("eap-ig", 20)),
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--behaviour", default="ioi")
     parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--heldout", type=int, default=32)
+    parser.add_argument("--heldout", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
     parser.add_argument("--quick", action="store_true", help=f"the first ranking alone, judged on {FEW} pairs")
     chosen = parser.parse_args()
