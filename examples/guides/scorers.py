@@ -1,9 +1,9 @@
 """Compare scorers with exact effects on behaviours of the built-in model: the figures of scorers.md.
 
-    python examples/guides/scorers.py [--write] [--quick] [BEHAVIOUR ...]
+    python examples/guides/scorers.py [--write] [--quick] [--kept] [BEHAVIOUR ...]
 
 Some minutes for each behaviour on one processor core. What was measured is kept in ``outputs/guides/scorers``, and the
-tables show all that is there, so that behaviours can be measured one by one.
+tables show all that is there, so that behaviours can be measured one by one; with ``--kept`` nothing is measured.
 """
 
 import json
@@ -21,8 +21,11 @@ wanted = [name for name in sys.argv[1:] if not name.startswith("--")] or list(BE
 folder = Path("outputs/guides/scorers")
 folder.mkdir(parents=True, exist_ok=True)
 
-model = circuits.load_model("smollm2-135m")
+if "--kept" in sys.argv:
+    wanted = []
+model = circuits.load_model("smollm2-135m") if wanted else None
 for name in wanted:
+    assert model is not None
     found = circuits.compare_scorers(
         model,
         circuits.load_behaviour(name),
