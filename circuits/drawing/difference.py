@@ -1,7 +1,9 @@
 """Two circuits drawn into one diagram."""
 
 import math
+from itertools import pairwise
 
+import networkx as nx
 import numpy as np
 
 from circuits.comparison import CircuitDiff, Membership
@@ -30,10 +32,11 @@ def difference_dot(
     """Return the DOT text of two circuits drawn into one diagram, in the layout of :func:`circuit_dot`.
 
     Hue says which circuit an edge belongs to, the arrow its slot; tooltips hold the score in each circuit. Of each
-    group (only A, only B, both) the 40 strongest edges are drawn, so that a large circuit does not hide the other; the
-    legend says what is left out. Widths are relative to each circuit's own largest |score|, because scores of different
-    behaviours have no common scale; measured effects of one behaviour have. For a ``page`` the 2,000 strongest edges of
-    all are drawn, without legend, as :func:`circuit_dot` does. ``style`` says how large it is; it has no summaries.
+    group (only A, only B, both) the 40 strongest edges are drawn, so that a large circuit does not hide the other, and
+    those that connect them with the input and the end; the legend says what is left out. Widths are relative to each
+    circuit's own largest |score|, because scores of different behaviours have no common scale; measured effects of one
+    behaviour have. For a ``page`` the 2,000 strongest edges of all are drawn, without legend, as :func:`circuit_dot`
+    does. ``style`` says how large it is; it has no summaries.
     """
     scores, sizes = _scores(diff), _sizes(diff)
     keep = _strongest(sizes, ON_PAGE) if page else _strongest_of_each(diff, sizes)
@@ -78,7 +81,35 @@ def _strongest(sizes: Floats, count: int) -> EdgeIndices:
 
 def _strongest_of_each(diff: CircuitDiff, sizes: Floats) -> EdgeIndices:
     groups = [np.flatnonzero(np.array([member is group for member in diff.membership])) for group in _GROUPS]
-    return np.sort(np.concatenate([group[_strongest(sizes[group], PER_GROUP)] for group in groups]))
+    chosen = np.concatenate([group[_strongest(sizes[group], PER_GROUP)] for group in groups])
+    return _connecting(diff, sizes, chosen)
+
+
+def _connecting(diff: CircuitDiff, sizes: Floats, chosen: EdgeIndices) -> EdgeIndices:
+    """Return chosen edges with those that connect each of them with input and end, where the two circuits do: few ones.
+
+    Without them nodes hang whose other edges are left out, as if nothing led to them, or they to nothing.
+    """
+    whole, kept = diff.a.with_edges(diff.union, sizes), set(chosen.tolist())
+    view, places = whole.to_networkx(), dict[tuple[str, str, str], int]()
+    nx.set_edge_attributes(view, 0.0, "cost")
+    for i, edge in enumerate(whole.edge_list):
+        place = str(edge.sender), str(edge.receiver.node), edge.receiver.entrance
+        places[place] = i
+        view.edges[place]["cost"] = 0.0 if i in kept else 2.0 - float(sizes[i])
+    found = set(kept)
+    ends = str(Node(NodeKind.INPUT)), str(diff.a.model.shape.end)
+    for start, graph in zip(ends, (view, view.reverse(copy=False)), strict=True):
+        paths: dict[str, list[str]] = (
+            nx.single_source_dijkstra_path(graph, start, weight="cost") if start in view else {}
+        )
+        for i in kept:
+            edge = whole.edge_list[i]
+            path = paths.get(str(edge.sender if graph is view else edge.receiver.node), [])
+            for here, there in pairwise(path if graph is view else path[::-1]):
+                entrance = min(view[here][there], key=lambda key: view.edges[here, there, key]["cost"])
+                found |= {places[here, there, entrance]} if (here, there, entrance) in places else set()
+    return np.array(sorted(found), dtype=np.int64)
 
 
 def _left_out(diff: CircuitDiff, keep: EdgeIndices) -> list[str]:
@@ -89,8 +120,10 @@ def _left_out(diff: CircuitDiff, keep: EdgeIndices) -> list[str]:
     counts: list[str] = []
     for group, name in _GROUPS.items():
         total, shown = diff.membership.count(group), drawn.count(group)
+        more = f" and {shown - PER_GROUP} that connect them" if shown > PER_GROUP else ""
+        part = f"the strongest {min(shown, PER_GROUP)} of {total:,}{more}"
         if total:
-            counts.append(f"{name}: {f'the strongest {shown} of {total:,}' if shown < total else f'all {total}'}")
+            counts.append(f"{name}: {part if shown < total else f'all {total}'}")
     return [f"drawn of {'; '.join(counts)}"]
 
 

@@ -186,6 +186,39 @@ def test_a_difference_shows_each_edges_circuit_by_hue_and_both_scores() -> None:
     assert "A: first and B: second" in difference_dot(diff)
 
 
+def chain(names: str, strength: float) -> dict[str, float]:
+    """Scores of the edges between nodes one after the other."""
+    nodes = names.split()
+    return {f"{here}->{there}": strength for here, there in pairwise(nodes)}
+
+
+def hanging(drawn: Drawn) -> set[str]:
+    """Nodes but the ends into which nothing leads, or which lead to nothing."""
+    senders, receivers = {edge["sender"] for edge in drawn}, {edge["receiver"] for edge in drawn}
+    return (senders ^ receivers) - {"input", "logits"}
+
+
+def test_no_node_hangs_in_a_drawn_comparison_whose_weakest_edges_are_left_out() -> None:
+    strong = {
+        f"input->{node}": 5.0 + i for i, node in enumerate(["m0", "m1", "m2", *(f"a0.h{h}<q>" for h in range(6))])
+    }
+    strong |= {f"m{i}->m{j}": 4.0 for i in range(9) for j in range(i + 1, 9)}
+    weak = {f"m{i}->logits": 0.01 * (i + 1) for i in range(9)} | {f"a0.h{h}->m9": 0.001 for h in range(6)}
+    a = circuit_of({**strong, **weak, "m9->logits": 0.002}, name="first")
+    b = circuit_of(chain("input m1 m3 logits", 1.0), name="second")
+    diff = difference(a, b)
+    text = difference_dot(diff)
+    drawn = edges_of(text)
+    assert hanging(drawn) == set()
+    assert len(drawn) < len(diff.union)
+    only_a = [edge for edge in drawn if edge["tooltip"].count("score A") and "B" not in edge["tooltip"]]
+    said = re.search(r"only A: the strongest 40 of (\d+) and (\d+) that connect them", text)
+    assert said is not None
+    assert (int(said[1]), 40 + int(said[2])) == (len(diff.only_a), len(only_a))
+    strongest = sorted((abs(score) for score in a.scores[~np.isin(a.edges, b.edges)]), reverse=True)[:40]
+    assert sum(min(strongest) <= abs(float(edge["tooltip"].rpartition(" ")[2])) for edge in only_a) >= 40
+
+
 @pytest.mark.parametrize("text_of", [circuit_dot, lambda c: difference_dot(difference(c, random_circuit(40, seed=5)))])
 def test_the_same_circuit_gives_the_same_text(text_of: Callable[[Circuit], str]) -> None:
     assert text_of(random_circuit(50)) == text_of(random_circuit(50))
