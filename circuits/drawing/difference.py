@@ -90,10 +90,11 @@ def _connecting(diff: CircuitDiff, sizes: Floats, chosen: EdgeIndices) -> EdgeIn
 
     Without them nodes hang whose other edges are left out, as if nothing led to them, or they to nothing.
     """
-    whole, kept = diff.a.with_edges(diff.union, sizes), set(chosen.tolist())
-    view, places = whole.to_networkx(), dict[tuple[str, str, str], int]()
-    nx.set_edge_attributes(view, 0.0, "cost")
-    for i, edge in enumerate(whole.edge_list):
+    whole, kept = diff.a.with_edges(diff.union, sizes), {int(i) for i in chosen}
+    edges, view, places = whole.edge_list, whole.to_networkx(), dict[tuple[str, str, str], int]()
+    for _, _, attributes in view.edges(data=True):
+        attributes["cost"] = 0.0
+    for i, edge in enumerate(edges):
         place = str(edge.sender), str(edge.receiver.node), edge.receiver.entrance
         places[place] = i
         view.edges[place]["cost"] = 0.0 if i in kept else 2.0 - float(sizes[i])
@@ -104,7 +105,7 @@ def _connecting(diff: CircuitDiff, sizes: Floats, chosen: EdgeIndices) -> EdgeIn
             nx.single_source_dijkstra_path(graph, start, weight="cost") if start in view else {}
         )
         for i in kept:
-            edge = whole.edge_list[i]
+            edge = edges[i]
             path = paths.get(str(edge.sender if graph is view else edge.receiver.node), [])
             for here, there in pairwise(path if graph is view else path[::-1]):
                 entrance = min(view[here][there], key=lambda key: view.edges[here, there, key]["cost"])
