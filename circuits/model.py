@@ -22,6 +22,7 @@ from circuits.guards.checks import GuardResult, check, require
 from circuits.models.fetching.builtin import FetchProgress, no_fetch_progress
 from circuits.models.in_memory import weights_in_memory
 from circuits.models.loading import load_weights
+from circuits.models.packed_weight import Packing
 from circuits.models.weights import LoadedWeights, attention_of
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.keeping import shelf_of_pairs
@@ -61,6 +62,11 @@ class Model:
         name, precision = str(self.tracer.anatomy.dtype).removeprefix("torch."), torch.get_float32_matmul_precision()
         lowered = name == "float32" and precision != "highest"
         return f"{name}, matmul precision {precision}" if lowered else name
+
+    @property
+    def packing(self) -> Packing | None:
+        """How much of the weights is packed and expanded when it is used; None: nothing is."""
+        return Packing.of(self.tracer.anatomy.module)
 
     @property
     def attention(self) -> str:
@@ -159,10 +165,10 @@ class Model:
         return shelf.under(roles=self.info.roles) if self.info.roles else shelf
 
     def __repr__(self) -> str:
-        shape = self.info.shape
+        shape, packed = self.info.shape, ", packed" if self.packing else ""
         return (
             f"Model({self.info.id!r}: {shape.n_layers} layers, {shape.n_heads} heads, "
-            f"{shape.n_kv_heads} key/value heads, {self.graph.n_edges:,} edges, {self.dtype} on {self.device})"
+            f"{shape.n_kv_heads} key/value heads, {self.graph.n_edges:,} edges, {self.dtype} on {self.device}{packed})"
         )
 
 
@@ -177,6 +183,7 @@ def load_model(
     dtype: str = "auto",
     attention: str = "auto",
     device_map: object = None,
+    packed: bool = False,
     progress: FetchProgress = no_fetch_progress,
 ) -> Model:
     """Load a model, or take one that is in memory, and verify that it can be measured.
@@ -195,6 +202,8 @@ def load_model(
         device_map: Spreads the model over several devices, whole layers each: ``auto`` or ``balanced`` (accelerate
             divides them), a JSON file, or a mapping of the names of modules to devices. A module that is spread already
             is measured where it is.
+        packed: Leaves the matrices of a ``.gguf`` file of 8 bits or fewer as they are and expands each whenever it is
+            used, on the way back too: the same numbers, in less memory and more time. Anything else is refused.
         progress: Is told while a built-in model is fetched, which happens once.
 
     Cost: reading the weights and a few passes of a tiny batch; for a module also a SHA-256 over its weights, about a
@@ -202,6 +211,10 @@ def load_model(
     reason), ``DeviceError``, ``UsageError``, and ``GuardError`` for a model that would be measured wrongly.
     """
     if isinstance(model, nn.Module):
+        if packed:
+            raise UsageError(
+                "packed is for the name of a .gguf file, and a module in memory is as it is; leave it out."
+            )
         if device_map is not None:
             raise UsageError(
                 "a device map was given with a module in memory, which is not moved for you. Spread it yourself "
@@ -219,6 +232,7 @@ def load_model(
             dtype=dtype,
             attention=attention,
             device_map=device_map,
+            packed=packed,
             progress=progress,
         )
     loaded = verified(weights, architecture)

@@ -147,6 +147,16 @@ def test_long_prompts_are_measured_beside_a_plain_forward_and_backward_pass(run_
 
 
 @pytest.mark.real
+def test_packed_weights_are_held_against_expanded_ones(run_quickly: Run, smol: Path) -> None:
+    printed, found = run_quickly("packed_weights")
+    forms = found["found"]["Q4_0"]
+    assert {name: each["digest"] for name, each in forms["packed"].items()} == {
+        name: each["digest"] for name, each in forms["expanded"].items()
+    }
+    assert "MB, packed" in printed
+
+
+@pytest.mark.real
 def test_the_stages_of_a_discovery_make_up_its_time(run_quickly: Run, smol: Path) -> None:
     printed, found = run_quickly("discovery")
     assert {"scoring", "evaluating on held-out prompts"} <= set(found["multiples"])

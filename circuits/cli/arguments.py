@@ -97,6 +97,14 @@ class ModelOptions:
             rich_help_panel="Model",
         ),
     ] = None
+    packed: Annotated[
+        bool,
+        typer.Option(
+            "--packed",
+            help="Leave a .gguf file's weights packed, and expand each when it is used: less memory, more time.",
+            rich_help_panel="Model",
+        ),
+    ] = False
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = "auto"
     attention: Annotated[
         str,
@@ -148,6 +156,7 @@ class ModelOptions:
             dtype=self.dtype,
             attention=self.attention,
             device_map=self.device_map,
+            packed=self.packed,
             progress=then_loading(progress),
         )
         precision.use()

@@ -19,6 +19,7 @@ from circuits.models.fetching.builtin import BUILT_IN, FetchProgress, no_fetch_p
 from circuits.models.folders import WeightFiles, find_weights, unreadable_weights
 from circuits.models.in_memory import require_on_devices
 from circuits.models.lora import Adapter, find_adapter, with_adapter
+from circuits.models.packed_loading import load_packed
 from circuits.models.placement import DeviceMap, resolve_map
 from circuits.models.quiet import quiet_transformers
 from circuits.models.tokenizers import usable_tokenizer
@@ -48,6 +49,7 @@ def load_weights(
     dtype: str = "auto",
     attention: str = "auto",
     device_map: object = None,
+    packed: bool = False,
     progress: FetchProgress = no_fetch_progress,
 ) -> LoadedWeights:
     """Load a model by built-in name, local folder (or ``.gguf`` file) or Hugging Face id.
@@ -56,9 +58,11 @@ def load_weights(
     ``attention`` is ``sdpa``, ``eager`` or ``auto``: sdpa where the model has it. A folder or id of a LoRA adapter is
     merged into the model that it names, found in the same ways (a built-in model also by its Hugging Face id).
     ``device_map`` spreads it over several devices (:func:`~circuits.models.placement.resolve_map`) instead of putting
-    it on ``device``. ``tokenizer`` replaces the model's own. Weights are read from safetensors or GGUF only and no code
-    that comes with a model is run. Raises :class:`UnknownNameError`, :class:`ModelUnavailableError`,
-    :class:`UnsupportedModelError`, :class:`UsageError`, :class:`DeviceError` and :class:`OutputError`.
+    it on ``device``. ``packed`` leaves the matrices of a ``.gguf`` file as they are there and expands each whenever it
+    is used (:mod:`circuits.models.packed_weight`). ``tokenizer`` replaces the model's own. Weights are read from
+    safetensors or GGUF only and no code that comes with a model is run. Raises
+    :class:`UnknownNameError`, :class:`ModelUnavailableError`, :class:`UnsupportedModelError`, :class:`UsageError`,
+    :class:`DeviceError` and :class:`OutputError`.
     """
     place, places = resolve_device(device), resolve_map(device_map)
     if places is not None and device != "auto":
@@ -71,7 +75,11 @@ def load_weights(
     folder = weights.paths[0].parent
     config = read_configuration(folder, weights.gguf, name=model)
     fitting = attention_that_fits(config, weights, name=model)
-    module = _load_module(config, weights, number_format, kernel or fitting, places)
+    if packed:
+        _require_packable(model, weights, found.adapter, places)
+        module = _load_packed(config, weights, number_format, kernel or fitting, place)
+    else:
+        module = _load_module(config, weights, number_format, kernel or fitting, places)
     if found.adapter is not None:
         if places is not None:
             raise UsageError(
@@ -82,7 +90,7 @@ def load_weights(
     if tokenizer is None:
         tokenizer = _load_tokenizer(folder, weights, found.adapter)
     return LoadedWeights(
-        module=_placed(module, model) if places is not None else _place(module, place),
+        module=_placed(module, model) if places is not None or packed else _place(module, place),
         tokenizer=tokenizer,
         id=model,
         revision=found.revision,
@@ -240,6 +248,35 @@ def _load_module(
             ) from error
         raise
     module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    _require_complete(module, info, folder)
+    return module
+
+
+def _require_packable(model: str, weights: WeightFiles, adapter: Adapter | None, places: DeviceMap | None) -> None:
+    """Raise :class:`UsageError` for what is not loaded packed."""
+    if weights.gguf is None:
+        raise UsageError(
+            f"'{model}' holds its weights as safetensors, and packed is for .gguf files of 8 bits and fewer, which are "
+            "expanded matrix by matrix. Leave packed out; `--dtype bfloat16` takes half of the memory of float32."
+        )
+    if adapter is not None:
+        raise UsageError(f"'{model}' is an adapter, which is merged with expanded weights; leave packed out.")
+    if places is not None:
+        raise UsageError("packed and a device map were asked for; expected one of them. Leave one out.")
+
+
+def _load_packed(
+    config: Any, weights: WeightFiles, dtype: torch.dtype | None, attention: str, place: torch.device
+) -> PreTrainedModel:
+    folder = weights.paths[0].parent
+    with quiet_transformers(), border(ModelUnavailableError, lambda problem: unreadable_weights(folder, problem)):
+        module, info = load_packed(config, weights, dtype or torch.float32, attention, place)
+    _require_complete(module, info, folder)
+    return module
+
+
+def _require_complete(module: PreTrainedModel, info: dict[str, Any], folder: Path) -> None:
+    """Raise for a model that lacks weights, or does not use what its files hold."""
     missing = sorted(str(key) for key in info["missing_keys"])
     if missing:
         raise ModelUnavailableError(
@@ -247,7 +284,6 @@ def _load_module(
             "which would be random; expected all of them. Download or write them again."
         )
     _require_used(module, sorted(str(key) for key in info["unexpected_keys"]), folder)
-    return module
 
 
 def _require_used(module: PreTrainedModel, unexpected: list[str], folder: Path) -> None:

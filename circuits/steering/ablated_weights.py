@@ -74,6 +74,8 @@ def write_ablated_weights(model: Model, direction: StreamDirection, folder: str 
     """
     require_one_device(model.tracer.anatomy, "taking a direction out of weights")
     direction.require_model(model.info)
+    if model.packing is not None:
+        raise UsageError("the model's weights are packed, and new ones are expanded; load it without packed.")
     if model.info.target is not None:
         raise UsageError(f"the model ends at {model.info.target}; give the model as it was loaded.")
     place = Path(folder)

@@ -33,6 +33,7 @@ def check(*, model_options: ModelOptions, output_options: OutputOptions) -> None
             dtype=model_options.dtype,
             attention=model_options.attention,
             device_map=model_options.device_map,
+            packed=model_options.packed,
             progress=then_loading(progress),
         )
         progress("running the guards", 0, 0)
@@ -80,6 +81,7 @@ def _facts(model: "Model") -> list[tuple[str, str]]:
         ("runs in", f"{model.dtype} on {model.device}"),
         ("prefix cache", str(model.tracer.prefix_cache)),
         ("weights", f"{model.info.digest[:16]} ({model.info.revision})"),
+        ("held", "expanded" if model.packing is None else model.packing.describe()),
     ]
 
 
