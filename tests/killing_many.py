@@ -1,9 +1,9 @@
 """Kill workers and drivers of campaigns and of shared sweeps at random, start them again, and count what that costs.
 
 ``python -m tests.killing_many --kills 100`` runs campaigns of a tiny model, whose driver or one of whose two workers
-is killed (SIGKILL) every now and then, and sweeps that two processes share, one of which is killed. It fails unless the
-tables and scores are those of an uninterrupted run (nothing lost), and what was finished before a kill is the same
-file, byte for byte, afterwards (nothing done twice).
+is killed (SIGKILL) every now and then, and sweeps and exchanges of nodes that two processes share, one of which is
+killed. It fails unless the tables, scores and tests are those of an uninterrupted run (nothing lost), and what was
+finished before a kill is the same file, byte for byte, afterwards (nothing done twice).
 
 Drivers and workers are forks of this process, which has loaded the packages once.
 """
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -188,15 +189,16 @@ def run_once(grid: Path, folder: Path) -> None:
         raise SystemExit(f"{found.failures}")
 
 
-def sweep_trial(work: Path, folder: Path, drawn: random.Random, most: int, pace: float, expected: bytes) -> Trial:
-    """Let two processes share a sweep, one of which is killed and started again every now and then."""
-    found, begun, files = Trial("sweep"), time.monotonic(), Files(folder / "meeting", "*.npz")
+def shared_trial(work: Path, folder: Path, drawn: random.Random, most: int, pace: float, name: str) -> Trial:
+    """Let two processes make a file of :data:`SHARED`; one is killed and started again every now and then."""
+    found, begun, files = Trial(SHARED[name]), time.monotonic(), Files(folder / "meeting", "*.npz")
     folder.mkdir()
     running: dict[int, int] = {}
     finished: set[int] = set()
     while len(finished) < 2 and time.monotonic() - begun < LIMIT:
         for number in {0, 1} - finished - set(running.values()):
-            running[forked(lambda number=number: share_once(work, folder, number), folder / "said")] = number
+            doing = partial(share_once, work, folder, f"{number}-{name}")
+            running[forked(doing, folder / "said")] = number
         due = time.monotonic() + drawn.uniform(0, 2 * pace)
         while running and time.monotonic() < due:
             for child in list(running):
@@ -218,21 +220,26 @@ def sweep_trial(work: Path, folder: Path, drawn: random.Random, most: int, pace:
             found.killed("sharer")
     found.seconds = time.monotonic() - begun
     for number in (0, 1):
-        table = folder / f"scores-{number}.csv"
-        if not table.is_file() or table.read_bytes() != expected:
-            found.problems.append(f"the scores of process {number} are not those of one process")
+        made = folder / f"{number}-{name}"
+        if not made.is_file() or made.read_bytes() != (work / name).read_bytes():
+            found.problems.append(f"the {name} of process {number} is not that of one process")
     found.problems += [f"{name} was made again" for name in files.look()]
     return found
 
 
-def score_arguments(work: Path, out: Path) -> list[str]:
-    wanted = ["score", f"{work / 'mine.jsonl'}", "--model", f"{work / 'tiny'}", "--scorer", "exact", "--pairs", "6"]
+SHARED = {"scores.csv": "sweep", "tests.json": "exchange"}
+"""Files that processes make together, and what that is."""
+
+
+def shared_arguments(work: Path, out: Path) -> list[str]:
+    wanted = ["interchange"] if out.suffix == ".json" else ["score", "--scorer", "exact"]
+    wanted += [f"{work / 'mine.jsonl'}", "--model", f"{work / 'tiny'}", "--pairs", "6"]
     return [*wanted, "--out", f"{out}", "--quiet", "--json", "--resume"]
 
 
-def share_once(work: Path, folder: Path, number: int) -> None:
-    """Do a part of the sweep, as the command does."""
-    run_command([*score_arguments(work, folder / f"scores-{number}.csv"), "--share", f"{folder / 'meeting'}"], folder)
+def share_once(work: Path, folder: Path, name: str) -> None:
+    """Do a part of what is shared, as the command does."""
+    run_command([*shared_arguments(work, folder / name), "--share", f"{folder / 'meeting'}"], folder)
 
 
 def run_command(arguments: list[str], folder: Path) -> None:
@@ -266,12 +273,13 @@ def trials(kills: int, seed: int, work: Path) -> list[Trial]:
     begun = time.monotonic()
     os.waitpid(forked(lambda: run_whole(work), work / "said"), 0)
     pace = (time.monotonic() - begun) / 12
-    table, scores = (work / "whole" / "runs.csv").read_bytes(), (work / "whole.csv").read_bytes()
+    table = (work / "whole" / "runs.csv").read_bytes()
     while sum(sum(each.kills.values()) for each in found) < kills:
         left = kills - sum(sum(each.kills.values()) for each in found)
         folder = work / f"trial-{len(found)}"
-        if len(found) % 3 == 2:
-            found.append(sweep_trial(work, folder, drawn, min(left, 6), pace / 2, scores))
+        if len(found) % 4 > 1:
+            name = list(SHARED)[len(found) % 2]
+            found.append(shared_trial(work, folder, drawn, min(left, 6), pace / 2, name))
         else:
             found.append(campaign_trial(work, folder, drawn, min(left, 12), pace, table))
         last = found[-1]
@@ -280,11 +288,12 @@ def trials(kills: int, seed: int, work: Path) -> list[Trial]:
 
 
 def run_whole(work: Path) -> None:
-    """Run the campaign and the sweep without interruption."""
+    """Run the campaign, the sweep and the exchange without interruption."""
     (work / "whole").mkdir()
     Forked.pids = work / "whole" / "pids"
     run_once(work / "grid.toml", work / "whole")
-    run_command(score_arguments(work, work / "whole.csv"), work)
+    for name in SHARED:
+        run_command(shared_arguments(work, work / name), work)
 
 
 def say(text: str) -> None:

@@ -12,16 +12,22 @@ _WHERE = ("--ray", "--slurm")
 
 
 def share_out(
-    arguments: Sequence[str], folder: str | Path, workers: Workers, *, progress: StageProgress = no_stages
+    arguments: Sequence[str],
+    folder: str | Path,
+    workers: Workers,
+    *,
+    name: str = "scores.csv",
+    progress: StageProgress = no_stages,
 ) -> list[Ended]:
     """Let every worker do its part of a command that has ``--share``, in a folder; return those that failed.
 
     ``arguments`` are what was typed after ``circuits``, such as ``["score", "ioi", "--scorer", "exact"]``; what they
-    say of workers and of results does not hold for the workers. Whatever they leave undone is done by whoever runs the
+    say of workers and of results does not hold for the workers: each writes a file of this ``name`` in a folder of its
+    own. Whatever they leave undone is done by whoever runs the
     same command with the same folder afterwards.
     """
     folder = Path(folder).absolute()
-    jobs = [_job(arguments, folder, folder / f"worker-{number}") for number in range(workers.count)]
+    jobs = [_job(arguments, folder, folder / f"worker-{number}", name) for number in range(workers.count)]
     stage, failed = f"measuring in {len(jobs)} processes", list[Ended]()
     progress(stage, 0, len(jobs))
     with closing(workers.run(jobs)) as ending:
@@ -31,7 +37,7 @@ def share_out(
     return failed
 
 
-def _job(arguments: Sequence[str], folder: Path, place: Path) -> Job:
+def _job(arguments: Sequence[str], folder: Path, place: Path, name: str) -> Job:
     given = list(_without_places(arguments))
     end = given.index("--") if "--" in given else len(given)
     own = (
@@ -40,12 +46,12 @@ def _job(arguments: Sequence[str], folder: Path, place: Path) -> Job:
         "--workers",
         "1",
         "--out",
-        f"{place / 'scores.csv'}",
+        f"{place / name}",
         "--record",
         f"{place / 'run.json'}",
     )
     typed = (*given[:end], *own, "--resume", "--json", "--quiet", *given[end:])
-    return Job(place.name, typed, place / "messages.log", place / "scores.csv.journal.lock")
+    return Job(place.name, typed, place / "messages.log", place / f"{name}.journal.lock")
 
 
 def _without_places(arguments: Sequence[str]) -> Iterator[str]:

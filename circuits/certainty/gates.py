@@ -10,6 +10,7 @@ only where every one of these holds on each half of the pairs, by permuting sign
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from circuits.behaviours import clusters_of
 from circuits.behaviours.behaviour import Behaviour
-from circuits.certainty.node_tests import ALPHA, HALF, require_exchanged
+from circuits.certainty.node_tests import ALPHA, HALF, exchanged, require_exchanged
 from circuits.errors import UsageError
 from circuits.files.documents import json_text
 from circuits.files.journal import Journal
@@ -27,7 +28,7 @@ from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.node_sets import interchange_effects
 from circuits.patching.protocol import StageProgress, gaps, no_stages, of_stage
-from circuits.patching.sequences import of_one_token
+from circuits.patching.shared_experiment import SharedExperiment
 from circuits.scores import Floats
 from circuits.statistics import Estimate, Number, holm, share_of, sign_flips
 from circuits.vocabulary import Direction
@@ -126,6 +127,7 @@ def find_gates(
     seed: int = 0,
     progress: StageProgress = no_stages,
     journal: Journal | None = None,
+    folder: str | Path | None = None,
 ) -> GateTests:
     """Part what nodes do into what they write themselves and what passes through amplifiers; name gates by tests.
 
@@ -139,6 +141,7 @@ def find_gates(
         seed: Draws pairs and signs.
         progress: Is told about the stages.
         journal: Keeps what is measured.
+        folder: Where processes meet that share the exchanges, as of :func:`circuits.interchange_nodes`.
 
     Raises :class:`UsageError` as :func:`circuits.interchange_nodes`, and for fewer than two nodes. Cost: per node four
     forward passes at most, and the final one of its own edge.
@@ -153,7 +156,7 @@ def find_gates(
     measured = model.experiment(
         prompts.heldout, options, resources=resources, reference=prompts.reference, journal=journal
     )
-    test = _Test(of_one_token(measured, "the exchange of nodes"), wanted, clusters_of(prompts.heldout), seed, progress)
+    test = _Test(exchanged(measured, folder), wanted, clusters_of(prompts.heldout), seed, progress)
     tests, amplifiers = test.run()
     return GateTests(
         model=model.info.id,
@@ -180,7 +183,7 @@ class _Effects:
 
 @dataclass(frozen=True)
 class _Test:
-    experiment: PatchingExperiment
+    experiment: PatchingExperiment | SharedExperiment
     nodes: Sequence[Node]
     clusters: NDArray[np.int64]
     seed: int

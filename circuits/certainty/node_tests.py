@@ -11,6 +11,7 @@ many heads and MLPs of the same thirds of the layers; single nodes are not, sinc
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from circuits.model import Model
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options, Resources
 from circuits.patching.node_sets import NodeSet, interchange_effects
-from circuits.patching.protocol import StageProgress, gaps, no_stages, of_stage
-from circuits.patching.sequences import of_one_token
+from circuits.patching.protocol import Experiment, StageProgress, gaps, no_stages, of_stage
+from circuits.patching.sequences import AnyExperiment, of_one_token
+from circuits.patching.shared_experiment import SharedExperiment, share
 from circuits.scores import Floats
 from circuits.statistics import Estimate, Number, holm, share_of, sign_flips
 from circuits.vocabulary import Ablation, Direction
@@ -111,6 +113,7 @@ def interchange_nodes(
     seed: int = 0,
     progress: StageProgress = no_stages,
     journal: Journal | None = None,
+    folder: str | Path | None = None,
 ) -> NodeTests:
     """Test nodes by exchanging what they send between the clean and the corrupted run, on held-out prompts.
 
@@ -126,6 +129,8 @@ def interchange_nodes(
         seed: Draws pairs, random sets and signs.
         progress: Is told about the stages.
         journal: Keeps what is measured.
+        folder: Where processes meet that do the same and share the exchanges (:func:`circuits.share`); this needs a
+            journal.
 
     Raises :class:`UsageError` for another ablation than ``corrupted`` and for answers of several tokens. Cost: two
     forward passes at most per set and random set.
@@ -137,7 +142,7 @@ def interchange_nodes(
     measured = model.experiment(
         prompts.heldout, options, resources=resources, reference=prompts.reference, journal=journal
     )
-    experiment = of_one_token(measured, "the exchange of nodes")
+    experiment = exchanged(measured, folder)
     wanted = _node_sets(model, sets)
     clusters = clusters_of(prompts.heldout)
     random = random_sets if len(wanted) == 1 and len(wanted[0]) > 1 else 0
@@ -162,6 +167,15 @@ def interchange_nodes(
         remarks=prompts.remarks,
         halves=_halves(wanted, own, gap, clusters, seed),
     )
+
+
+def exchanged(experiment: AnyExperiment, folder: str | Path | None) -> PatchingExperiment | SharedExperiment:
+    """Return an experiment on which nodes can be exchanged, shared with the processes that meet in a folder, if any.
+
+    Raises :class:`UsageError` for answers of several tokens.
+    """
+    alone = of_one_token(experiment, "the exchange of nodes")
+    return alone if folder is None else share(alone, folder)
 
 
 def require_exchanged(options: Options) -> None:
@@ -205,7 +219,7 @@ def _node_sets(model: Model, sets: Sets) -> list[NodeSet]:
     return found
 
 
-def _controls(experiment: PatchingExperiment, nodes: NodeSet, count: int, seed: int) -> list[NodeSet]:
+def _controls(experiment: Experiment, nodes: NodeSet, count: int, seed: int) -> list[NodeSet]:
     """Draw random sets of equal size, kinds and thirds of the layers; none where only the set itself can be drawn."""
     generator = np.random.default_rng(seed)
     drawn = [control_nodes(experiment.graph, nodes, generator) for _ in range(count)]

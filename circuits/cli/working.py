@@ -69,20 +69,20 @@ class Working:
 
 @dataclass(frozen=True)
 class Sharing(Working):
-    """Which processes share the edges of a sweep, and where they meet."""
+    """Which processes share what is measured, and where they meet."""
 
     share: Annotated[
         Path | None,
         typer.Option(
-            help="Folder in which processes meet that share the edges of --scorer exact or verified: any number of "
-            "them, on any machines that see it. With --workers they are started here.",
+            help="Folder in which processes meet that share the work: any number of them, on any machines that see it. "
+            "With --workers they are started here.",
             rich_help_panel=PANEL,
             show_default=False,
         ),
     ] = None
 
     def meeting(self, file: Path) -> Path | None:
-        """Return where processes meet that make a file of scores; None where there is but one."""
+        """Return where processes meet that make a file; None where there is but one."""
         return self.share or (file.with_name(f"{file.name}.shards") if self.several else None)
 
     def share_out(self, file: Path, output: Output, progress: StageProgress, *, resume: bool) -> None:
@@ -94,11 +94,11 @@ class Sharing(Working):
 
         if self.share is None and not resume:
             rmtree(folder, ignore_errors=True)
-        for failed in share_out(output.recorder.arguments, folder, self.on(folder), progress=progress):
+        for failed in share_out(output.recorder.arguments, folder, self.on(folder), name=file.name, progress=progress):
             output.warn(f"{failed.job.name} failed, and others do its part: {failed.message}")
 
     def end(self, file: Path) -> None:
-        """Remove where processes met, once the scores are written; a folder that was given stays."""
+        """Remove where processes met, once the file is written; a folder that was given stays."""
         folder = self.meeting(file)
         if folder is not None and self.share is None:
             rmtree(folder, ignore_errors=True)

@@ -13,21 +13,27 @@ import torch
 from numpy.typing import NDArray
 
 from circuits.errors import UnknownNameError, UsageError
+from circuits.files.journal import Arrays
 from circuits.graph import ComputationalGraph, Node, NodeKind
 from circuits.passes.masked import run_masked
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.protocol import Progress, no_progress
 from circuits.patching.recorded_pairs import PairBatch, require_noising
+from circuits.patching.sequences import of_one_token
+from circuits.patching.shards import Piece, measured_together
+from circuits.patching.shared_experiment import SharedExperiment
 from circuits.tracing.runs import Run, difference, sender_values
 from circuits.tracing.state import in_own_state
 from circuits.vocabulary import Direction
 
 NodeSet = tuple[Node, ...]
+_SETS = 4
+"""Sets of one piece of a shared exchange."""
 
 
 @in_own_state
 def interchange_effects(
-    experiment: PatchingExperiment,
+    experiment: PatchingExperiment | SharedExperiment,
     sets: Sequence[NodeSet],
     direction: Direction | str,
     *,
@@ -43,10 +49,12 @@ def interchange_effects(
     also by metrics where lower is better, and about the gap between the two runs where it is all that does. Nodes
     downstream of others of their set are held at their values too. Nodes that are ``held`` keep what they send in their
     own run; with ``directly`` all other nodes do, so that only the set's own edges into the end of the graph carry the
-    exchange. Cost: up to a forward pass per set, less for sets
-    that begin late.
+    exchange. Sets run one by one, so an experiment that is shared gives what one process does to the last bit. Cost: up
+    to a forward pass per set, less for sets that begin late.
     """
     direction = Direction.parse(direction)
+    if isinstance(experiment, SharedExperiment):
+        return _exchanged_together(experiment, sets, direction, held, directly=directly, progress=progress)
     require_noising(experiment.pairs, direction)
     found = np.zeros((len(sets), experiment.n_pairs))
     senders = [sender_places(experiment.graph, nodes) for nodes in sets]
@@ -61,6 +69,35 @@ def interchange_effects(
             found[row, batch.index] = kept["values"]
             progress(number * len(sets) + row + 1, len(sets) * len(experiment.batches))
     return experiment.metric.sign * (found if direction is Direction.DENOISING else -found)
+
+
+def _exchanged_together(
+    experiment: SharedExperiment,
+    sets: Sequence[NodeSet],
+    direction: Direction,
+    held: NodeSet,
+    *,
+    directly: bool,
+    progress: Progress,
+) -> NDArray[np.float64]:
+    """Measure some of the sets, and leave the others to the processes that this experiment is shared with."""
+    alone = of_one_token(experiment.alone, "the exchange of nodes")
+
+    def piece(some: Sequence[NodeSet]) -> Piece:
+        def measure() -> Arrays:
+            return {"values": interchange_effects(alone, some, direction, held=held, directly=directly)}
+
+        what = [
+            [sender_places(alone.graph, nodes) for nodes in (*some, *([held] if held else []))],
+            bool(held),
+            directly,
+        ]
+        name = experiment.name_of(f"interchange of nodes, {direction}, {what}".encode())
+        return Piece(name, f"{len(some)} sets of nodes", len(some), {"values": (len(some), alone.n_pairs)}, measure)
+
+    pieces = [piece(sets[first : first + _SETS]) for first in range(0, len(sets), _SETS)]
+    found = measured_together(pieces, experiment.folder, progress=progress)
+    return np.concatenate([each["values"] for each in found]) if found else np.zeros((0, alone.n_pairs))
 
 
 @dataclass(frozen=True)

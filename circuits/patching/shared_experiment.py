@@ -39,10 +39,10 @@ def share(experiment: Experiment, folder: str | Path) -> "SharedExperiment":
         experiment: What is measured, made with a journal: by that it is known what belongs together.
         folder: Where processes meet and leave what they measured; all must see it, under a path of their own.
 
-    Single edges, circuits and slopes of a circuit are shared; attributions, a pass or a few, every process makes
-    itself. Effects of edges are those of one process to the last bit where the memory plan is the same; circuits and
-    slopes differ from these by rounding, since other circuits or pairs run beside them. Raises :class:`UsageError` for
-    an experiment without journal.
+    Single edges, circuits, slopes of a circuit and exchanges of nodes (:func:`interchange_effects`) are shared;
+    attributions, a pass or a few, every process makes itself. Effects of nodes are those of one process to the last
+    bit, and so are those of edges where the memory plan is the same; circuits and slopes differ from these by rounding,
+    since other circuits or pairs run beside them. Raises :class:`UsageError` for an experiment without journal.
     """
     if isinstance(experiment, SharedExperiment):
         return share(experiment.alone, folder)
@@ -57,11 +57,11 @@ def share(experiment: Experiment, folder: str | Path) -> "SharedExperiment":
 class SharedExperiment:
     """Implements :class:`~circuits.patching.protocol.Experiment` together with other processes; see :func:`share`.
 
-    ``alone`` is the experiment as one process measures it.
+    ``alone`` is the experiment as one process measures it, ``folder`` where the processes meet.
     """
 
     def __init__(self, alone: AnyExperiment, folder: Path) -> None:
-        self.alone, self._folder = alone, folder
+        self.alone, self.folder = alone, folder
 
     @property
     def graph(self) -> ComputationalGraph:
@@ -100,11 +100,11 @@ class SharedExperiment:
 
     def part(self, begin: int, end: int) -> "SharedExperiment":
         """Return the same experiment on some of its pairs; see :meth:`Experiment.part`."""
-        return SharedExperiment(self.alone.part(begin, end), self._folder)
+        return SharedExperiment(self.alone.part(begin, end), self.folder)
 
     def with_metric(self, metric: Metric) -> "SharedExperiment":
         """Return the same experiment by another metric; raises :class:`UsageError` for answers of several tokens."""
-        return SharedExperiment(of_one_token(self.alone, "another metric").with_metric(metric), self._folder)
+        return SharedExperiment(of_one_token(self.alone, "another metric").with_metric(metric), self.folder)
 
     def edge_effects(self, edges: Edges, *, progress: Progress = no_progress) -> Floats:
         """Measure single edges exactly; see :meth:`Experiment.edge_effects`."""
@@ -112,7 +112,7 @@ class SharedExperiment:
         shards = shards_of(self.graph, edges, at_once=edges_at_once(self.alone))
         pieces = [self._effects(shard.edges) for shard in shards]
         effects = np.empty((len(edges), self.n_pairs))
-        for shard, found in zip(shards, measured_together(pieces, self._folder, progress=progress), strict=True):
+        for shard, found in zip(shards, measured_together(pieces, self.folder, progress=progress), strict=True):
             effects[np.searchsorted(edges, shard.edges)] = found["effects"]
         return effects[place_of]
 
@@ -121,7 +121,7 @@ class SharedExperiment:
             return {"edges": edges, "effects": self.alone.edge_effects(edges)}
 
         shapes = {"edges": edges.shape, "effects": (len(edges), self.n_pairs)}
-        name = self._name(np.ascontiguousarray(edges, dtype="<i8").tobytes())
+        name = self.name_of(np.ascontiguousarray(edges, dtype="<i8").tobytes())
         return Piece(name, f"{len(edges)} edges", len(edges), shapes, measure)
 
     def circuits(self, masks: Masks, *, progress: Progress = no_progress) -> Floats:
@@ -130,14 +130,14 @@ class SharedExperiment:
             return np.empty((0, self.n_pairs))
         stacked = stacked_masks(self.graph, masks)
         blocks = [stacked[first : first + _CIRCUITS] for first in range(0, len(stacked), _CIRCUITS)]
-        found = measured_together([self._circuits(block) for block in blocks], self._folder, progress=progress)
+        found = measured_together([self._circuits(block) for block in blocks], self.folder, progress=progress)
         return np.concatenate([each["values"] for each in found])
 
     def _circuits(self, block: NDArray[np.bool_]) -> Piece:
         def measure() -> Arrays:
             return {"values": self.alone.circuits(block)}
 
-        name = self._name(b"circuits", mask_item(block))
+        name = self.name_of(b"circuits", mask_item(block))
         return Piece(name, f"{len(block)} circuits", len(block), {"values": (len(block), self.n_pairs)}, measure)
 
     def circuit_gradient(self, weights: Floats, *, among: Edges | None = None) -> tuple[Floats, Floats]:
@@ -148,7 +148,7 @@ class SharedExperiment:
         size = math.ceil(self.n_pairs / _PARTS)
         parts = [self.part(first, first + size) for first in range(0, self.n_pairs, size)]
         pieces = [part._slopes(weights, wanted) for part in parts]
-        found = measured_together(pieces, self._folder, progress=no_progress)
+        found = measured_together(pieces, self.folder, progress=no_progress)
         slopes = np.zeros((self.n_pairs, self.graph.n_edges))
         slopes[:, wanted] = np.concatenate([each["slopes"] for each in found])
         return np.concatenate([each["values"] for each in found]), slopes
@@ -159,7 +159,7 @@ class SharedExperiment:
             return {"values": values, "slopes": slopes[:, wanted]}
 
         shapes = {"values": (self.n_pairs,), "slopes": (self.n_pairs, int(wanted.sum()))}
-        name = self._name(b"slopes", mask_item(weights), mask_item(wanted))
+        name = self.name_of(b"slopes", mask_item(weights), mask_item(wanted))
         return Piece(name, f"the slopes of {self.n_pairs} pairs", self.n_pairs, shapes, measure)
 
     def attributions(
@@ -179,5 +179,6 @@ class SharedExperiment:
         """Estimate all edges some other way, in this process; see :meth:`Experiment.estimates`."""
         return self.alone.estimates(estimate, rules=rules, progress=progress)
 
-    def _name(self, *what: bytes) -> bytes:
+    def name_of(self, *what: bytes) -> bytes:
+        """Return the name of a piece of these measurements (:class:`~circuits.patching.shards.Piece`)."""
         return b"".join([self.kept.of, self.options.direction.encode(), *what])

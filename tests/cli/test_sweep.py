@@ -30,6 +30,7 @@ def test_a_campaign_runs_in_processes_and_failures_are_in_the_exit_code(
     ]
     assert document["runs"][0]["edges"] == len(Circuit.load(out / "runs" / "mine-tiny-0" / "circuit.json"))
     assert "warning: bad-tiny-0 failed: " in ended.stderr
+    assert "running discoveries: 2 of 2" in ended.stderr
     record = json.loads((out / "run.json").read_text())
     assert [file["path"] for file in record["outputs"]] == [*document["files"]]
 
@@ -66,8 +67,38 @@ def test_processes_share_a_sweep_and_the_scores_are_those_of_one(
     done(*common, "--out", tmp_path / "two.csv", "--workers", 2, "--threads", 1, "--share", meeting)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     for number in (0, 1):  # each worker did its part and ended with all scores
-        assert (meeting / f"worker-{number}" / "scores.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+        assert (meeting / f"worker-{number}" / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert list(meeting.glob("*.npz"))
+
+
+def test_processes_share_an_interchange_and_the_tests_are_those_of_one(
+    tiny_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    common = [
+        "interchange",
+        prompts,
+        "--model",
+        tiny_folder,
+        "--pairs",
+        6,
+        "--nodes",
+        "a0.h1,m0,m2",
+        "--gates",
+        "--quiet",
+    ]
+    done(*common, "--out", tmp_path / "one" / "tests.json")
+    meeting = tmp_path / "meeting"
+    done(*common, "--out", tmp_path / "two" / "tests.json", "--workers", 2, "--threads", 1, "--share", meeting)
+    for name in ("tests.json", "gates.json"):
+        expected = (tmp_path / "one" / name).read_bytes()
+        assert (tmp_path / "two" / name).read_bytes() == expected
+        for number in (0, 1):  # each worker did its part and ended with all tests
+            assert (meeting / f"worker-{number}" / name).read_bytes() == expected
+    assert list(meeting.glob("*.npz"))
+    without = tmp_path / "three" / "tests.json"
+    done(*common, "--out", without, "--workers", 2, "--threads", 1)
+    assert without.read_bytes() == (tmp_path / "one" / "tests.json").read_bytes()
+    assert not Path(f"{without}.shards").exists()
 
 
 def test_only_sweeps_of_measured_edges_are_shared(tiny_folder: Path, prompts: Path, tmp_path: Path) -> None:

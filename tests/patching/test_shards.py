@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from circuits.files.journal import Journal
 from circuits.graph import Edges
 from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options
+from circuits.patching.node_sets import interchange_effects
 from circuits.patching.sequences import SequenceExperiment
 from circuits.patching.shards import MOST, shards_of
 from circuits.patching.shared_experiment import SharedExperiment, share
@@ -183,7 +185,7 @@ class Asked:
         monkeypatch.setattr(shared.alone, "part", part)
 
     def _note(self, experiment: PatchingExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("edge_effects", "circuits", "circuit_gradient"):
+        for name in ("edge_effects", "circuits", "circuit_gradient", "measured"):
             monkeypatch.setattr(experiment, name, self._noting(getattr(experiment, name)))
 
     def _noting(self, measure: Callable[..., object]) -> Callable[..., object]:
@@ -251,6 +253,46 @@ def test_slopes_of_a_circuit_are_those_of_one_process_to_rounding(
         np.testing.assert_allclose(each[1], slopes, atol=1e-5)
     assert asked.count == 0
     assert np.abs(slopes).max() > 0.1
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_exchanged_nodes_are_those_of_one_process_bit_for_bit_and_measured_once(
+    subject: Subject, direction: Direction, tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = random_pairs(4, 6) + random_pairs(3, 8)
+    senders = subject.graph.senders[1:]
+    sets, held = [*((node,) for node in senders), senders[:3]], senders[-2:]
+    ways: list[dict[str, Any]] = [{}, {"held": held}, {"directly": True}]
+    alone = [interchange_effects(made(subject, pairs), sets, direction, **way) for way in ways]
+    first, second = (share(made(subject, pairs), tmp_path / "meeting") for _ in range(2))
+    found = [interchange_effects(first, sets, direction, **way) for way in ways]
+    asked = Asked(second, monkeypatch)
+    again = [interchange_effects(second, sets, direction, **way) for way in ways]
+    assert asked.count == 0
+    for way in range(len(ways)):
+        assert np.array_equal(found[way], alone[way])
+        assert np.array_equal(again[way], alone[way])
+    assert not np.array_equal(alone[0], alone[1])
+    assert not np.array_equal(alone[0], alone[2])
+    assert interchange_effects(second, [], direction).shape == (0, len(pairs))
+
+
+def test_an_exchange_whose_process_was_killed_is_measured_by_another(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed process leaves: finished pieces, one half written, and a lock that nobody holds."""
+    subject, folder = subject_of("llama"), tmp_path / "meeting"
+    sets = [(node,) for node in subject.graph.senders[1:]]
+    whole = interchange_effects(share(made(subject), folder), sets, "noising")
+    files = sorted(folder.glob("*.npz"))
+    files[0].unlink()
+    Path(f"{files[0]}.lock").touch()
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    other = share(made(subject), folder)
+    asked = Asked(other, monkeypatch)
+    assert np.array_equal(interchange_effects(other, sets, "noising"), whole)
+    batches = len(other.alone.batches)
+    assert 2 * batches < asked.count <= 2 * 2 * 4 * batches  # of two pieces of four sets, two metrics each
 
 
 def test_a_circuit_pruned_together_is_that_of_one_process(tmp_path: Path, made: Made) -> None:

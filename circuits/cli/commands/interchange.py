@@ -14,6 +14,7 @@ from circuits.cli.places import default_folder, prepared_file
 from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import model_name
 from circuits.cli.tables import facts, table
+from circuits.cli.working import Sharing
 from circuits.errors import UsageError
 from circuits.graph import Node
 from circuits.interchange.foreign import read_circuit
@@ -32,6 +33,15 @@ GatesOption = Annotated[
         "--gates",
         help="Also part what each named node does into what it writes itself and what passes through others, and "
         f"name gates and amplifiers that hold on both halves of the pairs ({GATES}).",
+    ),
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help=f"Where to write everything measured (default: outputs/MODEL/BEHAVIOUR/{FILE}).",
+        rich_help_panel="Output",
     ),
 ]
 RandomOption = Annotated[
@@ -55,16 +65,9 @@ def interchange(
     gates: GatesOption = False,
     together: Annotated[bool, typer.Option("--together", help="Exchange the nodes all at once.")] = False,
     random: RandomOption = 99,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help=f"Where to write everything measured (default: outputs/MODEL/BEHAVIOUR/{FILE}).",
-            rich_help_panel="Output",
-        ),
-    ] = None,
+    out: FileOption = None,
     resume: ResumeOption = False,
+    sharing: Sharing,
     measurement: Measurement,
     model_options: ModelOptions,
     output_options: RecordedOutputOptions,
@@ -86,16 +89,19 @@ def interchange(
 
     line = output.progress(plan=PLANS["interchange"])
     with kept_until_done(file, output, resume=resume) as journal, line as progress:
+        sharing.share_out(file, output, progress, resume=resume)
         of = sets.model.id if isinstance(sets, Circuit) else DEFAULT_MODEL
         model = measurement.led(model_options.load(progress, output, default=of))
         chosen = measurement.with_openings(chosen, model, output)
         more: dict[str, Any] = {"options": options, "resources": resources, "pairs": measurement.pairs or PAIRS}
         more |= {"seed": measurement.seed or 0, "progress": progress, "journal": journal}
+        more["folder"] = sharing.meeting(file)
         found = interchange_nodes(model, chosen, sets, random_sets=random, **more)
         write(file, found.to_json(), make_folder=True)
         parted = find_gates(model, chosen, [test.nodes[0] for test in found.tests], **more) if gates else None
         if parted is not None:
             write(file.with_name(GATES), parted.to_json())
+        sharing.end(file)
     for remark in found.remarks:
         output.warn(remark)
     output.show(*_tables(found, file))
