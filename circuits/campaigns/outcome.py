@@ -18,6 +18,7 @@ from circuits.circuit import Circuit
 from circuits.comparison.overlap import chance_overlap
 from circuits.files.atomic import file_names, write
 from circuits.files.documents import json_text, read_json
+from circuits.interchange.sidecars import PROMPTS
 from circuits.report.report import Table
 from circuits.showing import latex_table
 
@@ -56,6 +57,8 @@ class SeedStability:
 
     ``jaccard`` is the mean over pairs of seeds of the edges that both have, over those that one of them has; ``least``
     is the smallest; ``expected`` is the mean for random sets of the same sizes. ``common`` edges are in all circuits.
+    ``prompts`` is the mean Jaccard index of the prompts that they were searched on: at 1 they were the same ones, as
+    with a file of fewer pairs than are asked for, and alike circuits say nothing of stability.
     """
 
     behaviour: str
@@ -65,6 +68,17 @@ class SeedStability:
     least: float
     expected: float
     common: int
+    prompts: float | None
+
+    @property
+    def remark(self) -> str:
+        """What has to be said of it; empty where nothing has."""
+        if self.prompts != 1:
+            return ""
+        return (
+            f"the seeds of {self.behaviour} in {self.model} were searched on the same prompts, so that their circuits "
+            "are alike says nothing of stability. Give it more prompts, or ask for fewer pairs."
+        )
 
 
 @dataclass(frozen=True)
@@ -99,16 +113,21 @@ class CampaignOutcome:
     @cached_property
     def stability(self) -> tuple[SeedStability, ...]:
         """The stability across seeds, of every behaviour and model with two circuits or more."""
-        groups: dict[tuple[str, str], list[Circuit]] = {}
+        groups: dict[tuple[str, str], list[RunOutcome]] = {}
         for each in self.runs:
             if each.circuit:
-                groups.setdefault((each.run.behaviour, each.run.model), []).append(each.circuit)
+                groups.setdefault((each.run.behaviour, each.run.model), []).append(each)
         labels = self.campaign.labels
         return tuple(
-            _stability(labels[behaviour], labels[model], circuits)
-            for (behaviour, model), circuits in groups.items()
-            if len(circuits) > 1
+            _stability(labels[behaviour], labels[model], runs)
+            for (behaviour, model), runs in groups.items()
+            if len(runs) > 1
         )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What has to be said of the tables."""
+        return tuple(each.remark for each in self.stability if each.remark)
 
     def rows(self) -> list[dict[str, Cell]]:
         """Return the table of all runs, a row for each."""
@@ -144,6 +163,7 @@ class CampaignOutcome:
             "stability": [asdict(each) for each in self.stability],
             "transfer": [asdict(each) for each in self.transfer],
             "failures": [asdict(each) for each in self.failures],
+            "remarks": self.remarks,
         }
 
     def save(self, folder: Path) -> tuple[Path, ...]:
@@ -167,7 +187,12 @@ class CampaignOutcome:
         labels = {label: names[name] for name, label in self.campaign.labels.items() if name in names}
         models = {label: labels[label] for label in dict.fromkeys(cell.model for cell in self.transfer)}
         shown = {"runs": tables[0].rows, "columns": tables[0].columns, "tables": tables[1:], "models": models}
-        return environment.get_template("campaign.html.j2").render(**shown, failed=len(self.failures)) + "\n"
+        return (
+            environment.get_template("campaign.html.j2").render(
+                **shown, failed=len(self.failures), remarks=self.remarks
+            )
+            + "\n"
+        )
 
 
 def outcome_of(
@@ -187,7 +212,10 @@ def model_folders(campaign: Campaign) -> dict[str, str]:
     return dict(zip(campaign.models, file_names([labels[name] for name in campaign.models]), strict=True))
 
 
-def _stability(behaviour: str, model: str, circuits: Sequence[Circuit]) -> SeedStability:
+def _stability(behaviour: str, model: str, runs: Sequence[RunOutcome]) -> SeedStability:
+    circuits = [each.circuit for each in runs if each.circuit]
+    prompts = [_searched_on(each.folder) for each in runs]
+    shared = [len(a & b) / len(a | b) for a, b in combinations(prompts, 2) if a and b]
     pairs = [
         chance_overlap(a.graph.n_edges, len(a), len(b), len(np.intersect1d(a.edges, b.edges)))
         for a, b in combinations(circuits, 2)
@@ -196,8 +224,24 @@ def _stability(behaviour: str, model: str, circuits: Sequence[Circuit]) -> SeedS
     common = reduce(np.intersect1d, [circuit.edges for circuit in circuits])
     expected = float(np.mean([each.expected_jaccard for each in pairs]))
     return SeedStability(
-        behaviour, model, len(circuits), float(np.mean(found)), float(min(found)), expected, len(common)
+        behaviour=behaviour,
+        model=model,
+        seeds=len(circuits),
+        jaccard=float(np.mean(found)),
+        least=float(min(found)),
+        expected=expected,
+        common=len(common),
+        prompts=float(np.mean(shared)) if shared else None,
     )
+
+
+def _searched_on(folder: Path) -> set[tuple[str, str]]:
+    """Return the prompt pairs that a run was searched on, as texts; none where they were not left."""
+    file = folder / PROMPTS
+    if not file.is_file():
+        return set()
+    pairs = cast("dict[str, list[dict[str, Any]]]", read_json(file))["prompts"]
+    return {(str(pair["clean"]), str(pair["corrupted"])) for pair in pairs if pair["split"] == "discovery"}
 
 
 def _cells(model: str, file: Path) -> list[TransferCell]:

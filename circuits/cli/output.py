@@ -74,6 +74,11 @@ class Output:
         """Whether results are read in a terminal, rather than by another program."""
         return self._results.is_terminal
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether the line of :meth:`progress` is seen."""
+        return not self.quiet and self._messages.is_terminal
+
     def say(self, text: str) -> None:
         """Write a message, unless quiet."""
         if not self.quiet:
@@ -113,7 +118,7 @@ class Output:
     def progress(self, *listeners: StageProgress, plan: Plan = ()) -> Generator[StageProgress]:
         """Show one line with the time left while work goes on; on a terminal only. ``plan`` is what it consists of."""
         listeners = (*listeners, self.recorder)
-        if self.quiet or not self._messages.is_terminal:
+        if not self.shows_progress:
             yield _told(listeners)
             return
         with show_progress(plan, console=self._messages) as whole:

@@ -13,7 +13,7 @@ from filelock import FileLock
 import circuits
 from circuits.campaigns.campaign import Campaign
 from circuits.campaigns.jobs import DIED, Ended, Job
-from circuits.campaigns.outcome import FILES
+from circuits.campaigns.outcome import FILES, CampaignOutcome, RunOutcome
 from circuits.campaigns.running import run_campaign
 from circuits.campaigns.states import NOT_FINITE
 from circuits.campaigns.worker import run
@@ -62,6 +62,30 @@ def test_stability_is_the_jaccard_index_of_the_edges_of_seeds(finished: Path) ->
     assert (first["behaviour"], first["model"], first["seeds"]) == ("mine", "tiny", 2)
     assert first["jaccard"] == pytest.approx(len(a & b) / len(a | b), rel=1e-5)
     assert first["common"] == len(a & b)
+    c, d = (searched_on(finished / "runs" / f"mine-tiny-{seed}") for seed in (0, 1))
+    assert first["prompts"] == pytest.approx(len(c & d) / len(c | d), rel=1e-5)
+    assert 0 < first["prompts"] < 1
+    assert document["remarks"] == []
+
+
+def searched_on(folder: Path) -> set[str]:
+    """The prompts that a run was searched on."""
+    found = json.loads((folder / "prompts.json").read_text())["prompts"]
+    return {pair["clean"] + pair["corrupted"] for pair in found if pair["split"] == "discovery"}
+
+
+def test_seeds_that_searched_on_the_same_prompts_are_said_to_show_no_stability(
+    small: Campaign, finished: Path, tmp_path: Path
+) -> None:
+    folder = finished / "runs" / "mine-tiny-0"
+    circuit = circuits.Circuit.load(folder / "circuit.json")
+    runs = tuple(RunOutcome(run, folder, None, circuit) for run in small.runs()[:2])
+    outcome = CampaignOutcome(small, runs)
+    assert outcome.stability[0].prompts == 1
+    (remark,) = outcome.remarks
+    assert "the seeds of mine in tiny were searched on the same prompts" in remark
+    outcome.save(tmp_path)
+    assert remark in (tmp_path / "index.html").read_text()
 
 
 def test_transfer_has_each_circuit_on_each_behaviour(finished: Path) -> None:
