@@ -144,7 +144,8 @@ class Behaviour:
         discovery = {id(pair) for pair in split_pairs(found.token_pairs)[0]}
         sides = [HELDOUT if id(made) in discovery else DISCOVERY for _, made in found.pairs]
         pairs = [
-            replace(pair, tags={**pair.tags, "split": side}) for (pair, _), side in zip(found.pairs, sides, strict=True)
+            replace(pair, tags={**pair.tags, "split": side}, alignment=made.alignment)
+            for (pair, made), side in zip(found.pairs, sides, strict=True)
         ]
 
         def exchanged(_: Tokenizer) -> Sequence[Pair]:

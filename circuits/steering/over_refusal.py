@@ -93,7 +93,9 @@ def _given(pairs: tuple[Pair, ...], tokenizer: Tokenizer) -> tuple[Pair, ...]:
 
 def _pair(refused: Pair, answered: Pair) -> Pair:
     tags = {name: refused.tags[name] for name in _KEPT if name in refused.tags}
-    return replace(refused, clean=refused.corrupted, corrupted=answered.corrupted, tags=tags)
+    return replace(
+        refused, clean=refused.corrupted, corrupted=answered.corrupted, tags=tags, alignment=(), corrupted_roles={}
+    )
 
 
 def _twins(

@@ -120,7 +120,9 @@ def test_a_behaviour_says_that_it_aligns_and_how_many_pairs(tokenizer):
         mine.varied(align="sufix")
     by_hand = replace(STORE, alignment=(0, 1, 1, 1, 2, 3, 4, 5))
     whole = Behaviour("mine", "", lambda _: [by_hand]).sample(tokenizer, 1)
-    assert whole.digest == asked.sample(tokenizer, 2).digest or whole.n_discovery == 1
+    assert whole.discovery[0].alignment == by_hand.alignment
+    (exchanged,) = Behaviour("mine", "", lambda _: [STORE]).varied(align="suffix").swapped(tokenizer).checked(tokenizer)
+    assert exchanged.alignment == by_hand.alignment
 
 
 def test_a_longer_system_message_as_attack_is_aligned_too(tokenizer):
