@@ -206,7 +206,7 @@ def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: st
     if mean - half <= 0:
         interval = f" (95 % interval {mean - half:.2f} to {mean + half:.2f})" if half else ""
         raise BehaviourNotShownError(
-            f"{where}. {numbers}; the mean gap is {mean:.2f}{interval}, not surely above 0. {advice}"
+            f"{where}. {numbers}; the mean gap is {mean:.2f}{interval}, so possibly 0 or less. {advice}"
         )
     if metric.compares and clean.mean() <= 0:
         raise BehaviourNotShownError(

@@ -57,7 +57,7 @@ def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
         found.append("Random heads of the same layers do as well: these heads are not what matters.")
     if evaluation.necessity is not None and evaluation.necessity > _LEFT:
         found.append(
-            f"With its edges corrupted and all others kept, {evaluation.necessity:.0%} of the mean effect stays."
+            f"Corrupting all its edges, and only these, takes away {1 - evaluation.necessity:.0%} of the mean effect."
         )
     found.append(_claims("" if matched else _claim(evaluation, alike, wanted)))
     if alike.remark:
@@ -94,7 +94,7 @@ def _claim(evaluation: Evaluation, alike: Likeness, wanted: float) -> str:
             return f"{metric}; whether close enough, these pairs do not tell"
         case "Mean only":
             return (
-                "alone, it has about the model's mean effect, perhaps from errors that cancel; nothing of single pairs"
+                "alone, it has about the model's mean effect, perhaps from errors that cancel; no match of single pairs"
             )
         case _:
             return ""
@@ -104,8 +104,10 @@ def _tracked(alike: Likeness) -> str:
     """Return whether a circuit follows the differences between pairs, which a constant error in size would not show."""
     if alike.correlation is None:
         return ""
-    how = "it follows" if alike.correlation.value >= _TRACKED else "it follows only in part"
-    return f", whose differences {how} (correlation {alike.correlation.describe(2)})"
+    how = "and it follows how pairs differ"
+    if alike.correlation.value < _TRACKED:
+        how = "but it follows how pairs differ only in part"
+    return f", {how} (correlation {alike.correlation.describe(2)})"
 
 
 def _claims(claim: str) -> str:
