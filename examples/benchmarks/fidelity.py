@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,9 +196,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     model = circuits.load_model()
-    rows = [row for name in options.behaviours for pairs in options.fit for row in run(model, name, pairs, options)]
-    if options.out:
-        report("fidelity", options.out, {"rows": rows}, shown(rows, options.target), gaps(rows))
+    rows: list[dict[str, object]] = []
+    for name, pairs in product(options.behaviours, options.fit):
+        rows += run(model, name, pairs, options)
+        if options.out:  # each time: a search can take long, and be stopped
+            report("fidelity", options.out, {"rows": rows}, shown(rows, options.target), gaps(rows))
 
 
 if __name__ == "__main__":
