@@ -147,29 +147,11 @@ def group_pairs(
     edges of all pairs, each up to ten forward passes; a circuit for each size tried; and on held-out pairs as many
     circuits as groups and one.
     """
+    _check_groups(model, count, by, size)
     several = [behaviours] if isinstance(behaviours, Behaviour) else list(behaviours)
-    if count is not None and count < 2:
-        raise UsageError(f"the number of groups must be at least 2, got {count}.")
-    if count is not None and by is not None:
-        raise UsageError(f"the tag {by} says how many groups there are; leave out the number of groups, or the tag.")
-    if size is not None and not 0 < size <= model.graph.n_edges:
-        raise UsageError(f"circuits of groups must have 1 to {model.graph.n_edges:,} edges, got {size}.")
-    mixed: list[_Part] = []
-    for each in several:
-        behaviour = with_openings(model, each)[0] if finds_openings(model, each) else each
-        prompts = behaviour.prompts(model.tokenizer, discovery=pairs, heldout=heldout, seed=seed)
-        progress(f"recording the prompts of {behaviour.name}", 0, 0)
-        sides = [
-            model.experiment(
-                side,
-                options or Options(behaviour.metric),
-                resources=resources,
-                reference=prompts.reference,
-                journal=journal,
-            )
-            for side in (prompts.discovery, prompts.heldout)
-        ]
-        mixed.append(_Part(prompts, *sides))
+    drawn = {"discovery": pairs, "heldout": heldout, "seed": seed}
+    how: dict[str, Any] = {"resources": resources, "journal": journal}
+    mixed = [_recorded(model, each, drawn, options, how, progress) for each in several]
     taken, of_others = (np.concatenate(each) for each in zip(*(part.vectors(progress) for part in mixed), strict=True))
     if len(taken) < 8:
         raise PromptError(f"{len(taken)} pairs cannot be grouped; at least 8 are needed.")
@@ -195,6 +177,33 @@ def group_pairs(
         tags={tag: _rand(values, labels) for tag, values in tags.items() if tag != by},
         remarks=tuple(remark for part in mixed for remark in part.prompts.remarks),
     )
+
+
+def _check_groups(model: Model, count: int | None, by: str | None, size: int | None) -> None:
+    if count is not None and count < 2:
+        raise UsageError(f"the number of groups must be at least 2, got {count}.")
+    if count is not None and by is not None:
+        raise UsageError(f"the tag {by} says how many groups there are; leave out the number of groups, or the tag.")
+    if size is not None and not 0 < size <= model.graph.n_edges:
+        raise UsageError(f"circuits of groups must have 1 to {model.graph.n_edges:,} edges, got {size}.")
+
+
+def _recorded(
+    model: Model,
+    behaviour: Behaviour,
+    drawn: dict[str, int],
+    options: Options | None,
+    how: dict[str, Any],
+    progress: StageProgress,
+) -> "_Part":
+    """Draw and record the pairs of a behaviour, with the model's own openings where the behaviour has others'."""
+    if finds_openings(model, behaviour):
+        behaviour = with_openings(model, behaviour)[0]
+    prompts = behaviour.prompts(model.tokenizer, **drawn)
+    progress(f"recording the prompts of {behaviour.name}", 0, 0)
+    how = how | {"reference": prompts.reference}
+    options = options or Options(behaviour.metric)
+    return _Part(prompts, *(model.experiment(side, options, **how) for side in (prompts.discovery, prompts.heldout)))
 
 
 @dataclass(frozen=True)
@@ -304,7 +313,7 @@ def _groups(
         counts = {name: sum(names[i] == name for i in inside) for name in dict.fromkeys(names)}
         examples = tuple(texts[i] for i in inside[:EXAMPLES])
         value = values[each] if values else ""
-        groups.append(PairGroup(len(inside), int(others.sum()), counts, examples, *wrong, value))
+        groups.append(PairGroup(len(inside), int(others.sum()), counts, examples, wrong[0], wrong[1], value))
     return tuple(groups)
 
 

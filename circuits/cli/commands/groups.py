@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 FILE = "groups.json"
 
+ByOption = Annotated[
+    str | None,
+    typer.Option(metavar="TAG", help="Take the groups from a tag of the pairs, such as category or template."),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Edges of the circuits that groups are judged by (default: from 200 on, as many as one circuit for all "
+        "needs for a fidelity of 0.8).",
+    ),
+]
+
 
 @command
 def groups(
@@ -29,18 +42,8 @@ def groups(
     count: Annotated[
         int | None, typer.Option("--groups", "-k", min=2, help="How many groups (default: 2 to 6, by silhouette).")
     ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(metavar="TAG", help="Groups by a tag of the pairs, such as category or template, in place."),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Edges of the circuits that groups are judged by (default: from 200 on, as many as one circuit for "
-            "all needs for a fidelity of 0.8).",
-        ),
-    ] = None,
+    by: ByOption = None,
+    size: SizeOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
