@@ -169,6 +169,10 @@ class ScorerName(Choice):
         )
 
 
+PROBABILITIES = (ScorerName.LEARNED_MASKS,)
+"""Scorers whose scores are no sums: several copies of an edge have the score of one."""
+
+
 class PrunerName(Choice):
     """The ways to choose edges from scores."""
 

@@ -1,6 +1,7 @@
 """What brings CMD down? Rankings of one behaviour, by other scorers, pairs, steps and ablations: CMD by MIB's rule.
 
     python examples/benchmarks/ranking_cmd.py [--model smollm2-135m] [--behaviour ioi] [--pairs 32] [--heldout 16]
+        [--rankings eap-ig learned-masks ...]
 
 All are judged on the same held-out pairs, each with the ablation that it was made with. Time is processor time, as a
 multiple of that of the first, eap-ig on 8 pairs. ``dropped in rounds`` is no scorer: edges are dropped as ``--pruner
@@ -91,7 +92,8 @@ def measure(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
         model.tokenizer, discovery=pairs, heldout=FEW if chosen.quick else chosen.heldout
     )
     judges = dict[Ablation, Any]()
-    for each in rankings(pairs)[:1] if chosen.quick else rankings(pairs):
+    wanted = [each for each in rankings(pairs) if not chosen.rankings or each.name in chosen.rankings]
+    for each in wanted[:1] if chosen.quick else wanted:
         tell(f"{each.name}, {each.pairs} pairs")
         options, reference = Options(ablation=each.ablation), prompts.reference
         begun = time.process_time()
@@ -133,6 +135,9 @@ def main() -> None:
     parser.add_argument("--behaviour", default="ioi")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--heldout", type=int, default=16)
+    parser.add_argument(
+        "--rankings", nargs="+", help="the names of those to measure, the first one first (default: all)"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
     parser.add_argument("--quick", action="store_true", help=f"the first ranking alone, judged on {FEW} pairs")
     chosen = parser.parse_args()

@@ -323,6 +323,8 @@ def test_a_group_counts_once_per_query_head_and_shares_its_score_there() -> None
     assert first(Universe.QUERY_HEAD, 1) == ["input->a0.h0<q>"]
     assert first(Universe.QUERY_HEAD, 2) == ["input->a0.h0<q>"]  # the group's two do not fit
     assert first(Universe.QUERY_HEAD, 5) == [*list(given)[1:], "input->a0.kv0<k>"]
+    scores = replace(scores, scorer=ScorerName.LEARNED_MASKS)  # a probability is that of each copy
+    assert first(Universe.QUERY_HEAD, 2) == ["input->a0.kv0<k>"]
 
 
 def test_beating_the_model_raises_cpr_but_also_cmd() -> None:
