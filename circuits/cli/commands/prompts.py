@@ -79,6 +79,11 @@ def prompts(
         _pair(Path(file), harmless, model, place, output)
         return
 
+    _read(file, model, metric, align, place, output)
+
+
+def _read(file: str, model: str, metric: str | None, align: str | None, place: Path | None, output: Output) -> None:
+    """Read pairs, show them, and write those that can be used."""
     from circuits.prompt_reading import read_prompts
 
     with output.progress() as progress:
