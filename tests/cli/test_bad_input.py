@@ -232,7 +232,7 @@ def test_a_model_that_does_not_show_the_behaviour(tiny_folder: Path, tmp_path: P
     message = refused(FAILED, command, file, "--model", tiny_folder, "--pairs", 8, "--out", _out(command, tmp_path))
     pairs = 12 if command == "discover" else 8  # those that circuits are chosen by, too
     assert f"does not show not. logit-difference over {pairs} pairs: clean -" in message
-    assert "use another model" in message
+    assert "try another model" in message
 
 
 def _out(command: str, folder: Path) -> Path:
