@@ -82,7 +82,8 @@ class NeuronSplit:
         count, what = f"{len(self)} of {self.total:,} neurons", f"fidelity {self.likeness.fidelity.describe(2)}"
         if not self.reached:
             return (
-                f"no set of neurons reaches a fidelity of {self.target:g} on the pairs it is chosen by; {count}: {what}"
+                f"no set of neurons reaches a fidelity of {self.target:g} with a faithfulness within 0.1 of 1 on the "
+                f"pairs it is chosen by; {count}: {what}"
             )
         return f"{count} in {len({each.layer for each in self.neurons})} layers carry {self.behaviour}: {what}"
 
