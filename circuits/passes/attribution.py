@@ -107,10 +107,10 @@ def _attribute(
     for begin in range(chosen.start, chosen.stop, size):
         within = range(begin, min(begin + size, chosen.stop))
         changes = _changes(tracer.anatomy, change, several[0], within).float()
-        for found, gradients in zip(scores, several, strict=True):
+        for row, gradients in enumerate(several):
             for place, read in _read(tracer, graph, gradients, begin):
                 products = _products(changes, read, fan_in_of(graph, place) - begin, roles)
-                _fill(found, graph, place, products, begin, into.start)
+                _fill(scores[row], graph, place, products, begin, into.start)
     return scores
 
 

@@ -146,7 +146,7 @@ def test_pairs_are_written_as_a_prompt_file_with_what_was_dropped_beside_it(tmp_
     )
     both = invoke("prompts", harmful, "--harmless", harmless, "--metric", "kl")
     assert both.exit_code == 2
-    assert "--metric says how pairs are measured, and --harmless only makes pairs" in both.stderr
+    assert "--metric and --align are for pairs, and --harmless only makes pairs" in both.stderr
 
 
 def test_a_collection_given_as_a_prompt_file_names_what_pairs_it(tmp_path):
