@@ -1,5 +1,7 @@
 """The built-in behaviours on the built-in model, by plain forward passes."""
 
+from itertools import groupby
+
 import pytest
 import torch
 
@@ -33,13 +35,20 @@ def loaded():
 
 
 def values(loaded, behaviour, count):
-    pairs = behaviour.prompts(loaded.tokenizer, discovery=4, heldout=count).heldout
+    pairs = sorted(
+        behaviour.prompts(loaded.tokenizer, discovery=4, heldout=count).heldout, key=lambda pair: pair.length
+    )
     answers = AnswerTokens.of(pairs)
-    sides = [[getattr(pair, side) for pair in pairs] for side in ("clean", "corrupted")]
+    together = [list(group) for _, group in groupby(pairs, key=lambda pair: pair.length)]
     with torch.no_grad():
         logits = [
-            torch.cat([loaded.module(torch.tensor([p]), logits_to_keep=1).logits[:, -1] for p in side])
-            for side in sides
+            torch.cat(
+                [
+                    loaded.module(torch.tensor([getattr(pair, side) for pair in group]), logits_to_keep=1).logits[:, -1]
+                    for group in together
+                ]
+            )
+            for side in ("clean", "corrupted")
         ]
     return [measure(behaviour.metric, side, answers).double().numpy() for side in logits]
 
