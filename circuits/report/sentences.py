@@ -48,7 +48,8 @@ def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
     alike, wanted = evaluation.likeness, target or _TARGET
     if alike is None:
         return []
-    found = [_sufficiency(evaluation, alike, wanted)]
+    said, claim = _sufficiency(evaluation, alike, wanted)
+    found = [said]
     if alike.fidelity.low == alike.fidelity.high == 0:
         found.append("It does exactly what the empty circuit does: nothing in it reaches the output.")
     random = evaluation.random_baseline
@@ -59,45 +60,34 @@ def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
         found.append(
             f"Corrupting all its edges, and only these, takes away {1 - evaluation.necessity:.0%} of the mean effect."
         )
-    found.append(_claims("" if matched else _claim(evaluation, alike, wanted)))
+    found.append(_claims("" if matched else claim))
     if alike.remark:
         found.append(f"The {alike.remark}.")
     return found
 
 
-def _sufficiency(evaluation: Evaluation, alike: Likeness, wanted: float) -> str:
-    """Return the verdict proper: is the circuit alone enough, and by which numbers?"""
+def _sufficiency(evaluation: Evaluation, alike: Likeness, wanted: float) -> tuple[str, str]:
+    """Return the verdict proper (is the circuit alone enough, by which numbers?) and what may be claimed, if any."""
     fidelity, numbers = alike.fidelity, f"fidelity {alike.fidelity.describe(2)} on {evaluation.n} held-out pairs"
-    mean = f"faithfulness {evaluation.faithfulness:.2f}"
-    near, likely = abs(1 - evaluation.faithfulness) <= _CLOSE, (fidelity.high or fidelity.value) >= wanted
+    f, mean = evaluation.faithfulness, f"faithfulness {evaluation.faithfulness:.2f}"
+    near, likely = abs(1 - f) <= _CLOSE, (fidelity.high or fidelity.value) >= wanted
+    close = f"alone, on prompts like those, its metric is close to the model's on single pairs{_tracked(alike)}"
     if not near and fidelity.value >= wanted:
-        return f"Borderline: {numbers}, but its mean effect is more than a tenth off ({mean})."
+        said = f"Borderline: {numbers}, but its mean effect is more than a tenth off ({mean})."
+        return said, f"{close}; on the mean it is too {'small' if f < 1 else 'large'}"
     if near and fidelity.value >= wanted and (fidelity.low is None or fidelity.low >= wanted):
-        return f"Sufficient: {numbers}, the interval above {wanted:g}."
+        return f"Sufficient: {numbers}, the interval above {wanted:g}.", close
     if near and likely:
-        return f"Borderline: {numbers}; {wanted:g} is neither confirmed nor excluded, more pairs would tell."
+        said = f"Borderline: {numbers}; {wanted:g} is neither confirmed nor excluded, more pairs would tell."
+        return said, f"{close}; whether close enough, these pairs do not tell"
     below = f"the interval below {wanted:g}" if not likely else f"the mean effect not within a tenth ({mean})"
     if near:
-        return f"Mean only: its mean effect is near the model's ({mean}), but single pairs are off: {numbers}, {below}."
-    return f"Not sufficient: alone it does not reproduce the behaviour: {numbers}, {below}."
-
-
-def _claim(evaluation: Evaluation, alike: Likeness, wanted: float) -> str:
-    """Return what may be claimed, if anything."""
-    metric = f"alone, on prompts like those, its metric is close to the model's on single pairs{_tracked(alike)}"
-    match _sufficiency(evaluation, alike, wanted).partition(":")[0]:
-        case "Sufficient":
-            return metric
-        case "Borderline" if abs(1 - evaluation.faithfulness) > _CLOSE:
-            return f"{metric}; on the mean it is too {'small' if evaluation.faithfulness < 1 else 'large'}"
-        case "Borderline":
-            return f"{metric}; whether close enough, these pairs do not tell"
-        case "Mean only":
-            return (
-                "alone, it has about the model's mean effect, perhaps from errors that cancel; no match of single pairs"
-            )
-        case _:
-            return ""
+        said = f"Mean only: its mean effect is near the model's ({mean}), but single pairs are off: {numbers}, {below}."
+        return (
+            said,
+            "alone, it has about the model's mean effect, perhaps from errors that cancel; no match of single pairs",
+        )
+    return f"Not sufficient: alone it does not reproduce the behaviour: {numbers}, {below}.", ""
 
 
 def _tracked(alike: Likeness) -> str:

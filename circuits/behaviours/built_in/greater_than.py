@@ -41,9 +41,10 @@ UNSEEN = (
 class _Spans:
     """Spans of years in sentences, for tokenizers of one or two digits a token."""
 
-    def __init__(self, name: str, nouns: list[str], width: int) -> None:
-        self.name, self.nouns, self.width = name, nouns, width
-        self.ends = [str(number).zfill(width) for number in range(10**width)]
+    def __init__(self, name: str, tokenizer: Tokenizer) -> None:
+        self.name, self.nouns, self.width = name, single_tokens(tokenizer, NOUNS), digits_per_token(tokenizer)
+        self.ends = [str(number).zfill(self.width) for number in range(10**self.width)]
+        self.draws = N_PAIRS if self.nouns and self.width else 0
         self.generator = random.Random(0)
         self.pairs: dict[str, Pair] = {}
 
@@ -62,22 +63,16 @@ class _Spans:
 
 def greater_than_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     """Make pairs of distinct clean prompts; none for tokenizers that split years in yet another way."""
-    nouns, width = single_tokens(tokenizer, NOUNS), digits_per_token(tokenizer)
-    if not nouns or not width:
-        return ()
-    spans = _Spans("greater-than", nouns, width)
-    for _ in range(N_PAIRS):
+    spans = _Spans("greater-than", tokenizer)
+    for _ in range(spans.draws):
         spans.add(SENTENCE, {})
     return tuple(spans.pairs.values())
 
 
 def greater_than_sentence_pairs(tokenizer: Tokenizer) -> Sequence[Pair]:
     """Make pairs in several sentences, of which those for discovery are never held out."""
-    nouns, width = single_tokens(tokenizer, NOUNS), digits_per_token(tokenizer)
-    if not nouns or not width:
-        return ()
-    spans = _Spans("greater-than-sentences", nouns, width)
-    for number in range(N_PAIRS):
+    spans = _Spans("greater-than-sentences", tokenizer)
+    for number in range(spans.draws):
         split, sentences = (DISCOVERY, SEEN) if number % 2 else (HELDOUT, UNSEEN)
         sentence = spans.generator.choice(sentences)
         spans.add(sentence, {"split": split, "sentence": sentence})
