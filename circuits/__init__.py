@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from circuits.scoring import score
     from circuits.scoring.scorers import score_shared
     from circuits.steering.ablated_weights import write_ablated_weights
+    from circuits.steering.attacked_answers import AttackedAnswers, answers_under_attack
     from circuits.steering.effects import measure_direction
     from circuits.steering.mediation import mediate
     from circuits.steering.over_refusal import over_refusal
@@ -85,6 +86,7 @@ _HOMES = {
     "AblatedModel": "circuits.ablation.generation",
     "AblationReport": "circuits.ablation.measuring",
     "Architecture": "circuits.adapters.architecture",
+    "AttackedAnswers": "circuits.steering.attacked_answers",
     "Behaviour": "circuits.behaviours.behaviour",
     "Campaign": "circuits.campaigns.campaign",
     "CampaignOutcome": "circuits.campaigns.outcome",
@@ -136,6 +138,7 @@ _HOMES = {
     "TokenPair": "circuits.behaviours.behaviour",
     "ablate_circuit": "circuits.ablation.circuit_ablation",
     "ablated": "circuits.ablation.generation",
+    "answers_under_attack": "circuits.steering.attacked_answers",
     "build_graph": "circuits.builder",
     "by_group": "circuits.adapters.architecture",
     "choose_openings": "circuits.openings",
@@ -193,6 +196,7 @@ __all__ = [
     "AblatedModel",
     "AblationReport",
     "Architecture",
+    "AttackedAnswers",
     "Behaviour",
     "Campaign",
     "CampaignOutcome",
@@ -244,6 +248,7 @@ __all__ = [
     "TokenPair",
     "ablate_circuit",
     "ablated",
+    "answers_under_attack",
     "build_graph",
     "by_group",
     "choose_openings",

@@ -98,6 +98,7 @@ PLANS: dict[str, Plan] = {
     "evaluate": (_LOADING, _RECORDING, PlannedStage("evaluating", 28)),
     "heads": (_LOADING, PlannedStage("measuring heads", 20)),
     "ablate": (_LOADING, _RECORDING, PlannedStage("generating", 60), PlannedStage("ablating edges", 20)),
+    "attack": (_LOADING, PlannedStage("answering requests", 60)),
     "direction": (_LOADING, _RECORDING, PlannedStage("ablating and adding", 60)),
     "groups": (_LOADING, _RECORDING, PlannedStage("slopes", 60)),
     "mediate": (_LOADING, _RECORDING, PlannedStage("exchanging parts", 5), PlannedStage("measuring readers", 60)),

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from circuits.cli.command import ARGUMENTS, DEBUG
 from circuits.cli.commands.ablate import ablate
+from circuits.cli.commands.attack import attack
 from circuits.cli.commands.check import check
 from circuits.cli.commands.compare import compare
 from circuits.cli.commands.compare_scorers import scorers
@@ -131,6 +132,7 @@ for _command in (
     direction,
     interchange,
     mediate,
+    attack,
     groups,
     scorers,
     ablate,
