@@ -13,8 +13,8 @@ quick = "--quick" in sys.argv
 settings = circuits.DiscoverySettings(pairs=32, heldout=48, sample=0)
 crossing = circuits.Crossing(pairs=32, draws=10)
 if quick:
-    settings = circuits.DiscoverySettings(pruner=circuits.PrunerName.TOP, size=1500, pairs=8, heldout=8, sample=0)
-    crossing = circuits.Crossing(pairs=8, draws=1)
+    settings = circuits.DiscoverySettings(pruner=circuits.PrunerName.TOP, size=1500, pairs=8, heldout=4, sample=0)
+    crossing = circuits.Crossing(pairs=4, draws=1)
 
 model = circuits.load_model("smollm2-135m-refusal")
 names = ("refusal", "capital")

@@ -9,9 +9,7 @@ from pathlib import Path
 import circuits
 
 quick = "--quick" in sys.argv
-settings = circuits.DiscoverySettings(
-    pairs=8 if quick else 64, heldout=8 if quick else 64, target=0.5 if quick else 0.9, sample=4 if quick else 64
-)
+settings = circuits.DiscoverySettings.quick(sample=4) if quick else circuits.DiscoverySettings()
 
 model = circuits.load_model("smollm2-135m")
 behaviour = circuits.load_behaviour("ioi")

@@ -14,19 +14,19 @@ from circuits.models.loading import load_weights
 pytestmark = pytest.mark.real
 
 EXPECTED = {
-    "ioi": (4.3, -1.0),
-    "ioi-sentences": (4.8, -0.2),
-    "greater-than": (4.9, -2.6),
-    "greater-than-sentences": (4.7, -2.2),
+    "ioi": (4.0, -1.1),
+    "ioi-sentences": (4.7, -0.1),
+    "greater-than": (4.9, -2.4),
+    "greater-than-sentences": (4.7, -2.4),
     "capital": (12.6, -12.7),
-    "capital-sentences": (11.3, -11.3),
+    "capital-sentences": (11.3, -11.5),
     "agreement": (7.0, -6.8),
-    "agreement-sentences": (6.6, -6.4),
-    "induction": (7.5, -4.5),
-    "pronoun": (4.9, -4.7),
-    "pronoun-sentences": (2.7, -2.7),
+    "agreement-sentences": (6.4, -6.6),
+    "induction": (7.3, -4.8),
+    "pronoun": (4.5, -4.9),
+    "pronoun-sentences": (2.8, -2.6),
 }
-"""Mean logit difference of the clean and the corrupted held-out prompts."""
+"""Mean logit difference of 64 clean and corrupted held-out prompts."""
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,11 @@ def values(loaded, behaviour, count):
 
 @pytest.mark.parametrize("name", list(EXPECTED))
 def test_the_model_shows_the_behaviour(loaded, name):
-    clean, corrupted = values(loaded, BUILT_IN[name], 128)
+    clean, corrupted = values(loaded, BUILT_IN[name], 64)
     check_gap(clean, corrupted, BUILT_IN[name].metric, behaviour=name, model="smollm2-135m")
-    assert (clean > 0).mean() >= 0.97
-    assert (clean > corrupted).mean() >= (0.97 if name == "ioi-sentences" else 1)
-    assert (clean.mean(), corrupted.mean()) == pytest.approx(EXPECTED[name], abs=0.3)
+    assert (clean > 0).mean() >= (0.96 if name == "ioi-sentences" else 1)
+    assert (clean > corrupted).all()
+    assert (clean.mean(), corrupted.mean()) == pytest.approx(EXPECTED[name], abs=0.1)
 
 
 def test_the_model_does_not_refuse_and_is_said_not_to(loaded):

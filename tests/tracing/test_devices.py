@@ -29,6 +29,7 @@ from circuits.patching.paths import path_effects
 from circuits.patching.sequences import SequenceExperiment
 from circuits.patching.sites import patch_sites
 from circuits.scoring import score
+from circuits.scoring.learned_masks import learned_masks
 from circuits.steering.ablated_weights import write_ablated_weights
 from circuits.steering.effects import measure_direction
 from circuits.steering.mediation import mediate
@@ -156,8 +157,9 @@ def along_direction(subject: Subject) -> list[Floats]:
 
 
 def scorers(subject: Subject) -> list[Floats]:
-    left = (ScorerName.EXACT, ScorerName.RANDOM)
-    return [score(subject.experiment(), name).values for name in ScorerName if name not in left]
+    left = (ScorerName.EXACT, ScorerName.RANDOM, ScorerName.LEARNED_MASKS)
+    found = [score(subject.experiment(), name).values for name in ScorerName if name not in left]
+    return [*found, learned_masks(subject.experiment(), found[0], updates=3)]
 
 
 OTHERS: dict[str, Callable[[Subject], list[Floats]]] = {
