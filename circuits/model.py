@@ -11,6 +11,7 @@ from torch import nn
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.architecture import Architecture
 from circuits.behaviours.behaviour import digest_of
+from circuits.behaviours.endings import ending_at
 from circuits.behaviours.pairs import TokenPair, template_of
 from circuits.behaviours.roles import BY_DIFFERENCE
 from circuits.builder import build_graph
@@ -116,6 +117,7 @@ class Model:
         cannot be measured.
         """
         options = options or Options()
+        pairs, reference = self._ending(pairs), self._ending(reference)
         if self.info.target is not None and options.metric is not Metric.PROJECTION:
             raise UsageError(
                 f"what leads to {self.info.target} is measured by the length along its direction; choose the metric "
@@ -139,10 +141,15 @@ class Model:
         self, pairs: Sequence[TokenPair], options: Options, *, reference: Sequence[TokenPair], journal: Journal
     ) -> Shelf:
         """Return where the journal keeps what :meth:`experiment` with the same arguments measures."""
+        pairs, reference = self._ending(pairs), self._ending(reference)
         pairs = resampled(pairs) if options.ablation is Ablation.RESAMPLE else pairs
         if options.metric.whole_answers:
             pairs = [row for pair in pairs for row in rows_of(pair)]
         return shelf_of_pairs(self._shelf(options, reference, journal), pairs, options.metric, options.ablation)
+
+    def _ending(self, pairs: Sequence[TokenPair]) -> Sequence[TokenPair]:
+        """Cut prompts off behind the token that the model's circuits lead to."""
+        return pairs if self.info.target is None else ending_at(pairs, self.info.target.position)
 
     def _shelf(self, options: Options, reference: Sequence[TokenPair], journal: Journal | None) -> Shelf:
         shelf = self.shelf(journal)

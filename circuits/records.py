@@ -5,12 +5,15 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from circuits.elements import NodeKind, Receiver, Slot
+from circuits.elements import NodeKind, Receiver, Slot, require_role
 from circuits.errors import UsageError
 from circuits.graph import ModelShape
 from circuits.statistics import Likeness, Number
 
 _NEURON = r"m([0-9]{1,9})\.n([0-9]{1,9})"
+_FROM_END = r"-[1-9][0-9]{0,8}"
+LAST = "last"
+"""The last token of a prompt, as a place that a circuit leads to."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,15 @@ class Target:
     Attributes:
         layer: The stream that enters this layer; the number of layers of the model is the stream the final norm reads.
         digest: SHA-256 of the direction that the stream is read along.
-        position: The last token of the prompt; no other can be chosen yet.
+        position: The token that it is read at: ``last``, counted from the end of the prompt (``-5``), or a token role
+            of the pairs (``subject``; of several tokens the last).
         site: What reads the stream there: a head's query, key or value (``a14.h5<q>``), a neuron (``m14.n123``);
             empty: the stream itself is read, along a direction.
     """
 
     layer: int
     digest: str = ""
-    position: str = "last"
+    position: str = LAST
     site: str = ""
 
     def __str__(self) -> str:
@@ -47,27 +51,42 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a target from its text form; raises :class:`UsageError` for any other."""
-        place = text.removesuffix(":last")
+        place, position = text, LAST
+        if found := re.fullmatch(r"(resid:[0-9]+|(?!resid:)[^:]+):([^:]+)", text):
+            place, position = found[1], LAST if found[2] == "-1" else found[2]
+            cls._require_position(position)
         if found := re.fullmatch(r"resid:([0-9]{1,9})", place):
-            return cls(int(found[1]))
+            return cls(int(found[1]), position=position)
         if found := re.fullmatch(_NEURON, place):
-            return cls(int(found[1]), site=f"m{int(found[1])}.n{int(found[2])}")
+            return cls(int(found[1]), site=f"m{int(found[1])}.n{int(found[2])}", position=position)
         try:
             receiver = Receiver.parse(place)
         except UsageError:
             receiver = None
         if receiver is None or receiver.role or receiver.node.kind not in (NodeKind.HEAD, NodeKind.KV):
             raise UsageError(
-                f"'{text}' is no place that a circuit can lead to; expected resid:LAYER:last, the residual stream that "
-                "enters a layer, at the last token, such as resid:16:last; the input of a head, such as 'a14.h5<q>'; "
-                "or a neuron, such as m14.n123."
+                f"'{text}' is no place that a circuit can lead to; expected resid:LAYER:TOKEN, the stream that enters "
+                "a layer, such as resid:16:last, resid:16:-5 or resid:16:subject; the input of a head, such as "
+                "'a14.h5<q>'; or a neuron, such as m14.n123. These two are of the last token, or as well of another "
+                "one ('a14.h5<q>:-5')."
             )
         if receiver.slot is None:
             inputs = ", ".join(f"'{receiver.node}<{slot}>'" for slot in Slot)
             raise UsageError(
                 f"'{text}' does not say which input of the head a circuit shall lead to; expected one of {inputs}."
             )
-        return cls(receiver.node.layer, site=str(receiver))
+        return cls(receiver.node.layer, site=str(receiver), position=position)
+
+    @staticmethod
+    def _require_position(position: str) -> None:
+        if not re.fullmatch(_FROM_END, position):
+            try:
+                require_role(position)
+            except UsageError as error:
+                raise UsageError(
+                    f"'{position}' is no token of a prompt; expected last, one counted from the end (-5), or a token "
+                    "role of the prompts, such as subject."
+                ) from error
 
 
 @dataclass(frozen=True)

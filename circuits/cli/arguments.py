@@ -20,6 +20,7 @@ from circuits.settings import Choice
 from circuits.vocabulary import Ablation, Direction, Metric, ScorerName
 
 if TYPE_CHECKING:
+    from circuits.directions.stream_direction import StreamDirection
     from circuits.model import Model
     from circuits.patching.measurement import Options, Resources
 
@@ -212,10 +213,21 @@ class Measurement(SkipOptions, Prompting):
         str | None,
         typer.Option(
             metavar="FILE|PLACE",
-            help="Circuits lead to what is read at the last token, instead of to the logits: a direction of the "
-            "residual stream (a .safetensors file, as circuits direction writes it), a linear probe (.npz or "
-            ".safetensors, with 'coef_', 'intercept_' and 'layer'), a head's query, key or value ('a14.h5<q>') or a "
-            "neuron (m14.n123).",
+            help="Circuits lead to one number instead of to the logits: a direction of the residual stream (a "
+            ".safetensors file, as circuits direction writes it), a linear probe (.npz or .safetensors, with 'coef_', "
+            "'intercept_' and 'layer'), a head's query, key or value ('a14.h5<q>') or a neuron (m14.n123), at the last "
+            "token, or another ('a14.h5<q>:-5', m14.n123:subject); or resid:LAYER:TOKEN, with --along.",
+            rich_help_panel="Measurement",
+            show_default=False,
+        ),
+    ] = None
+
+    along: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="With --to resid:LAYER:TOKEN: the direction that is read there (TOKEN: last, -5 from the end, or a "
+            "token role of the prompts).",
             rich_help_panel="Measurement",
             show_default=False,
         ),
@@ -225,8 +237,12 @@ class Measurement(SkipOptions, Prompting):
     def towards(self) -> "Path | Target | None":
         """Where ``--to`` lets circuits lead: the file of a direction or probe, or a place."""
         if self.to is None:
+            if self.along is not None:
+                raise UsageError("--along is the direction that is read at --to resid:LAYER:TOKEN; give --to too.")
             return None
         file = Path(self.to)
+        if self.along is not None and not self.to.startswith("resid:"):
+            raise UsageError(f"--along belongs to a place in the stream (--to resid:LAYER:TOKEN), got --to {self.to}.")
         if file.is_file():
             return file
         if file.suffix in (".safetensors", ".npz"):
@@ -235,9 +251,22 @@ class Measurement(SkipOptions, Prompting):
             found = Target.parse(self.to)
         except UsageError as error:
             raise UsageError(f"--to: {error} Or the file of a direction or a linear probe.") from error
-        if not found.site:
-            raise UsageError(f"--to: {found} is a vector; give the file of the direction that it is read along.")
+        if not found.site and self.along is None:
+            raise UsageError(
+                f"--to: {found} is a vector; give the file of the direction that it is read along: --along FILE, or in "
+                "place of this."
+            )
         return found
+
+    @property
+    def read_along(self) -> "StreamDirection | None":
+        """The direction that circuits are to lead to, at its place, where ``--to`` or ``--along`` names one."""
+        from circuits.directions.stream_direction import StreamDirection
+
+        to = self.towards
+        if isinstance(to, Target):
+            return StreamDirection.load(self.along).at(to) if self.along is not None else None
+        return None if to is None else StreamDirection.load(to)
 
     def led(self, model: "Model", *, beside: Path | None = None, target: Target | None = None) -> "Model":
         """Return the model, its circuits leading where ``--to`` says, or to the ``target`` that a circuit has already.
@@ -245,28 +274,32 @@ class Measurement(SkipOptions, Prompting):
         The direction of a circuit is looked for ``beside`` it. Raises :class:`UsageError` where it is not there, or is
         another than the circuit's.
         """
-        to = self.towards
-        if to is None and target is not None and target.site:
-            to = target
-        elif to is None and target is not None and beside is not None:
-            to = beside.with_name(DIRECTION)
-            if not to.is_file():
-                raise UsageError(
-                    f"the circuit leads to {target}, and its direction is not beside it ({to}); give it with --to."
-                )
-        if to is None:
-            return model
-
         from circuits.directions.stream_direction import StreamDirection
         from circuits.directions.target import leading_to
 
-        found = StreamDirection.load(to) if isinstance(to, Path) else to
-        if target is not None and (found.target if isinstance(found, StreamDirection) else found) != target:
+        to, direction = self.towards, self.read_along
+        if to is None and target is not None and target.site:
+            return leading_to(model, target)
+        if to is None and target is not None and beside is not None:
+            file = beside.with_name(DIRECTION)
+            if not file.is_file():
+                raise UsageError(
+                    f"the circuit leads to {target}, and its direction is not beside it ({file}); give it with --to."
+                )
+            to, direction = target, StreamDirection.load(file).at(target)
+        if to is None:
+            return model
+        if direction is not None:
+            known = direction.target if isinstance(to, Path) else replace(to, digest=direction.digest)
+        else:
+            assert isinstance(to, Target)
+            known = to
+        if target is not None and known != target:
             raise UsageError(
-                f"the circuit leads to {target}, and to another place or along another direction than {self.to} "
-                f"(layer {found.layer}); give what it was found with, or leave --to out."
+                f"the circuit leads to {target}, and to another place or along another direction than "
+                f"{self.to or DIRECTION} (layer {known.layer}); give what it was found with, or leave --to out."
             )
-        return leading_to(model, found)
+        return leading_to(model, known, along=direction)
 
     def behaviour(self, name: str | Path, *, recorded: BehaviourInfo | None = None) -> Behaviour:
         """Load a behaviour as it was asked for; what was not asked for is as a circuit has recorded it."""

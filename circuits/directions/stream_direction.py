@@ -7,7 +7,7 @@ with a bias (:mod:`circuits.directions.direction_files`).
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,7 +20,7 @@ from circuits.equality import by_content
 from circuits.errors import FormatError, UsageError
 from circuits.files.atomic import write
 from circuits.files.documents import json_text, read_json
-from circuits.records import ModelInfo, Target
+from circuits.records import LAST, ModelInfo, Target
 from circuits.scores import Floats
 
 FORMAT, VERSION = "circuits/direction", 1
@@ -84,13 +84,13 @@ class StreamDirection:
 
     @property
     def target(self) -> Target:
-        """The place as the end of a circuit; raises :class:`UsageError` for another token than the last."""
-        if self.position != -1:
-            raise UsageError(
-                f"the direction is of token {self.position} of the prompt, and circuits lead to the last one (-1); "
-                "choose a direction of the last token (`circuits direction --positions 1`)."
-            )
-        return Target(self.layer, self.digest)
+        """The place as the end of a circuit."""
+        return Target(self.layer, self.digest, position=LAST if self.position == -1 else str(self.position))
+
+    def at(self, target: Target) -> Self:
+        """Return the direction at a target's layer and token; of a role, which is no one number, at the last token."""
+        counted = target.position.startswith("-")
+        return replace(self, layer=target.layer, position=int(target.position) if counted else -1)
 
     def require_model(self, model: ModelInfo) -> None:
         """Raise :class:`UsageError` unless a model has a stream of this width and such a layer."""

@@ -1,11 +1,11 @@
 """A model whose circuits lead to one number that is read in the residual stream, instead of to the logits.
 
 The number is the length along a direction, with a probe's constant; the activation of a neuron; or the length of a
-head's query, key or value along the difference of its means. Each is a function of the stream at the last token, at
-the entrance of a layer or between its attention and its MLP, which is written by what comes before. So the model is
-cut off there: second module objects around the same weights, with what reads the number in place of the final norm.
-Scorers, pruners and evaluation see a smaller model with one number for its logits, and need nothing of their own. Runs
-stop there because nothing comes after it.
+head's query, key or value along the difference of its means. Each is a function of the stream at one token, at the
+entrance of a layer or between its attention and its MLP, which is written by what comes before. So the model is cut off
+there: second module objects around the same weights, with what reads the number in place of the final norm. Scorers,
+pruners and evaluation see a smaller model with one number for its logits, and need nothing of their own. Runs stop
+there because nothing comes after it; and prompts end at the token that is read (:mod:`circuits.behaviours.endings`).
 """
 
 from dataclasses import replace
@@ -34,25 +34,29 @@ _TRIED = 6
 
 
 @in_own_state
-def leading_to(model: Model, to: StreamDirection | Target | str) -> Model:
-    """Return a model whose graph ends where one number is read in the residual stream, at the last token.
+def leading_to(model: Model, to: StreamDirection | Target | str, *, along: StreamDirection | None = None) -> Model:
+    """Return a model whose graph ends where one number is read in the residual stream, at one token.
 
     Args:
         model: Nothing is changed on it; the new one shares its weights.
         to: A direction at its layer (or a linear probe, which is a direction with a bias): the number is the length
             along it, in the stream's own units. A neuron (``m14.n123``): its activation. A head's query, key or value
             (``a14.h5<q>``, ``a14.kv1<k>`` where heads share them), before positions are turned into it: its length
-            along the unit vector from its mean on corrupted to that on clean reference pairs.
+            along the unit vector from its mean on corrupted to that on clean reference pairs. Or the stream that enters
+            a layer (``resid:12:subject``), read ``along`` a direction. The token is the last one unless the place names
+            another: counted from the end (``a14.h5<q>:-5``), or a token role of the prompt pairs (``:subject``), of
+            which the last counts. Experiments of the new model then cut prompts off behind it.
+        along: The direction for a place in the stream; that it was found at another layer or token does not count.
 
-    It is measured by the metric ``projection``. Raises :class:`UsageError` for a direction of another model shape, for
-    a place that only the embedding writes to, and for another token than the last; ``UnknownNameError`` for a head,
+    It is measured by the metric ``projection``. Raises :class:`UsageError` for a direction of another model shape, and
+    for a place that only the embedding writes to; ``UnknownNameError`` for a head,
     neuron or layer that is not there; ``UnsupportedModelError`` for neurons of a mixture of experts;
     :class:`GuardError` where the cut model does not compute what the whole one does. Cost: two forward passes of a few
     tokens.
     """
+    to, target = _placed(to, along)
     if isinstance(to, StreamDirection):
         to.require_model(model.info)
-    target = to.target if isinstance(to, StreamDirection) else Target.parse(to) if isinstance(to, str) else to
     if model.info.target is not None:
         raise UsageError(f"the model's circuits lead to {model.info.target} already; give the model as it was loaded.")
     info = replace(model.info, target=target)
@@ -62,12 +66,32 @@ def leading_to(model: Model, to: StreamDirection | Target | str) -> Model:
     tracer = Tracer(_cut(whole.anatomy, info, reading))
     wide = torch.promote_types(whole.anatomy.dtype, torch.float32)
     first = [1.0] + [0.0] * (info.d_model - 1)
-    along = to.vector.tolist() if isinstance(to, StreamDirection) and reading is None else first
-    vector = torch.tensor(along, dtype=wide, device=whole.anatomy.device)
+    read = to.vector.tolist() if isinstance(to, StreamDirection) and reading is None else first
+    vector = torch.tensor(read, dtype=wide, device=whole.anatomy.device)
     _require_same(whole, tracer, target, reading)
     # Along which direction a head's query, key or value is read is found in reference pairs: Model.experiment.
     tracer = tracer if target.receiver is not None else tracer.reading(vector[None])
     return replace(model, info=info, tracer=tracer, graph=build_graph(info.shape))
+
+
+def _placed(
+    to: StreamDirection | Target | str, along: StreamDirection | None
+) -> tuple[StreamDirection | Target, Target]:
+    """Return what is read, and where; raises :class:`UsageError` where the two do not belong together."""
+    if isinstance(to, StreamDirection) and along is None:
+        return to, to.target
+    target = to.target if isinstance(to, StreamDirection) else Target.parse(to) if isinstance(to, str) else to
+    if along is None:
+        return target, target
+    if target.site or isinstance(to, StreamDirection):
+        raise UsageError(
+            f"{target} is read by itself, and a second direction was given (along); it is for a place in the residual "
+            "stream, such as resid:12:subject."
+        )
+    direction = along.at(target)
+    if target.digest not in ("", direction.digest):
+        raise UsageError(f"{target} was read along another direction than this one; give the one it was found with.")
+    return direction, replace(target, digest=direction.digest)
 
 
 def _require_there(model: Model, info: ModelInfo, target: Target) -> None:
@@ -97,7 +121,7 @@ def _neurons(tracer: Tracer, layer: int) -> int:
     return linear_map(module.get_submodule(path), path).weight.shape[1]
 
 
-def _reading(whole: Tracer, target: Target, to: StreamDirection | Target | str) -> Reading | None:
+def _reading(whole: Tracer, target: Target, to: StreamDirection | Target) -> Reading | None:
     """Return what reads the number, around the model's own weights; None: the stream itself is read."""
     anatomy, names = whole.anatomy, whole.anatomy.architecture
     if isinstance(to, StreamDirection):

@@ -11,7 +11,7 @@ import pytest
 import circuits
 from circuits.ablation.nodes import acting_nodes
 from circuits.circuit import Circuit
-from tests.cli.conftest import as_json, done, invoke
+from tests.cli.conftest import as_json, done, invoke, write_pairs
 
 SEARCH = ["--pairs", "4", "--choose", "4", "--candidates", "1", "--random", "1"]
 
@@ -137,11 +137,11 @@ def test_circuits_lead_to_heads_neurons_and_probes(
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("a1h1", "--to: 'a1h1' is no place that a circuit can lead to; expected resid:LAYER:last"),
+        ("a1h1", "--to: 'a1h1' is no place that a circuit can lead to; expected resid:LAYER:TOKEN"),
         ("a1.h1", "does not say which input of the head a circuit shall lead to; expected one of 'a1.h1<q>'"),
         ("a7.h1<q>", "there is no place for a circuit to lead to 'a7.h1<q>'. Closest: 'a2.h1<q>'"),
         ("m1.n9999", "there is no neuron 'm1.n9999'"),
-        ("resid:1:last", "--to: resid:1:last is a vector; give the file of the direction that it is read along."),
+        ("resid:1:last", "--to: resid:1:last is a vector; give the file of the direction that it is read along:"),
         ("gone.safetensors", "--to: there is no file gone.safetensors; `circuits direction` writes one."),
     ],
 )
@@ -208,3 +208,38 @@ def test_a_model_is_written_that_answers_as_the_ablated_one(
     alone = invoke("ablate", "--weights", new)
     assert alone.exit_code == 2
     assert "or a direction (--direction FILE, and with it --add TIMES or --weights FOLDER)" in alone.stderr
+
+
+@pytest.mark.parametrize("token", ["-2", "at"])
+def test_a_direction_is_read_at_another_layer_and_token_and_found_again_beside_the_circuit(
+    token: str, found: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {side: f"When {name} and {a}{b}" for side, name in (("clean", "John"), ("corrupted", "Paul"))}
+        | {"answers": [" to"], "wrong_answers": [" is"]}
+        for a in "abcdefgh"
+        for b in "xyz"
+    ]
+    words = write_pairs(tmp_path / "early.jsonl", rows)
+    to = ["--to", f"resid:2:{token}", "--along", found / "direction.safetensors", "--model", tiny_folder]
+    options = ["--pairs", "8", "--heldout", "4", "--pruner", "top", "--size", "5"]
+    done("discover", words, *to, "--out", tmp_path, *options)
+    circuit = Circuit.load(tmp_path / "circuit.json")
+    assert str(circuit.model.target) == f"resid:2:{token}"
+    judge = ["evaluate", tmp_path / "circuit.json", "--behaviour", words, "--model", tiny_folder, "--pairs", "4"]
+    assert as_json(*judge)["evaluation"]["faithfulness"] == pytest.approx(circuit.evaluation.faithfulness, rel=1e-4)
+    elsewhere = invoke(*judge, "--to", "resid:2:last", "--along", found / "direction.safetensors")
+    assert elsewhere.exit_code == 2
+    assert f"the circuit leads to resid:2:{token}, and to another place" in " ".join(elsewhere.stderr.split())
+
+
+def test_a_direction_to_read_along_belongs_to_a_place_in_the_stream(found: Path, words: Path) -> None:
+    file = found / "direction.safetensors"
+    for given, said in (
+        (["--along", file], "give --to too"),
+        (["--along", file, "--to", "m1.n3"], "belongs to a place in the stream (--to resid:LAYER:TOKEN)"),
+        (["--to", "resid:2:-2"], "give the file of the direction that it is read along: --along FILE"),
+    ):
+        result = invoke("score", words, "--model", "/nowhere", *given)
+        assert result.exit_code == 2
+        assert said in " ".join(result.stderr.split())

@@ -245,9 +245,7 @@ def test_other_metrics_and_directions_that_do_not_fit_are_refused():
         leading_to(model("llama"), StreamDirection(np.ones(32), 9))
     with pytest.raises(UsageError, match="nothing but the embedding writes"):
         leading_to(model("llama"), StreamDirection(np.ones(32), 0))
-    with pytest.raises(UsageError, match="of token -3 of the prompt, and circuits lead to the last one"):
-        leading_to(model("llama"), StreamDirection(np.ones(32), 2, position=-3))
-    with pytest.raises(UsageError, match="no place that a circuit can lead to; expected resid:LAYER:last"):
+    with pytest.raises(UsageError, match="no place that a circuit can lead to; expected resid:LAYER:TOKEN"):
         Target.parse("m3")
     assert Target.parse("resid:16:last") == Target.parse("resid:16") == Target(16)
 

@@ -116,7 +116,6 @@ def _found(
 ) -> DiscoveryOutcome:
     """Run the discovery, with journal and log in its folder, and write and draw the circuit."""
     from circuits.cross_fitting import cross_fit
-    from circuits.directions.stream_direction import StreamDirection
     from circuits.discovery import discover as find
     from circuits.discovery_settings import model_for, prompts_for
     from circuits.results import draw_discovery, leave_evidence
@@ -146,8 +145,8 @@ def _found(
         found = find(
             model, behaviour, settings, folder=folder, journal=journal, progress=progress, command=command_line()
         )
-        if isinstance(towards := session.measurement.towards, Path):
-            StreamDirection.load(towards).save(folder / DIRECTION)
+        if (direction := session.measurement.read_along) is not None:
+            direction.save(folder / DIRECTION)
         rivals, names = None, tuple[str, ...]()
         if further.rivals:
             rivals = find_rivals(model, found, settings, count=further.rivals, progress=progress, journal=journal)
