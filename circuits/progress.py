@@ -66,17 +66,22 @@ _PRUNING = {
 """Seconds of one search for the circuit of ``ioi`` in the built-in model on a busy machine: their ratios matter."""
 
 
+_SCORING = {"learned-masks": 33, "recursive-elimination": 5}
+"""How many times as long as eap-ig scorers by whole circuits take on these pairs."""
+
+
 def discovery_plan(
     pruner: str,
     rivals: int = 0,
     *,
+    scorer: str = "eap-ig",
     agreement: bool = True,
     heads: bool = True,
     saved: bool = True,
     rough: bool = False,
     twice: bool = False,
 ) -> Plan:
-    """Return the plan of a discovery: with this pruner, a check of the scores, and evidence on heads.
+    """Return the plan of a discovery: with this pruner and scorer, a check of the scores, and evidence on heads.
 
     A ``rough`` one is without pruning edge by edge, and not checked. ``saved``: with what the command line does before
     and after, loading the model and drawing. ``rivals`` are searched beside it; ``twice``: searched once more at the
@@ -85,7 +90,7 @@ def discovery_plan(
     compared = _JUDGED[2:] if rough else _JUDGED if agreement else _JUDGED[1:]
     pruning = _PRUNING[pruner][: 1 if rough and pruner == "minimal" else None]
     recording = PlannedStage("recording", 16, counts=False)
-    searched = (recording, PlannedStage("scoring", 8), *pruning, *compared)
+    searched = (recording, PlannedStage("scoring", 8 * _SCORING.get(scorer, 1)), *pruning, *compared)
     challenged = (recording, *pruning * rivals, PlannedStage("evaluating rivals", 5 * rivals)) if rivals else ()
     found = (*searched, *challenged, *([_HEADS] if heads else []), *(searched if twice else ()))
     return (_LOADING, *found, _DRAWING) if saved else found

@@ -149,13 +149,14 @@ class ScorerName(Choice):
     EAP_IG_ACTIVATIONS = "eap-ig-activations"
     EAP_IG_ACTIVATIONS_PUBLISHED = "eap-ig-activations-published"
     LEARNED_MASKS = "learned-masks"
+    RECURSIVE_ELIMINATION = "recursive-elimination"
     IFR = "ifr"
     RANDOM = "random"
 
     @property
     def by_gradients(self) -> bool:
         """Whether gradients of the whole model are taken, which can be pulled back by other rules."""
-        return self not in (ScorerName.EXACT, ScorerName.LEARNED_MASKS, ScorerName.IFR, ScorerName.RANDOM)
+        return self not in (ScorerName.EXACT, *BY_CIRCUITS, ScorerName.IFR, ScorerName.RANDOM)
 
     @property
     def costly(self) -> bool:
@@ -165,12 +166,16 @@ class ScorerName(Choice):
             ScorerName.VERIFIED,
             ScorerName.EAP_IG_ACTIVATIONS,
             ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED,
-            ScorerName.LEARNED_MASKS,
+            *BY_CIRCUITS,
         )
 
 
-PROBABILITIES = (ScorerName.LEARNED_MASKS,)
-"""Scorers whose scores are no sums: several copies of an edge have the score of one."""
+ELIMINATION_IN_BRIEF = (
+    "recursive-elimination drops edges in rounds, by slopes inside what is left; the last to go is first"
+)
+"""What the scorer does, for help texts."""
+BY_CIRCUITS = (ScorerName.LEARNED_MASKS, ScorerName.RECURSIVE_ELIMINATION)
+"""Scorers that go by whole circuits of all pairs: a score is no sum over copies of an edge, nor a mean over pairs."""
 
 
 class PrunerName(Choice):

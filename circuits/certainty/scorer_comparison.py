@@ -6,7 +6,8 @@ ranking, is measured exactly on the same pairs; the circuits of each ranking are
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from circuits.scores import EdgeScores
 from circuits.scoring import score
 from circuits.scoring.sampled_agreement import Agreement, compare_scores, stratified_sample
 from circuits.scoring.scorers import Settings
-from circuits.vocabulary import ScorerName, Universe
+from circuits.vocabulary import BY_CIRCUITS, ScorerName, Universe
 
 COMPARED = tuple(name for name in ScorerName if not name.costly)
 """The scorers that are compared unless others are named: all that estimate every edge in a few dozen passes."""
@@ -38,6 +39,7 @@ SIZES = (0.001, 0.005, 0.02, 0.1, 0.5)
 PAIRS = 32
 _PARTS = 4
 _HALVES = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
+_TWO = (((0,), (1,)),)
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class ScorerRow:
     """One scorer: ``agreement`` with exact effects, the ``curve`` of its ranking by |score|, and ``cmd`` by MIB's rule.
 
     ``jaccard`` is the overlap of its best edges on one half of the pairs with those on the other, the mean of three
-    ways to halve them. ``forwards`` is what scoring took, in plain forward passes of the same pairs: processor time on
-    a CPU, else time. None where it was not measured.
+    ways to halve them (of one way for scorers that go by whole circuits). ``forwards`` is what scoring took, in plain
+    forward passes of the same pairs: processor time on a CPU, else time. None where it was not measured.
     """
 
     scorer: str
@@ -194,16 +196,17 @@ def ensemble(scores: Sequence[EdgeScores]) -> EdgeScores:
 
 @dataclass(frozen=True)
 class _Scored:
-    """The scores of all edges by one scorer, on all pairs and on quarters of them."""
+    """The scores of all edges by one scorer, on all pairs and on parts of them, and how parts make two halves."""
 
     whole: EdgeScores
     parts: tuple[EdgeScores, ...]
     sizes: tuple[int, ...]
     forwards: float | None
+    ways: Sequence[tuple[Sequence[int], Sequence[int]]] = _HALVES
 
     def jaccard(self, top: int) -> float | None:
         """Return the mean overlap of the best edges of one half of the pairs with those of the other."""
-        return float(np.mean([_jaccard(*(self._best(half, top) for half in way)) for way in _HALVES]))
+        return float(np.mean([_jaccard(*(self._best(half, top) for half in way)) for way in self.ways]))
 
     def _best(self, half: Sequence[int], top: int) -> NDArray[np.int64]:
         """Return the best edges by the mean over some parts; of an ensemble, by its mean there."""
@@ -217,19 +220,34 @@ def _jaccard(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
 
 
 def _scored(experiment: Experiment, name: ScorerName, settings: Settings, forward: float, device: str) -> _Scored:
-    """Score quarters of the pairs apart; the mean over all pairs is that of the quarters, weighted by their size."""
-    bounds = np.linspace(0, experiment.n_pairs, _PARTS + 1).round().astype(int).tolist()
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    parts: list[EdgeScores] = []
-    begun = clock()
-    for place in range(_PARTS):
-        own = Settings(steps=settings.steps, seed=settings.seed + place)
-        parts.append(score(experiment.part(bounds[place], bounds[place + 1]), name, own))
-    forwards = (clock() - begun) / forward if name is not ScorerName.RANDOM else None
+    """Score quarters of the pairs apart; the mean over all pairs is that of the quarters, weighted by their size.
+
+    Scorers that go by whole circuits score all pairs together, and each half of them: their scores are no means.
+    """
+    together = name in BY_CIRCUITS
+    bounds = np.linspace(0, experiment.n_pairs, 1 + (2 if together else _PARTS)).round().astype(int).tolist()
     sizes = tuple(np.diff(bounds).tolist())
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    begun = clock()
+    if together:
+        whole = score(experiment, name, settings)
+        forwards = (clock() - begun) / forward
+        return _Scored(whole, _in_parts(experiment, bounds, name, settings), sizes, forwards, _TWO)
+    parts = _in_parts(experiment, bounds, name, settings)
+    forwards = (clock() - begun) / forward if name is not ScorerName.RANDOM else None
     values = np.average([part.values for part in parts], axis=0, weights=sizes)
     whole = EdgeScores(experiment.graph, values, name, measured=parts[0].measured, n=experiment.n_pairs)
-    return _Scored(whole, tuple(parts), sizes, forwards)
+    return _Scored(whole, parts, sizes, forwards)
+
+
+def _in_parts(
+    experiment: Experiment, bounds: Sequence[int], name: ScorerName, settings: Settings
+) -> tuple[EdgeScores, ...]:
+    """Score the pairs between neighbouring bounds, each with a seed of its own."""
+    return tuple(
+        score(experiment.part(*ends), name, replace(settings, seed=settings.seed + place))
+        for place, ends in enumerate(pairwise(bounds))
+    )
 
 
 def _add_ensemble(found: dict[str, _Scored]) -> None:

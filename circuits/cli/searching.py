@@ -7,7 +7,7 @@ import typer
 
 from circuits.cli.arguments import DISCOVERY_PAIRS, ByRoleOption, Measurement
 from circuits.cli.verifying import Verifying
-from circuits.vocabulary import PrunerName, ScorerName
+from circuits.vocabulary import ELIMINATION_IN_BRIEF, PrunerName, ScorerName
 
 if TYPE_CHECKING:
     from circuits.discovery_settings import DiscoverySettings
@@ -19,7 +19,12 @@ class Search:
     """How edges are ranked and chosen, and on how many pairs the circuit is judged."""
 
     scorer: Annotated[
-        str, typer.Option(metavar="|".join(ScorerName), help="How edges are ranked.", rich_help_panel="Search")
+        str,
+        typer.Option(
+            metavar="|".join(ScorerName),
+            help=f"How edges are ranked; {ELIMINATION_IN_BRIEF}.",
+            rich_help_panel="Search",
+        ),
     ] = ScorerName.EAP_IG
     pruner: Annotated[
         str,

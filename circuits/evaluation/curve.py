@@ -19,7 +19,7 @@ from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.records import Areas, CurvePoint
 from circuits.scores import EdgeScores
 from circuits.statistics import error, faithfulness
-from circuits.vocabulary import PROBABILITIES, Universe
+from circuits.vocabulary import BY_CIRCUITS, Universe
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all edges at which the curve is measured."""
@@ -76,10 +76,11 @@ def count_edges(scores: EdgeScores, universe: Universe) -> int:
 def best_edges(scores: EdgeScores, universe: Universe, *, by_magnitude: bool) -> list[EdgeIndices]:
     """Return the circuits of a ranking at :data:`SHARES`, each with its edges in graph order.
 
-    Where keys and values count once per query head, a score is divided among these copies; a probability is not.
+    Where keys and values count once per query head, a score is divided among these copies, unless it is of
+    :data:`circuits.vocabulary.BY_CIRCUITS`.
     """
     copies = scores.graph.copies if universe is Universe.QUERY_HEAD else np.ones(scores.graph.n_edges, dtype=np.int64)
-    each = scores.values / (1 if scores.scorer in PROBABILITIES else copies)
+    each = scores.values / (1 if scores.scorer in BY_CIRCUITS else copies)
     ranked = replace(scores, values=each).ranked(by_magnitude=by_magnitude)
     taken = np.cumsum(copies[ranked])
     sizes = [int(share * count_edges(scores, universe)) for share in SHARES]

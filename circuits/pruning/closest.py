@@ -35,7 +35,7 @@ from circuits.patching.protocol import INTERIM, Experiment, Progress, no_progres
 from circuits.pruning.closest_nodes import nodes
 from circuits.pruning.connected import connected
 from circuits.pruning.selection import Selection
-from circuits.pruning.steps import Prices, exchanged, losses_without_each, without
+from circuits.pruning.steps import Prices, dropped, exchanged, in_turn, losses_without_each, rounds, without
 from circuits.pruning.stopping import Candidate, allowed, candidate, chosen, ratio
 from circuits.scores import EdgeScores, Floats
 from circuits.statistics import error
@@ -49,12 +49,6 @@ _START = 2400
 """With how many edges the search begins, and twice as many where they do not do the most part of the behaviour."""
 _HOPELESS = 0.8
 """An error above which a start is too small, and the end of the search has nothing left to lose."""
-_SHARES = ((800, 0.3), (250, 0.15), (0, 0.08))
-"""Of circuits with more than so many edges, which share of them goes in a round."""
-_HALVES_ABOVE = 1000
-"""Larger circuits see every other fit pair in every other round: half the cost, and no pair is met twice on end."""
-_FEWEST = 16
-"""The fewest fit pairs of a round."""
 _POOL = 300
 """The edges of the first circuit with no more than so many are offered again later."""
 _OFFERED_BELOW = 130
@@ -181,7 +175,7 @@ class _Search:
 
     def narrow(self, edges: EdgeIndices, target: float, deadline: float, report: Report, progress: Progress) -> None:
         """Go from these edges through ever smaller circuits."""
-        expected, self.path, self.pool = _rounds(len(edges)), self.judged([edges]), edges[:0]
+        expected, self.path, self.pool = max(1, rounds(len(edges), _USUAL)), self.judged([edges]), edges[:0]
         while not self.done(target) and time.monotonic() < deadline:
             self.round()
             report("closer", self.selection(self.path[-1], target))
@@ -215,9 +209,7 @@ class _Search:
         edges, fit = self.edges, self._fit_pairs()
         if not len(self.pool) and len(edges) <= _POOL:
             self.pool = edges
-        if len(edges) > _HALVES_ABOVE and fit.n_pairs >= 2 * _FEWEST:
-            half, odd = fit.n_pairs // 2, self.turn // (1 + len(self.fresh)) % 2
-            fit = fit.part(half * odd, half * (odd + 1))
+        fit = in_turn(fit, len(edges), self.turn // (1 + len(self.fresh)))
         what = [edges.tolist(), self.pool.tolist(), *self._priced]
         found = fit.kept.arrays("smaller circuit", what, lambda: {"edges": self._next(fit, edges)})
         fit.kept.forget(INTERIM)
@@ -232,7 +224,7 @@ class _Search:
     def _next(self, fit: Experiment, edges: EdgeIndices) -> EdgeIndices:
         if len(edges) <= _OFFERED_BELOW:
             edges = exchanged(fit, edges, self.pool, self.prices)
-        return without(fit, edges, _dropped(len(edges)), self.prices)
+        return without(fit, edges, dropped(len(edges)), self.prices)
 
     def judged(self, circuits: list[EdgeIndices]) -> list[Candidate]:
         """Measure circuits on choose pairs."""
@@ -333,19 +325,6 @@ class _Search:
         mask = np.zeros(self.scores.graph.n_edges, dtype=np.bool_)
         mask[edges] = True
         return mask
-
-
-def _dropped(size: int) -> int:
-    """Return how many edges of a circuit with so many go in a round."""
-    return max(1, round(next(share for least, share in _SHARES if size > least) * size))
-
-
-def _rounds(size: int) -> int:
-    """Return after how many rounds circuits are about as small as the search goes, where it begins with so many."""
-    rounds = 0
-    while size > _USUAL:
-        size, rounds = size - _dropped(size), rounds + 1
-    return max(rounds, 1)
 
 
 def _size(candidate: Candidate) -> int:

@@ -18,8 +18,46 @@ RIDGE = 1.0
 fidelity of 0.86 on new prompts instead of 0.90; 0.25 is no better."""
 _EXCHANGED = (0.02, 0.05)
 """Which shares of the edges are tried to be exchanged: predictions hold for a few changes at once only."""
+_HALVES_ABOVE = 1000
+"""Larger circuits see every other fit pair in every other round: half the cost, and no pair is met twice on end."""
+_FEWEST = 16
+"""The fewest fit pairs of a round."""
+_SHARES = ((800, 0.3), (250, 0.15), (0, 0.08))
+"""Of circuits with more than so many edges, which share of them goes in a round."""
+Places = NDArray[np.int64]
 Prices = NDArray[np.float64]
 """What keeping each edge of the graph costs, ``(edge,)``, in units of the loss."""
+
+
+def dropped(size: int) -> int:
+    """Return how many edges of a circuit with so many go in a round."""
+    return max(1, round(next(share for least, share in _SHARES if size > least) * size))
+
+
+def rounds(size: int, least: int) -> int:
+    """Return in how many rounds a circuit of so many edges comes down to the ``least``."""
+    count = 0
+    while size > least:
+        size, count = size - dropped(size), count + 1
+    return count
+
+
+def in_turn(fit: Experiment, size: int, turn: int) -> Experiment:
+    """Return the fit pairs of a round with so many edges: all of them, or one half where edges and pairs are many."""
+    half = fit.n_pairs // 2
+    return fit.part(half * (turn % 2), half * (turn % 2 + 1)) if size > _HALVES_ABOVE and half >= _FEWEST else fit
+
+
+def leaving(fit: Experiment, edges: EdgeIndices, count: int, prices: Prices | None = None) -> tuple[Places, Floats]:
+    """Return the places of the ``count`` edges by which loss and prices are predicted to be least, the first one first.
+
+    Beside them what leaving out each of the edges alone is predicted to change on average, ``(edge,)``: the metric
+    inside the circuit less that without the edge. Cost: one gradient.
+    """
+    residuals, values, slopes = _slopes(fit, edges, edges)
+    own = None if prices is None else -prices[edges]
+    gone, _ = greedily(residuals.of(values), -residuals.rows(slopes[:, edges]), count, ridge=RIDGE, prices=own)
+    return gone, slopes[:, edges].mean(axis=0)
 
 
 def without(fit: Experiment, edges: EdgeIndices, count: int, prices: Prices) -> EdgeIndices:
@@ -27,9 +65,7 @@ def without(fit: Experiment, edges: EdgeIndices, count: int, prices: Prices) -> 
 
     Also without edges that are then on no path. Cost: one gradient.
     """
-    residuals, values, slopes = _slopes(fit, edges, edges)
-    losses = -residuals.rows(slopes[:, edges])
-    gone, _ = greedily(residuals.of(values), losses, count, ridge=RIDGE, prices=-prices[edges])
+    gone, _ = leaving(fit, edges, count, prices)
     return connected(fit.graph, np.delete(edges, gone))
 
 

@@ -18,6 +18,7 @@ from circuits.patching.protocol import Experiment, Progress, no_progress
 from circuits.patching.shared_experiment import share
 from circuits.scores import EdgeScores
 from circuits.scoring.learned_masks import learned_masks
+from circuits.scoring.recursive_elimination import recursive_elimination
 from circuits.scoring.verified import TopK, verify
 from circuits.settings import settle
 from circuits.vocabulary import ScorerName
@@ -66,7 +67,9 @@ def score(experiment: Experiment, scorer: ScorerName | str, settings: Settings |
     (:mod:`circuits.passes.block_paths`); both take ``1 + 2 * layers`` times the passes of eap-ig, the first of them
     half as long ones. ``learned-masks`` is the probability that an edge is open when masks are learned
     (:mod:`circuits.scoring.learned_masks`), with the sign of eap-ig, from which they begin; 100 forward and backward
-    passes of whole circuits. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver reads, from
+    passes of whole circuits. ``recursive-elimination`` drops edges in rounds, each by slopes inside what is left, and
+    ranks them by when they go (:mod:`circuits.scoring.recursive_elimination`); about 80 forward and backward passes of
+    ever smaller circuits. ``ifr`` is no estimate of an effect: the share of a sender in what a receiver reads, from
     one forward pass, never negative, and the same whatever is measured (Ferrando and Voita 2024, arXiv:2403.00824,
     :mod:`circuits.passes.information_flow`). ``verified`` finds the ``top.k`` edges of largest exact effect with a
     stated error probability, and measures only as much as that takes (:mod:`circuits.scoring.verified`). ``random`` is
@@ -137,8 +140,8 @@ def _at_clean(
 def _require_slope_at_clean(experiment: Experiment, name: ScorerName) -> None:
     if experiment.metric.against_clean:
         raise UsageError(
-            f"the divergence from the clean run has zero gradient at the clean run, so {name} would score every edge "
-            "0. Use --scorer eap-ig, or --metric logit-difference."
+            f"the divergence from the clean run has zero gradient at the clean run, so {name} would not tell one edge "
+            "from another. Use --scorer eap-ig, or --metric logit-difference."
         )
 
 
@@ -208,6 +211,13 @@ def _learned_masks(experiment: Experiment, settings: Settings) -> EdgeScores:
     return _chosen(EdgeScores(experiment.graph, signed, name, measured=False, n=experiment.n_pairs), settings)
 
 
+def _recursive_elimination(experiment: Experiment, settings: Settings) -> EdgeScores:
+    name = ScorerName.RECURSIVE_ELIMINATION
+    _require_slope_at_clean(experiment, name)
+    values = recursive_elimination(experiment, progress=settings.progress)
+    return _chosen(EdgeScores(experiment.graph, values, name, measured=False, n=experiment.n_pairs), settings)
+
+
 def _ifr(experiment: Experiment, settings: Settings) -> EdgeScores:
     return _estimate(experiment, settings, InformationFlow(), ScorerName.IFR)
 
@@ -242,6 +252,7 @@ _SCORERS: dict[ScorerName, Callable[[Experiment, Settings], EdgeScores]] = {
         _block_paths, name=ScorerName.EAP_IG_ACTIVATIONS_PUBLISHED, every=True
     ),
     ScorerName.LEARNED_MASKS: _learned_masks,
+    ScorerName.RECURSIVE_ELIMINATION: _recursive_elimination,
     ScorerName.IFR: _ifr,
     ScorerName.RANDOM: _random,
 }

@@ -4,10 +4,8 @@
         [--rankings eap-ig learned-masks ...]
 
 All are judged on the same held-out pairs, each with the ablation that it was made with. Time is processor time, as a
-multiple of that of the first, eap-ig on 8 pairs. ``dropped in rounds`` is no scorer: edges are dropped as ``--pruner
-closest`` does, but from all of them on, a share in a round, by slopes inside what is left; its ranking is the order in
-which they went, and each round takes another half of the pairs. CMD is dominated by circuits of 5 to 50 % of the edges,
-and counts how far f is from 1 either way (arXiv:2504.13151). The tables are written anew after every ranking.
+multiple of that of the first, eap-ig on 8 pairs. CMD is dominated by circuits of 5 to 50 % of the edges, and counts how
+far f is from 1 either way (arXiv:2504.13151). The tables are written anew after every ranking.
 """
 
 import argparse
@@ -17,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from measuring import Figures, number, report, tell
 
 import circuits
-from circuits.evaluation.curve import SHARES, curve
+from circuits.evaluation.curve import curve
 from circuits.patching.measurement import Options
-from circuits.pruning.residuals import Residuals, greedily
 from circuits.scores import EdgeScores
 from circuits.scoring import score
 from circuits.scoring.scorers import Settings
@@ -31,7 +27,6 @@ from circuits.vocabulary import Ablation
 
 SHOWN = (0.001, 0.005, 0.02, 0.1, 0.5)
 WEIGHTY = (0.05, 0.2, 0.5)
-DROPPED = 0.3
 FEW = 8
 
 
@@ -50,27 +45,6 @@ def by(scorer: str, steps: int = 5) -> Callable[[Any], EdgeScores]:
     return lambda experiment: score(experiment, scorer, Settings(steps=steps))
 
 
-def dropped(experiment: Any) -> EdgeScores:
-    """Rank edges by how long they are kept, so that each copy of an edge into a group has the edge's place."""
-    graph, places = experiment.graph, np.zeros(experiment.graph.n_edges)
-    half = experiment.n_pairs // 2
-    parts = [experiment.part(0, half), experiment.part(half, experiment.n_pairs)]
-    edges, rank, turn = np.arange(graph.n_edges), 0, 0
-    while len(edges) > SHARES[0] * graph.n_edges / 2:
-        tell(f"{len(edges)} edges left")
-        fit, weights = parts[turn % 2], np.zeros(graph.n_edges)
-        weights[edges] = 1
-        values, slopes = fit.circuit_gradient(weights, among=edges)
-        residuals = Residuals(fit)
-        gone, _ = greedily(
-            residuals.of(values), -residuals.rows(slopes[:, edges]), max(1, int(DROPPED * len(edges))), ridge=1.0
-        )
-        places[edges[gone]] = np.arange(rank, rank + len(gone))
-        edges, rank, turn = np.delete(edges, gone), rank + len(gone), turn + 1
-    places[edges] = rank
-    return EdgeScores(graph, (1.0 + places) * graph.copies, "dropped in rounds", measured=False, n=experiment.n_pairs)
-
-
 def rankings(pairs: int) -> Sequence[Ranking]:
     return (
         Ranking("eap-ig", FEW, by("eap-ig")),
@@ -78,7 +52,8 @@ def rankings(pairs: int) -> Sequence[Ranking]:
         Ranking("eap-ig, mean-by-template", FEW, by("eap-ig"), Ablation.MEAN_BY_TEMPLATE),
         Ranking("eap-ig", pairs, by("eap-ig")),
         Ranking("learned-masks", FEW, by("learned-masks")),
-        Ranking("dropped in rounds", pairs, dropped),
+        Ranking("recursive-elimination", FEW, by("recursive-elimination")),
+        Ranking("recursive-elimination", pairs, by("recursive-elimination")),
         Ranking("gim", pairs, by("gim")),
         Ranking("eap-ig, 20 steps", pairs, by("eap-ig", 20)),
         Ranking("conductance", pairs, by("conductance")),

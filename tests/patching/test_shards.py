@@ -24,7 +24,7 @@ from circuits.scoring import score
 from circuits.scoring.budget import Budget
 from circuits.scoring.scorers import Settings, score_shared
 from circuits.scoring.verified import TopK
-from circuits.vocabulary import Direction, Metric, ScorerName
+from circuits.vocabulary import BY_CIRCUITS, Direction, Metric, ScorerName
 from tests.subjects import PAIRS, Floats, Subject, random_pairs, subject_of
 
 Made = Callable[..., PatchingExperiment]
@@ -334,7 +334,7 @@ def test_edges_in_any_order_and_twice_have_their_rows(tmp_path: Path, made: Made
 def test_estimates_of_all_edges_are_made_by_every_process(tmp_path: Path, made: Made) -> None:
     subject = subject_of("llama")
     for name in ScorerName:
-        if name not in (ScorerName.EXACT, ScorerName.VERIFIED, ScorerName.RANDOM, ScorerName.LEARNED_MASKS):
+        if name not in (ScorerName.EXACT, ScorerName.VERIFIED, ScorerName.RANDOM, *BY_CIRCUITS):
             together, alone = (
                 score(each, name) for each in (share(made(subject), tmp_path / "meeting"), made(subject))
             )
@@ -342,8 +342,9 @@ def test_estimates_of_all_edges_are_made_by_every_process(tmp_path: Path, made: 
     assert not (tmp_path / "meeting").exists()
 
 
-def test_learned_masks_go_by_slopes_that_are_shared(tmp_path: Path, made: Made) -> None:
-    subject, name = subject_of("llama"), ScorerName.LEARNED_MASKS
+@pytest.mark.parametrize("name", BY_CIRCUITS)
+def test_scorers_by_circuits_go_by_slopes_that_are_shared(tmp_path: Path, made: Made, name: ScorerName) -> None:
+    subject = subject_of("llama")
     together = score(share(made(subject), tmp_path / "meeting"), name)
     np.testing.assert_allclose(together.values, score(made(subject), name).values, atol=1e-5)
     assert (tmp_path / "meeting").exists()

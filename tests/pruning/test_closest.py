@@ -77,18 +77,20 @@ class Ways:
 class Twins(Ways):
     """Ways of which the first two do the same: either is nearly enough, and both together add little."""
 
+    steep: float = 3.0
+
     def circuits(self, masks: np.ndarray, *, progress: Progress = no_progress) -> np.ndarray:
         return np.stack([self._value(live) for live in np.asarray(masks, dtype=float)[:, self.ways].prod(2)])
 
     def circuit_gradient(self, weights: np.ndarray, *, among: EdgeIndices | None = None) -> tuple:
         live, slopes = weights[self.ways], np.zeros((self.n_pairs, self.graph.n_edges))
         ways = np.array(self.effects)
-        ways[:, :2] = self.effects[:, :1] * 3 * (1 - np.tanh(3 * live.prod(1)[:2].sum()) ** 2)
+        ways[:, :2] = self.effects[:, :1] * self.steep * (1 - np.tanh(self.steep * live.prod(1)[:2].sum()) ** 2)
         slopes[:, self.ways[:, 0]], slopes[:, self.ways[:, 1]] = ways * live[:, 1], ways * live[:, 0]
         return self._value(live.prod(1)), slopes
 
     def _value(self, live: np.ndarray) -> np.ndarray:
-        return self.effects[:, 0] * np.tanh(3 * live[:2].sum()) + self.effects[:, 2:] @ live[2:]
+        return self.effects[:, 0] * np.tanh(self.steep * live[:2].sum()) + self.effects[:, 2:] @ live[2:]
 
     @property
     def clean(self) -> np.ndarray:

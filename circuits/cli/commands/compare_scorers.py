@@ -14,7 +14,7 @@ from circuits.cli.resuming import ResumeOption, kept_until_done
 from circuits.cli.session import model_name
 from circuits.cli.tables import facts, table
 from circuits.progress import PLANS
-from circuits.vocabulary import ScorerName
+from circuits.vocabulary import ELIMINATION_IN_BRIEF, ScorerName
 
 if TYPE_CHECKING:
     from circuits.certainty.scorer_comparison import ScorerComparison
@@ -30,7 +30,8 @@ class Compared:
         list[str] | None,
         typer.Option(
             metavar="|".join(ScorerName),
-            help="A scorer to compare, several times; default: all estimates of few passes.",
+            help="A scorer to compare, several times; default: all estimates of few passes. Of the others, "
+            f"{ELIMINATION_IN_BRIEF}.",
         ),
     ] = None
     sample: Annotated[int, typer.Option(min=2, help="How many edges are measured exactly.")] = 128

@@ -89,6 +89,7 @@ class Further(NamedTuple):
         return discovery_plan(
             settings.pruner,
             self.rivals,
+            scorer=settings.scorer,
             agreement=bool(settings.sample) and settings.scorer not in (ScorerName.EXACT, ScorerName.VERIFIED),
             heads=self.heads,
             rough=settings.rough,

@@ -24,7 +24,7 @@ from circuits.interchange.score_files import SUFFIXES, read_edges, write_scores
 from circuits.patching.protocol import StageProgress, of_stage
 from circuits.progress import PLANS
 from circuits.scores import EdgeScores
-from circuits.vocabulary import Direction, ScorerName
+from circuits.vocabulary import ELIMINATION_IN_BRIEF, Direction, ScorerName
 
 if TYPE_CHECKING:
     from circuits.patching.sequences import AnyExperiment
@@ -35,7 +35,7 @@ def score(
     behaviour: BehaviourArgument,
     *,
     scorer: Annotated[
-        str, typer.Option(metavar="|".join(ScorerName), help="How edges are scored.")
+        str, typer.Option(metavar="|".join(ScorerName), help=f"How edges are scored; {ELIMINATION_IN_BRIEF}.")
     ] = ScorerName.EAP_IG,
     edges: Annotated[
         str,
