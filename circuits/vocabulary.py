@@ -171,7 +171,7 @@ class ScorerName(Choice):
 
 
 ELIMINATION_IN_BRIEF = (
-    "recursive-elimination drops edges in rounds, by slopes inside what is left; the last to go is first"
+    "recursive-elimination drops edges in rounds, by slopes inside what is left; what goes last is best"
 )
 """What the scorer does, for help texts."""
 BY_CIRCUITS = (ScorerName.LEARNED_MASKS, ScorerName.RECURSIVE_ELIMINATION)

@@ -3,8 +3,9 @@
     python examples/guides/scorers.py [--write] [--quick] [--kept] [BEHAVIOUR ...]
 
 Some minutes for each behaviour on one processor core; refusal, which is measured in the chat model, takes longer and
-5 GB. What was measured is kept in ``outputs/guides/scorers``, and the tables show all that is there, so that behaviours
-can be measured one by one; a table of which nothing is there is left as it is. With ``--kept`` nothing is measured.
+more memory. What was measured is kept in ``outputs/guides/scorers``, and the tables show all that is there, so that
+behaviours can be measured one by one; a table of which nothing is there is left as it is. With ``--kept`` nothing is
+measured.
 """
 
 import json
@@ -15,7 +16,6 @@ from pathlib import Path
 from figures import publish, table
 
 import circuits
-from circuits.openings import finds_openings, with_openings
 
 CHAT = ("refusal",)
 BEHAVIOURS = ("ioi", "greater-than", "capital", "agreement")
@@ -30,9 +30,12 @@ if "--kept" in sys.argv:
     wanted = []
 for name in wanted:
     model, behaviour = circuits.load_model(MODELS[name]), circuits.load_behaviour(name)
-    if finds_openings(model, behaviour):
-        behaviour, openings = with_openings(model, behaviour)
+    if name in CHAT:
+        opened = behaviour.prompts(model.tokenizer, discovery=40, heldout=0).discovery
+        openings = circuits.choose_openings(model, opened)
         print(openings.describe(), flush=True)
+        refusing, complying = ([each.text for each in side] for side in (openings.refusing, openings.complying))
+        behaviour = behaviour.varied(answers=refusing, wrong_answers=complying)
     found = circuits.compare_scorers(
         model,
         behaviour,
@@ -83,7 +86,7 @@ def worths(names: Sequence[str]) -> list[list[str]]:
 
 shown = ["Spearman", "Pearson", "wrong signs", "top tenth found", "Jaccard of halves", "forwards"]
 sizes = [f"fidelity, {share:.1%} of edges" for share in SHARES]
-for prefix, group in (("", BEHAVIOURS), ("chat-", CHAT)):
+for prefix, group in (("", BEHAVIOURS), ("chat_", CHAT)):
     there = [name for name in group if name in documents]
     if there:
         publish("scorers.md", f"{prefix}agreement", table(["behaviour", "scorer", *shown], agreements(there)))
