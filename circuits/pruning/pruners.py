@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from circuits.errors import UsageError
 from circuits.patching.protocol import Experiment, StageProgress, of_stage
 from circuits.pruning.acdc import acdc
-from circuits.pruning.closest import BACK, closest
+from circuits.pruning.closest import BACK, EXTENDED, closest
 from circuits.pruning.closest_nodes import nodes
 from circuits.pruning.greedy import greedy
 from circuits.pruning.ilp import ilp
@@ -101,7 +101,7 @@ class _Told:
 
     def report(self, step: str, found: Selection) -> None:
         error = "" if found.error is None else f"error {found.error:.2f}, "
-        doing = "pruning back" if step == BACK else "pruning"
+        doing = "pruning back" if step in (EXTENDED, BACK) else "pruning"
         self._stage = f"{doing} {len(found.edges)} edges ({error}faithfulness {found.faithfulness:.2f})"
 
     def progress(self, done: int, total: int) -> None:

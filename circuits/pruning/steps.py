@@ -87,6 +87,18 @@ def exchanged(fit: Experiment, edges: EdgeIndices, pool: EdgeIndices, prices: Pr
     return ways[int(np.argmin([cost + prices[way].sum() for cost, way in zip(costs, ways, strict=True)]))]
 
 
+def extended(fit: Experiment, edges: EdgeIndices, pool: EdgeIndices, most: int, prices: Prices) -> EdgeIndices:
+    """Return a circuit with edges of a pool added, those by which loss and prices are predicted to be least.
+
+    At most so many, and none that is predicted to make them larger. Cost: one gradient along the edges of the pool.
+    """
+    out = np.setdiff1d(pool, edges)
+    residuals, values, slopes = _slopes(fit, edges, out)
+    gains = residuals.rows(slopes[:, out])
+    added, _ = greedily(residuals.of(values), gains, most, ridge=RIDGE, prices=prices[out], only_gains=True)
+    return connected(fit.graph, np.union1d(edges, out[added]).astype(np.int64))
+
+
 def losses_without_each(fit: Experiment, edges: EdgeIndices, prices: Prices) -> Floats:
     """Return loss and prices that are predicted for a circuit without each edge, ``(edge,)``, but for what all share.
 
