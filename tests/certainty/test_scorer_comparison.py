@@ -130,3 +130,15 @@ def test_quarters_of_the_pairs_weigh_as_many_as_they_have(model: Model, behaviou
     values = [score(part, "eap-ig", Settings(steps=2)).values for part in parts]
     mean = np.average(values, axis=0, weights=[2, 1, 1, 2])
     np.testing.assert_allclose(mean, score(experiment, "eap-ig", Settings(steps=2)).values, atol=1e-4)
+
+
+def test_scorers_by_whole_circuits_score_all_pairs_together_and_each_half(model: Model, behaviour: Behaviour) -> None:
+    name, few = ScorerName.RECURSIVE_ELIMINATION, FEW | {"top": 20}
+    (row,) = compare_scorers(model, behaviour, scorers=[name], **few).rows
+    prompts = behaviour.prompts(model.tokenizer, discovery=6, heldout=4)
+    here, there = (model.experiment(pairs) for pairs in (prompts.discovery, prompts.heldout))
+    _, areas = curve(there, score(here, name), by_magnitude=True, universes=(Universe.QUERY_HEAD,))
+    assert row.cmd == pytest.approx(areas[0].cmd)
+    best = [set(score(here.part(*ends), name).ranked(by_magnitude=True)[:20].tolist()) for ends in ((0, 3), (3, 6))]
+    assert row.jaccard == pytest.approx(len(best[0] & best[1]) / len(best[0] | best[1]))
+    assert row.jaccard < 1
