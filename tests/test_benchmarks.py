@@ -16,8 +16,6 @@ import torch
 
 import circuits
 from circuits.passes.exact import receiver_groups
-from circuits.statistics import error
-from tests.subjects import random_pairs, subject_of
 from tests.tiny import tiny_llama
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
@@ -263,15 +261,3 @@ def test_gpu_holds_families_against_the_cpu_and_says_what_was_not_run(run_quickl
             assert each["largest_change"] < (0.2 if "bfloat16" in name else 1e-3)
     assert found["equality"]["gpt2, bfloat16"]["exact"]["largest_change"] > 0
     assert found["times"]["full sweep"]["edges"] > 50
-
-
-def test_edges_dropped_in_rounds_are_ranked_by_how_long_they_are_kept(load: Any) -> None:
-    subject = subject_of("llama")
-    experiment = subject.experiment(random_pairs(8))
-    scores = load("ranking_cmd").dropped(experiment)
-    ranks = scores.values / subject.graph.copies
-    assert len(np.unique(ranks)) > 0.99 * subject.graph.n_edges
-    orders = [ranks, *np.random.default_rng(0).permuted(np.tile(ranks, (5, 1)), axis=1)]
-    masks = [experiment.graph.mask(np.flatnonzero(order >= np.quantile(order, 0.7))) for order in orders]
-    ours, *random = (float(error(experiment, values)) for values in experiment.circuits(masks))
-    assert ours < 0.8 * min(random)

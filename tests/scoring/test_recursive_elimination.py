@@ -16,6 +16,7 @@ from circuits.pruning.steps import dropped
 from circuits.scoring import score
 from circuits.scoring.recursive_elimination import recursive_elimination
 from circuits.scoring.scorers import Settings
+from circuits.statistics import error
 from circuits.vocabulary import Metric, ScorerName
 from tests.directions.test_target import model
 from tests.pruning.test_closest import Twins
@@ -71,6 +72,15 @@ def test_planted_edges_are_the_last_to_go_each_with_a_place_of_its_own() -> None
         assert np.sort(values)[-12:].tolist() == np.sort(values[planted]).tolist()
         assert len(np.unique(np.abs(values))) == toy.graph.n_edges
         assert np.abs(values).max() == 1
+
+
+def test_the_edges_that_are_kept_longest_are_worth_more_than_random_ones() -> None:
+    experiment = subject_of("llama").experiment(random_pairs(8))
+    stay = np.abs(score(experiment, NAME).values)
+    orders = [stay, *np.random.default_rng(0).permuted(np.tile(stay, (5, 1)), axis=1)]
+    masks = [order >= np.quantile(order, 0.7) for order in orders]
+    ours, *random = (float(error(experiment, values)) for values in experiment.circuits(masks))
+    assert ours < 0.8 * min(random)
 
 
 def test_of_two_ways_that_do_the_same_one_is_kept_and_the_other_goes_early() -> None:
