@@ -139,10 +139,11 @@ class Study:
         show("prefilled", said, _nodes(found))
 
     def answered(self) -> None:
-        """How many answers refuse with the system message, and with the beginning of an answer."""
+        """How many answers refuse with the system message, with a beginning that complies and one that says nothing."""
         ways = {
-            "message": (self.refusal.varied(system=PLAIN), {"attack": ATTACK}),
-            "beginning": (self.refusal, {"attack_prefill": PREFILLED}),
+            "system message": (self.refusal.varied(system=PLAIN), {"attack": ATTACK}),
+            "beginning that complies": (self.refusal, {"attack_prefill": PREFILLED}),
+            "beginning that says nothing": (self.refusal, {"attack_prefill": BEGUN}),
         }
         more: dict[str, Any] = {"pairs": ANSWERED, "tokens": TOKENS, "direction": self.direction}
         found = {
@@ -152,13 +153,13 @@ class Study:
         keep("answered", {way: each.to_document() for way, each in found.items()})
         rows = [
             [
-                *(each.name, str(each.n), each.before.describe(), each.after.describe(), each.change.describe()),
-                *(other.before.describe(), other.after.describe(), other.change.describe()),
+                *(message.name, str(message.n), message.before.describe(), message.after.describe()),
+                *(complying.before.describe(), complying.after.describe(), empty.after.describe()),
             ]
-            for each, other in zip(*(each.quantities for each in found.values()), strict=True)
+            for message, complying, empty in zip(*(each.quantities for each in found.values()), strict=True)
         ]
-        headings = ["", "n", "before", "message", "change", "before", "beginning", "change"]
-        said = " ".join(f"*{way.capitalize()}.* {each.describe()}" for way, each in found.items())
+        headings = ["", "n", "another message", "attacking message", "as it is", "begun: complies", "begun: nothing"]
+        said = "\n".join(f"- {way.capitalize()}: {each.describe()}" for way, each in found.items())
         show("answered", said, table(headings, rows))
 
     def parted(self) -> None:

@@ -67,9 +67,10 @@ class AttackedAnswers:
         """Return in sentences what the attack changes, and whether first token and text say the same."""
         sentences = [self._changed(self.quantity(_on(DECLINED, side)), side == HARMFUL) for side in (HARMFUL, HARMLESS)]
         agreed = [self.quantity(_on(AGREED, side)) for side in (HARMFUL, HARMLESS)]
-        shares = [f"{both.before.value:.2f} before and {both.after.value:.2f} under attack" for both in agreed]
+        shares = [f"{both.before.value:.2f} and {both.after.value:.2f}" for both in agreed]
         sentences.append(
-            f"First token and text say the same of {shares[0]} of the harmful requests, of {shares[1]} of the harmless."
+            f"First token and text say the same of {shares[0]} of the harmful requests (before and under the attack), "
+            f"and of {shares[1]} of the harmless ones."
         )
         return " ".join(sentences)
 
