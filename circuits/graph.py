@@ -49,7 +49,9 @@ class ModelShape:
     block the MLP reads the same stream as the attention beside it; in a sequential one it also reads that attention.
     Without ``mlps`` a block is its attention alone. With ``to_stream`` these are a model's first layers only, and the
     graph ends in the stream behind them instead of in the logits; with ``half`` the last of them is its attention
-    alone, and the graph ends before its MLP. With ``roles`` of token positions every place where the stream is read is
+    alone, and the graph ends before its MLP. With ``only`` the end reads what this one head of the last layer writes,
+    and nothing else: all other edges into the end, and into that layer's other heads, are idle
+    (:func:`circuits.numbering.idle_edges`). With ``roles`` of token positions every place where the stream is read is
     there once for each role.
     """
 
@@ -62,6 +64,7 @@ class ModelShape:
     mlps: bool = True
     to_stream: bool = False
     half: bool = False
+    only: int | None = None
     roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -81,7 +84,8 @@ class ModelShape:
         beside = 0 if self.parallel or not self.mlps else self.n_layers * self.n_heads
         earlier = self.n_layers + self.senders_per_layer * self.n_layers * (self.n_layers - 1) // 2
         whole = self.receivers_per_layer * earlier + beside + 1 + self.n_layers * self.senders_per_layer
-        left_out = 2 + self.senders_per_layer * (self.n_layers - 1) + self.n_heads  # those of the MLP that is not there
+        own = 0 if self.parallel else self.n_heads
+        left_out = 2 + self.senders_per_layer * (self.n_layers - 1) + own  # those of the MLP that is not there
         return self.n_roles * (whole - left_out * self.half)
 
     @property

@@ -161,7 +161,8 @@ class Model:
     def _finds_direction(self, options: Options) -> bool:
         """Whether the direction that is read is found in reference pairs, not given by where circuits lead."""
         target = self.info.target
-        return options.metric.along_direction and (target is None or target.receiver is not None)
+        given = target is not None and (target.receiver is None or bool(target.digest))
+        return options.metric.along_direction and not given
 
     def shelf(self, journal: Journal | None) -> Shelf:
         """Return where a journal keeps what is measured with these weights, at this precision."""

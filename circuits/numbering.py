@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.graph import ComputationalGraph, ModelShape, Slot
+from circuits.graph import ComputationalGraph, ModelShape, Node, NodeKind, Slot
 
 
 def first_sender(shape: ModelShape, layer: int) -> int:
@@ -76,6 +76,20 @@ def edges_into_layer(graph: ComputationalGraph, layer: int) -> "slice[int, int]"
     if layer == graph.shape.n_layers:
         return edges_into(graph, end_receiver(graph))
     return edges_into(graph, layer * graph.shape.receivers_per_layer, graph.shape.receivers_per_layer)
+
+
+def idle_edges(graph: ComputationalGraph) -> NDArray[np.bool_] | None:
+    """Return which edges carry nothing to the end, where it reads one head alone; None where every edge may."""
+    shape = graph.shape
+    if shape.only is None:
+        return None
+    head = Node(NodeKind.HEAD, shape.n_layers - 1, shape.only)
+    own, kinds = (head, shape.group_of(head)), (NodeKind.HEAD, NodeKind.KV)
+    nodes = [receiver.node for receiver in graph.receivers]
+    others = np.array([node.layer == head.layer and node.kind in kinds and node not in own for node in nodes])
+    ends = np.array([node.kind.is_end for node in nodes])
+    beside = graph.edge_senders != graph.sender_index[head]
+    return others[graph.edge_receivers] | (ends[graph.edge_receivers] & beside)
 
 
 def reads_of_senders(shape: ModelShape) -> list[list[int]]:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from circuits.elements import NodeKind, Receiver, Slot, require_role
+from circuits.elements import Node, NodeKind, Receiver, Slot, require_role
 from circuits.errors import UsageError
 from circuits.graph import ModelShape
 from circuits.statistics import Likeness, Number
@@ -26,7 +26,8 @@ class Target:
         position: The token that it is read at: ``last``, counted from the end of the prompt (``-5``), or a token role
             of the pairs (``subject``; of several tokens the last).
         site: What reads the stream there: a head's query, key or value (``a14.h5<q>``), a neuron (``m14.n123``);
-            empty: the stream itself is read, along a direction.
+            or a head (``a14.h5``): what it writes to the stream, alone, is read along a direction. Empty: the stream
+            itself is read, along a direction.
     """
 
     layer: int
@@ -44,8 +45,13 @@ class Target:
         return int(found[2]) if found else None
 
     @property
+    def head(self) -> Node | None:
+        """Whose output is read, if one's is."""
+        return self.receiver.node if self.receiver is not None and self.receiver.slot is None else None
+
+    @property
     def receiver(self) -> Receiver | None:
-        """Which query, key or value is read, if one is."""
+        """Which query, key or value is read, if one is; without a slot: which head's output."""
         return Receiver.parse(self.site) if self.site and self.neuron is None else None
 
     @classmethod
@@ -67,13 +73,13 @@ class Target:
             raise UsageError(
                 f"'{text}' is no place that a circuit can lead to; expected resid:LAYER:TOKEN, the stream that enters "
                 "a layer, such as resid:16:last, resid:16:-5 or resid:16:subject; the input of a head, such as "
-                "'a14.h5<q>'; or a neuron, such as m14.n123. These two are of the last token, or as well of another "
-                "one ('a14.h5<q>:-5')."
+                "'a14.h5<q>'; its output, such as a14.h5; or a neuron, such as m14.n123. These are of the last token, "
+                "or as well of another one ('a14.h5<q>:-5')."
             )
-        if receiver.slot is None:
+        if receiver.slot is None and receiver.node.kind is not NodeKind.HEAD:
             inputs = ", ".join(f"'{receiver.node}<{slot}>'" for slot in Slot)
             raise UsageError(
-                f"'{text}' does not say which input of the head a circuit shall lead to; expected one of {inputs}."
+                f"'{text}' does not say which input of its heads a circuit shall lead to; expected one of {inputs}."
             )
         return cls(receiver.node.layer, site=str(receiver), position=position)
 
@@ -116,11 +122,13 @@ class ModelInfo:
     def shape(self) -> ModelShape:
         """The shape from which the graph is built."""
         target = self.target
-        half = target is not None and target.neuron is not None and not self.parallel
+        head = None if target is None else target.head
+        half = head is not None or (target is not None and target.neuron is not None and not self.parallel)
         layers = self.n_layers if target is None else target.layer + half
         sizes = layers, self.n_heads, self.n_kv_heads, self.d_model, self.d_head
         kind = {"parallel": self.parallel, "mlps": self.mlps}
-        return ModelShape(*sizes, **kind, to_stream=target is not None, half=half, roles=self.roles)
+        kind |= {"to_stream": target is not None, "half": half}
+        return ModelShape(*sizes, **kind, only=None if head is None else head.index, roles=self.roles)
 
     def remark_on(self, model: "ModelInfo", *, nodes: bool = False) -> str:
         """Return a remark on a circuit of this model where it is run on another; empty where that is this one.

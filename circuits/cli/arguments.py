@@ -215,8 +215,9 @@ class Measurement(SkipOptions, Prompting):
             metavar="FILE|PLACE",
             help="Circuits lead to one number instead of to the logits: a direction of the residual stream (a "
             ".safetensors file, as circuits direction writes it), a linear probe (.npz or .safetensors, with 'coef_', "
-            "'intercept_' and 'layer'), a head's query, key or value ('a14.h5<q>') or a neuron (m14.n123), at the last "
-            "token, or another ('a14.h5<q>:-5', m14.n123:subject); or resid:LAYER:TOKEN, with --along.",
+            "'intercept_' and 'layer'), a head's query, key or value ('a14.h5<q>'), what it writes (a14.h5) or a "
+            "neuron (m14.n123), at the last token, or another ('a14.h5<q>:-5', m14.n123:subject); or "
+            "resid:LAYER:TOKEN, with --along.",
             rich_help_panel="Measurement",
             show_default=False,
         ),
@@ -227,7 +228,8 @@ class Measurement(SkipOptions, Prompting):
         typer.Option(
             metavar="FILE.safetensors",
             help="With --to resid:LAYER:TOKEN: the direction that is read there (TOKEN: last, -5 from the end, or a "
-            "token role of the prompts).",
+            "token role of the prompts). With --to a14.h5: that along which it is read (default: between the means of "
+            "what the head writes).",
             rich_help_panel="Measurement",
             show_default=False,
         ),
@@ -238,12 +240,10 @@ class Measurement(SkipOptions, Prompting):
         """Where ``--to`` lets circuits lead: the file of a direction or probe, or a place."""
         if self.to is None:
             if self.along is not None:
-                raise UsageError("--along is the direction that is read at --to resid:LAYER:TOKEN; give --to too.")
+                raise UsageError("--along is the direction for --to resid:LAYER:TOKEN or --to a14.h5; give --to too.")
             return None
         file = Path(self.to)
-        if self.along is not None and not self.to.startswith("resid:"):
-            raise UsageError(f"--along belongs to a place in the stream (--to resid:LAYER:TOKEN), got --to {self.to}.")
-        if file.is_file():
+        if file.is_file() and self.along is None:
             return file
         if file.suffix in (".safetensors", ".npz"):
             raise UsageError(f"--to: there is no file {file}; `circuits direction` writes one.")
@@ -251,6 +251,11 @@ class Measurement(SkipOptions, Prompting):
             found = Target.parse(self.to)
         except UsageError as error:
             raise UsageError(f"--to: {error} Or the file of a direction or a linear probe.") from error
+        if self.along is not None and found.site and found.head is None:
+            raise UsageError(
+                f"--along belongs to a place in the stream (--to resid:LAYER:TOKEN) or to what a head writes (--to "
+                f"a14.h5), got --to {self.to}."
+            )
         if not found.site and self.along is None:
             raise UsageError(
                 f"--to: {found} is a vector; give the file of the direction that it is read along: --along FILE, or in "
@@ -278,7 +283,7 @@ class Measurement(SkipOptions, Prompting):
         from circuits.directions.target import leading_to
 
         to, direction = self.towards, self.read_along
-        if to is None and target is not None and target.site:
+        if to is None and target is not None and target.site and not target.digest:
             return leading_to(model, target)
         if to is None and target is not None and beside is not None:
             file = beside.with_name(DIRECTION)

@@ -42,11 +42,14 @@ def leading_to(model: Model, to: StreamDirection | Target | str, *, along: Strea
         to: A direction at its layer (or a linear probe, which is a direction with a bias): the number is the length
             along it, in the stream's own units. A neuron (``m14.n123``): its activation. A head's query, key or value
             (``a14.h5<q>``, ``a14.kv1<k>`` where heads share them), before positions are turned into it: its length
-            along the unit vector from its mean on corrupted to that on clean reference pairs. Or the stream that enters
-            a layer (``resid:12:subject``), read ``along`` a direction. The token is the last one unless the place names
-            another: counted from the end (``a14.h5<q>:-5``), or a token role of the prompt pairs (``:subject``), of
-            which the last counts. Experiments of the new model then cut prompts off behind it.
-        along: The direction for a place in the stream; that it was found at another layer or token does not count.
+            along the unit vector from its mean on corrupted to that on clean reference pairs. What a head writes to the
+            stream (``a14.h5``), itself alone: its length ``along`` a direction, or by default along that unit vector;
+            where a norm stands behind the attention it is the head's share of what that norm reads. The stream that
+            enters a layer (``resid:12:subject``): its length ``along`` a direction. The token is the last one unless
+            the place names another: counted from the end (``a14.h5<q>:-5``), or a token role of the prompt pairs
+            (``:subject``), of which the last counts. Experiments of the new model then cut prompts off behind it.
+        along: The direction for a place in the stream or for a head's output; at which layer and token it was found
+            does not count.
 
     It is measured by the metric ``projection``. Raises :class:`UsageError` for a direction of another model shape, and
     for a place that only the embedding writes to; ``UnknownNameError`` for a head,
@@ -64,13 +67,15 @@ def leading_to(model: Model, to: StreamDirection | Target | str, *, along: Strea
     whole = model.tracer
     reading = _reading(whole, target, to)
     tracer = Tracer(_cut(whole.anatomy, info, reading))
+    tracer = tracer if target.head is None else tracer.of_attention_alone()
     wide = torch.promote_types(whole.anatomy.dtype, torch.float32)
     first = [1.0] + [0.0] * (info.d_model - 1)
     read = to.vector.tolist() if isinstance(to, StreamDirection) and reading is None else first
     vector = torch.tensor(read, dtype=wide, device=whole.anatomy.device)
     _require_same(whole, tracer, target, reading)
     # Along which direction a head's query, key or value is read is found in reference pairs: Model.experiment.
-    tracer = tracer if target.receiver is not None else tracer.reading(vector[None])
+    given = isinstance(to, StreamDirection) or target.receiver is None
+    tracer = tracer.reading(vector[None]) if given else tracer
     return replace(model, info=info, tracer=tracer, graph=build_graph(info.shape))
 
 
@@ -83,10 +88,10 @@ def _placed(
     target = to.target if isinstance(to, StreamDirection) else Target.parse(to) if isinstance(to, str) else to
     if along is None:
         return target, target
-    if target.site or isinstance(to, StreamDirection):
+    if (target.site and target.head is None) or isinstance(to, StreamDirection):
         raise UsageError(
             f"{target} is read by itself, and a second direction was given (along); it is for a place in the residual "
-            "stream, such as resid:12:subject."
+            "stream, such as resid:12:subject, or a head's output, such as a14.h5."
         )
     direction = along.at(target)
     if target.digest not in ("", direction.digest):
@@ -99,13 +104,15 @@ def _require_there(model: Model, info: ModelInfo, target: Target) -> None:
     graph, last = build_graph(replace(info, target=None, roles=()).shape), info.n_layers - 1
     if not target.site and not target.digest:
         raise UsageError(f"{target} is a vector; give the direction that it is read along (a StreamDirection).")
-    if target.layer == 0 and (target.neuron is None or info.parallel):
+    if target.layer == 0 and target.head is None and (target.neuron is None or info.parallel):
         raise UsageError("nothing but the embedding writes to the stream that enters layer 0; choose a later layer.")
     if target.site and target.layer > last:
         near = target.site.replace(str(target.layer), str(last), 1)
         hint = f"This model has {graph.shape.describe()}."
         raise UnknownNameError("place for a circuit to lead to", target.site, [near], hint=hint)
-    if target.receiver is not None:
+    if target.head is not None:
+        graph.require_node(target.head)
+    elif target.receiver is not None:
         graph.require_receiver(target.receiver)
     if target.neuron is not None:
         width = _neurons(model.tracer, target.layer)
@@ -130,6 +137,8 @@ def _reading(whole: Tracer, target: Target, to: StreamDirection | Target) -> Rea
         return LengthReading(vector, to.bias) if to.bias else None
     layer = untraced(list(cast(Any, anatomy.module.get_submodule(names.layers)))[target.layer])
     receiver = target.receiver
+    if target.head is not None:
+        return None
     if receiver is not None and receiver.slot is not None:
         path = names.projections[receiver.slot]
         norms = names.attention_norm, names.projection_norms.get(receiver.slot)
@@ -159,6 +168,8 @@ def _cut(anatomy: Anatomy, info: ModelInfo, reading: Reading | None) -> Anatomy:
         _replace(last, str(names.mlp_output or names.mlp), Nothing(info.d_model))
         if names.mlp_post_norm is not None:
             _replace(last, names.mlp_post_norm, nn.Identity())
+        if info.shape.only is not None:
+            _keep_one_head(last, names, anatomy, info.shape.only)
     setattr(module.get_submodule(above), name, type(layers)(*_arguments(layers, info.shape.n_layers)))
     if reading is not None:
         if path is not None:
@@ -174,6 +185,19 @@ def _cut(anatomy: Anatomy, info: ModelInfo, reading: Reading | None) -> Anatomy:
         stand_in = nn.Linear(like.shape[1], 1, bias=False, device=like.device, dtype=like.dtype)
         _replace(module, path, stand_in.requires_grad_(False))
     return Anatomy(module.eval(), names)
+
+
+def _keep_one_head(layer: nn.Module, names: Architecture, anatomy: Anatomy, head: int) -> None:
+    """Let a layer's attention write what one head does, alone: no bias, and no norm behind it."""
+    weight, _ = linear_map(layer.get_submodule(names.output), names.output)
+    one = torch.zeros_like(weight)
+    own = slice(head * anatomy.shape.d_head, (head + 1) * anatomy.shape.d_head)
+    one[:, own] = weight[:, own].detach()
+    module = nn.Linear(one.shape[1], one.shape[0], bias=False, device=one.device, dtype=one.dtype)
+    module.weight = nn.Parameter(one, requires_grad=False)
+    _replace(layer, names.output, module)
+    if names.attention_post_norm is not None:
+        _replace(layer, names.attention_post_norm, nn.Identity())
 
 
 def _arguments(layers: Any, count: int) -> tuple[Any, ...]:
@@ -198,6 +222,9 @@ def _require_same(whole: Tracer, cut: Tracer, target: Target, reading: Reading |
     size: Any = expected.norm()
     if isinstance(reading, LengthReading):
         expected = reading.read(there)
+    elif target.head is not None:
+        made = anatomy.head_outputs(target.layer, there, [target.head.index])[:, 0]
+        expected = made.to(wide) * anatomy.residual_scale
     elif target.receiver is not None and target.receiver.slot is not None:
         expected = expected[:, anatomy.columns[target.receiver.slot][target.receiver.node.index]]
     elif target.neuron is not None:
@@ -216,6 +243,8 @@ def _whole(whole: Tracer, ids: Tensor, target: Target) -> Tensor:
     recorder, site = Recorder(), LayerSite.STREAM
     if target.neuron is not None:
         site = LayerSite.NEURONS
+    elif target.head is not None:
+        site = LayerSite.Z
     elif target.receiver is not None and target.receiver.slot is not None:
         names = whole.anatomy.architecture
         site = names.slot_sites[names.slot_modules[target.receiver.slot]]

@@ -37,6 +37,9 @@ def heads_swapped(graph: ComputationalGraph, edges: EdgeIndices, seed: int | np.
         np.tile(np.arange(shape.heads_per_group), (shape.n_layers, shape.n_kv_heads, 1)), axis=2
     )
 
+    if shape.only is not None:  # of the last layer this head alone leads to the end
+        groups[-1], members[-1] = np.arange(shape.n_kv_heads), np.arange(shape.heads_per_group)
+
     def moved(node: Node) -> Node:
         if node.kind is NodeKind.KV:
             return Node(node.kind, node.layer, int(groups[node.layer, node.index]))

@@ -23,6 +23,7 @@ from circuits.numbering import (
     end_receiver,
     fan_in_of,
     head_senders,
+    idle_edges,
     last_receiver,
     mlp_receiver,
     slot_receivers,
@@ -85,7 +86,10 @@ def attribute_each(
         )
         for span in spans
     )
-    return reduce(torch.add, parts)
+    found = reduce(torch.add, parts)
+    if (idle := idle_edges(graph)) is not None:
+        found[..., torch.as_tensor(idle[into], device=found.device)] = 0
+    return found
 
 
 def _attribute(

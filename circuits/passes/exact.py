@@ -20,6 +20,7 @@ from torch import Tensor
 
 from circuits.graph import ComputationalGraph, EdgeIndices, Slot
 from circuits.memory.batching import RowBudget, in_batches
+from circuits.numbering import idle_edges
 from circuits.passes.role_sums import RoleSums
 from circuits.tracing.plan import LayerSite, Plan, Visit, put
 from circuits.tracing.runs import Columns, Recorder, Run, difference, sender_changes, unembed
@@ -77,6 +78,8 @@ def logits_by_change(
     """
     patcher = _Patcher(tracer, graph, current, change, columns, roles)
     silent = ~patcher.differs[patcher.sources(edges)]
+    if (idle := idle_edges(graph)) is not None:
+        silent |= idle[edges]
     if silent.any():
         yield edges[silent], None
     for group in receiver_groups(graph, edges[~silent]):

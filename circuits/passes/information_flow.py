@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.errors import UnsupportedModelError
 from circuits.graph import ComputationalGraph, Slot
 from circuits.numbering import edges_into, end_receiver, fan_in_of, mlp_receiver, slot_receivers
 from circuits.passes.estimate import Given
@@ -45,6 +46,11 @@ class InformationFlow:
     def __call__(self, given: Given) -> Float[Tensor, "pair edge"]:
         """Return the importance of every edge in the clean run of each pair."""
         graph, clean = given.graph, given.clean
+        if graph.shape.only is not None:
+            raise UnsupportedModelError(
+                "ifr shares out what the end reads of the stream, and the circuit leads to what one head writes. "
+                "Use another scorer, such as eap-ig."
+            )
         pairs, positions, width = clean.stream[0].shape
         size = max(1, _AT_ONCE // (len(graph.senders) * width * pairs))
         spans = [slice(begin, begin + size) for begin in range(0, positions, size)]

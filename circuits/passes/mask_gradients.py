@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.graph import ComputationalGraph
-from circuits.numbering import edges_into, fan_in_of
+from circuits.numbering import edges_into, fan_in_of, idle_edges
 from circuits.passes.masked import NOTHING_WITHIN, Changes, MaskedPass, Visits, needed_senders
 from circuits.passes.role_sums import RoleSums
 from circuits.tracing.plan import Plan
@@ -51,6 +51,8 @@ def mask_gradient(
     those of the positions, for a graph with roles. Cost: one forward and one backward pass of the layers that all these
     edges lead through.
     """
+    if (idle := idle_edges(graph)) is not None:
+        among, weights = among & ~idle, np.where(idle, 0.0, weights)
     live = among | (weights != 0)
     needed = needed_senders(graph, live, tuple(changes), recorded=base.recorded)
     wide = torch.promote_types(base.stream[0].dtype, torch.float32)

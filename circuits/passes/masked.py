@@ -25,6 +25,7 @@ from circuits.numbering import (
     fan_in_of,
     first_sender,
     head_senders,
+    idle_edges,
     mlp_receiver,
     mlp_sender,
     reads_of_senders,
@@ -59,6 +60,8 @@ def run_masked(
     ``within`` visits layers' neurons (rows ``(circuit, pair)``), where the MLP is run at all. ``roles`` are those of
     the positions, for a graph with roles: there an edge is live at its role's positions.
     """
+    if (idle := idle_edges(graph)) is not None:
+        masks = masks & ~idle
     needed = needed_senders(graph, np.any(masks, axis=0), tuple(changes), recorded=base.recorded)
     shared = first_difference(graph, masks)
     prefix = None

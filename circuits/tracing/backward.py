@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.forms import first_of
 from circuits.adapters.mlp_parts import mlp_parts, projects
-from circuits.adapters.readings import NeuronReading, Reading, norms_of
+from circuits.adapters.readings import NeuronReading, Nothing, Reading, norms_of
 from circuits.adapters.slopes import by_ratio, passing_on
 from circuits.adapters.surrogates import Surrogates, require_replaced
 from circuits.errors import UnsupportedModelError
@@ -49,6 +49,7 @@ class RulesAtWork:
             self._mlps = [
                 _RuledMlp(anatomy, layer, f"{names.layers}.{number}", self.changed)
                 for number, layer in enumerate(layers)
+                if not isinstance(layer.get_submodule(names.mlp_output or names.mlp), Nothing)
             ]
 
     @contextmanager

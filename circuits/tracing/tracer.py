@@ -1,10 +1,10 @@
 """The only module that knows nnsight: carries out a :class:`~circuits.tracing.plan.Plan` in one trace."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,13 +18,14 @@ from transformers import DynamicCache
 
 from circuits.adapters.anatomy import Anatomy
 from circuits.adapters.architecture import Architecture
-from circuits.adapters.forms import Form, forms_of, keywords_of, logits_of, rewrap, unwrap
+from circuits.adapters.forms import forms_of, keywords_of, logits_of, rewrap, unwrap
 from circuits.adapters.mlp_parts import down_projections
 from circuits.adapters.rules import BackwardRules
 from circuits.errors import GuardError, UsageError
 from circuits.models.in_memory import second_view
 from circuits.tracing.after_prefix import AttentionAfterPrefix, has_long_mask
 from circuits.tracing.backward import RulesAtWork
+from circuits.tracing.layer_places import LayerPlaces, Place, Unembedding, follow
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
 from circuits.tracing.requirements import trial_length
@@ -56,18 +57,19 @@ class Tracer:
         self._keywords = keywords_of(module)
         self._cache_keyword = cache_keyword(module)
         names = anatomy.architecture
-        envoys, devices = _follow(self._model, names.layers), anatomy.devices
+        envoys, devices = follow(self._model, names.layers), anatomy.devices
         self._layers = [
-            _LayerEnvoys(layer, anatomy, forms, device)
+            LayerPlaces(layer, anatomy, forms, device)
             for layer, forms, device in zip(envoys, forms_of(anatomy), devices, strict=False)
         ]
-        self._reader = _follow(self._model, anatomy.reader)
+        self._reader = follow(self._model, anatomy.reader)
         self._normed = "input" if names.final_norm is None else "output"
         linear = anatomy.linear_unembedding
         self._unembedding = None
         if linear is not None and anatomy.unembedding is not None:
-            self._unembedding = _Unembedding(_follow(self._model, anatomy.unembedding), linear)
+            self._unembedding = Unembedding(follow(self._model, anatomy.unembedding), linear)
         self._directions: Tensor | None = None
+        self._attention_alone = False
         self.rules: RulesAtWork | None = None
         self.prefix_cache = self._tried_prefix_cache()
 
@@ -78,7 +80,8 @@ class Tracer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy deeply, and send to other processes, the model itself: what traces it is made anew around the copy."""
-        return _tracer_of, (untraced(self.anatomy.module), self.anatomy.architecture, self._directions)
+        kept = self._directions, self._attention_alone
+        return _tracer_of, (untraced(self.anatomy.module), self.anatomy.architecture, *kept)
 
     @property
     def selects_columns(self) -> bool:
@@ -98,6 +101,15 @@ class Tracer:
         """
         other = copy(self)
         other._directions = directions
+        return other
+
+    def of_attention_alone(self) -> "Tracer":
+        """Return a tracer in whose runs the final stream is what the last layer's attention writes, and nothing else.
+
+        A run that begins behind that layer has the final stream that it is given.
+        """
+        other = copy(self)
+        other._attention_alone = True
         return other
 
     def ruled(self, rules: BackwardRules) -> "Tracer":
@@ -169,15 +181,29 @@ class Tracer:
         def keep(_: Any, given: tuple[Any, ...], output: Any) -> None:
             last.append(unwrap(output if normed else given[0], len(ids))[:, -1])
 
-        hook = reader.register_forward_hook(keep)
+        hooks = [*(self._attention_hooks(reader, len(ids)) if self._attention_alone else ())]
+        hooks.append(reader.register_forward_hook(keep))
         try:
             with self._positions.kept():
                 logits = logits_of(module(ids, **self._keywords))[:, -1]
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         if self._directions is None:
             return logits.to(ids.device)
         return functional.linear(last[0].to(self._directions), self._directions)
+
+    def _attention_hooks(self, reader: nn.Module, rows: int) -> Iterator[Any]:
+        """Let what reads the final stream read what the last layer's attention writes; returns the hooks' handles."""
+        written = list[Tensor]()
+        names, layers = self.anatomy.architecture, self.anatomy.module.get_submodule(self.anatomy.architecture.layers)
+        output = list(layers.children())[-1].get_submodule(names.output)
+        yield output.register_forward_hook(lambda _, __, made: written.append(unwrap(made, rows)))
+
+        def instead(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            return rewrap(written[-1] * self.anatomy.residual_scale, given[0]), *given[1:]
+
+        yield reader.register_forward_pre_hook(instead)
 
     def run_on(self, ids: Int[Tensor, "row pos"], plan: Plan, cache: DynamicCache) -> None:
         """Run tokens that follow what a cache holds, as :meth:`run` does; their keys and values are added to it."""
@@ -215,6 +241,8 @@ class Tracer:
         return PrefixCache(f"logits that follow from cached keys and values differ by {error:.2g} of their size")
 
     def _play(self, plan: Plan, trace: Any, rows: int, inner: tuple[str, ...]) -> None:
+        if self._attention_alone and plan.start < len(self._layers):
+            plan = self._ending_in_attention(plan)
         for number, layer in enumerate(self._layers):
             if number < plan.start:
                 layer.pass_over(plan.stream)
@@ -223,7 +251,7 @@ class Tracer:
             else:
                 layer.play(number, plan, trace, rows, inner[number] if inner else None)
         if plan.final is not None:
-            _Place(self._reader, "input", self.anatomy.devices[-1]).visit(plan.final, rows)
+            Place(self._reader, "input", self.anatomy.devices[-1]).visit(plan.final, rows)
         if plan.logits is None:
             return
         if self._directions is not None:
@@ -236,153 +264,34 @@ class Tracer:
             self._unembedding.unembed(plan.columns)
         plan.logits(logits_of(self._model.output)[:, -1].to(self.anatomy.device))
 
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a visit reads, and how what it returns is put back: by default at the same place.
-
-    Values are seen, and put back, on the device of the weights there.
-    """
-
-    envoy: Any
-    attribute: str
-    device: torch.device
-    scale: float = 1.0
-
-    def visit(self, visit: Visit, rows: int) -> None:
-        """Show the value to a visit, and replace it by what that returns."""
-        found = getattr(self.envoy, self.attribute)
-        value = unwrap(found, rows).to(self.device)
-        replacement = visit(value if self.scale == 1.0 else value * self.scale)
-        if replacement is not None:
-            replacement = replacement.to(self.device)
-            setattr(
-                self.envoy,
-                self.attribute,
-                rewrap(replacement if self.scale == 1.0 else replacement / self.scale, found),
-            )
-
-
-@dataclass(frozen=True)
-class _ParallelRead:
-    """What the MLP of a parallel block reads: the layer's own input, replaced behind the norm (which may be shared)."""
-
-    mlp: Any
-    norm: Callable[[Tensor], Tensor]
-    stream: Tensor
-
-    def visit(self, visit: Visit, rows: int) -> None:
-        """Show the stream to a visit, and let the MLP read what that returns."""
-        del rows
-        replacement = visit(self.stream)
-        if replacement is not None:
-            self.mlp.input = self.norm(replacement)
-
-
-@dataclass(frozen=True)
-class _Unembedding:
-    """The model's last linear layer."""
-
-    envoy: Any
-    module: Any
-
-    def unembed(self, columns: Tensor | None) -> None:
-        """Compute the logits of the last position only, of all tokens or of some.
-
-        As one matrix product: of a slice with gaps, torch makes one product per row, several times slower.
-        """
-        weight, bias = self.module.weight, self.module.bias
-        if columns is not None:
-            columns = columns.to(weight.device)
-            weight, bias = weight[columns], None if bias is None else bias[columns]
-        last = self.envoy.input[:, -1].contiguous().to(weight.device)
-        self.envoy.skip(functional.linear(last, weight, bias).unsqueeze(1))
-
-
-class _LayerEnvoys:
-    """The places of one layer that plans can visit, in forward order."""
-
-    def __init__(self, layer: Any, anatomy: Anatomy, forms: dict[str, Form], device: torch.device) -> None:
-        names = anatomy.architecture
-        self.device = device
-        self.layer, self.anatomy, self.forms = layer, anatomy, forms
-        self.attention = _follow(layer, names.attention)
-        if names.mlp is not None:
-            self.mlp = _follow(layer, names.mlp)
-            self.mlp_end = _follow(layer, names.mlp_output or names.mlp)
-            self.mlp_read = self.mlp if names.mlp_norm is None else _follow(layer, names.mlp_norm)
-            self.mlp_written = self.mlp_end if names.mlp_post_norm is None else _follow(layer, names.mlp_post_norm)
-        self.output = _follow(layer, names.output)
-        self.projections = [(site, _follow(layer, path)) for path, site in names.slot_sites.items()]
-
-    def seen_through(self, anatomy: Anatomy) -> "_LayerEnvoys":
-        """Return the same places with another anatomy of the same model."""
-        other = copy(self)
-        other.anatomy = anatomy
-        return other
-
-    def pass_over(self, stream: Tensor | None) -> None:
-        """Skip the layer: it puts out a given stream."""
-        self.layer.skip(None if stream is None else self.forms[""].wrap(stream))
-
-    def play(self, number: int, plan: Plan, trace: Any, rows: int, down: str | None) -> None:
-        """Visit the layer's places, and skip the blocks that the plan replaces; ``down`` reads its neurons."""
-        if number == plan.start and plan.stream is not None and number == 0:
-            self.layer.input = plan.stream
-        for site, place in self._places(number, plan, rows, down):
-            visit = plan.visits.get((number, site))
-            if visit is not None:
-                place.visit(visit, rows)
-            if plan.stop == (number, site):
-                trace.stop()
-
-    def _places(
-        self, number: int, plan: Plan, rows: int, down: str | None
-    ) -> Iterator[tuple[LayerSite, _Place | _ParallelRead]]:
-        names = self.anatomy.architecture
-        yield LayerSite.STREAM, _Place(self.layer, "input", self.device)
-        stream = self._entering(rows) if names.parallel or names.attention_adds_stream else None
-        if number in plan.attention:
-            given = plan.attention[number].to(self.device)
-            whole = given if stream is None or not names.attention_adds_stream else stream + given
-            self.attention.skip(self.forms[names.attention].wrap(whole))
+    def _ending_in_attention(self, plan: Plan) -> Plan:
+        """Return a plan in which what reads the final stream sees what the last layer's attention writes to it."""
+        last, written = len(self._layers) - 1, list[Tensor]()
+        place, visits = (last, LayerSite.ATTENTION), dict(plan.visits)
+        if last in plan.attention:
+            written.append(plan.attention[last])
         else:
-            for site, projection in self.projections:
-                yield site, _Place(projection, "output", self.device)
-            yield LayerSite.Z, _Place(self.output, "input", self.device)
-            yield LayerSite.ATTENTION, _Place(self.output, "output", self.device)
-        if names.mlp is None:
-            return
-        if number in plan.mlp:
-            self._skip_mlp(names.mlp, plan.mlp[number].to(self.device))
-            return
-        if stream is not None and names.parallel:
-            yield LayerSite.MLP_IN, _ParallelRead(self.mlp, partial(self.anatomy.mlp_norm, number), stream)
-        else:
-            yield LayerSite.MLP_IN, _Place(self.mlp_read, "input", self.device)
-        if down is not None:
-            yield LayerSite.NEURONS, _Place(_follow(self.layer, down), "input", self.device)
-        yield LayerSite.MLP_OUT, _Place(self.mlp_written, "output", self.device, self.anatomy.residual_scale)
+            visits[place] = partial(_keep_seen, written, visits.get(place))
+        final, scale = plan.final, self.anatomy.residual_scale
 
-    def _entering(self, rows: int) -> Tensor:
-        return unwrap(self.layer.input, rows).to(self.device)
+        def read(_: Tensor) -> Tensor:
+            value = written[0] * scale
+            changed = None if final is None else final(value)
+            return value if changed is None else changed
 
-    def _skip_mlp(self, path: str, value: Tensor) -> None:
-        names = self.anatomy.architecture
-        if names.mlp_output is not None:
-            # What the first module puts out goes through activations only, and is then thrown away.
-            self.mlp.skip(self.forms[path].wrap(value))
-        self.mlp_end.skip(self.forms[names.mlp_output or path].wrap(value))
+        return replace(plan, visits=visits, final=read if final is not None or plan.logits is not None else None)
 
 
-def _follow(envoy: Any, path: str) -> Any:
-    for name in path.split("."):
-        envoy = getattr(envoy, name)
-    return envoy
+def _keep_seen(kept: list[Tensor], visit: Visit | None, value: Tensor) -> Tensor | None:
+    """Visit, and keep what goes on from there."""
+    changed = None if visit is None else visit(value)
+    kept.append(value if changed is None else changed)
+    return changed
 
 
-def _tracer_of(module: nn.Module, architecture: Architecture, directions: Tensor | None) -> Tracer:
+def _tracer_of(module: nn.Module, architecture: Architecture, directions: Tensor | None, alone: bool) -> Tracer:
     tracer = Tracer(Anatomy(module, architecture))
+    tracer = tracer.of_attention_alone() if alone else tracer
     return tracer if directions is None else tracer.reading(directions)
 
 

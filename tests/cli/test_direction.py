@@ -210,6 +210,22 @@ def test_a_model_is_written_that_answers_as_the_ablated_one(
     assert "or a direction (--direction FILE, and with it --add TIMES or --weights FOLDER)" in alone.stderr
 
 
+@pytest.mark.parametrize("along", [True, False])
+def test_a_circuit_leads_to_what_a_head_writes(
+    along: bool, found: Path, words: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    file = found / "direction.safetensors"
+    options = ["--to", "a1.h1", *(["--along", file] if along else []), "--model", tiny_folder, "--out", tmp_path]
+    done("discover", words, *options, "--pairs", "8", "--heldout", "4", "--pruner", "top", "--size", "5")
+    circuit = Circuit.load(tmp_path / "circuit.json")
+    assert str(circuit.model.target) == "a1.h1:last"
+    assert (tmp_path / "direction.safetensors").is_file() is along
+    assert {str(edge.sender) for edge in circuit.edges if edge.receiver.node.kind.is_end} <= {"a1.h1"}
+    assert 'label="mid1"' in (tmp_path / "circuit.dot").read_text()
+    judge = ["evaluate", tmp_path / "circuit.json", "--behaviour", words, "--model", tiny_folder, "--pairs", "4"]
+    assert as_json(*judge)["evaluation"]["faithfulness"] == pytest.approx(circuit.evaluation.faithfulness, rel=1e-4)
+
+
 @pytest.mark.parametrize("token", ["-2", "at"])
 def test_a_direction_is_read_at_another_layer_and_token_and_found_again_beside_the_circuit(
     token: str, found: Path, tiny_folder: Path, tmp_path: Path
@@ -237,7 +253,10 @@ def test_a_direction_to_read_along_belongs_to_a_place_in_the_stream(found: Path,
     file = found / "direction.safetensors"
     for given, said in (
         (["--along", file], "give --to too"),
-        (["--along", file, "--to", "m1.n3"], "belongs to a place in the stream (--to resid:LAYER:TOKEN)"),
+        (
+            ["--along", file, "--to", "m1.n3"],
+            "belongs to a place in the stream (--to resid:LAYER:TOKEN) or to what a",
+        ),
         (["--to", "resid:2:-2"], "give the file of the direction that it is read along: --along FILE"),
     ):
         result = invoke("score", words, "--model", "/nowhere", *given)

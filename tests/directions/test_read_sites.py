@@ -300,8 +300,6 @@ def test_places_that_are_not_there_are_refused_with_the_closest() -> None:
         leading_to(whole, "a1.h3<k>")
     with pytest.raises(UnknownNameError, match=r"a1\.h7"):
         leading_to(whole, "a1.h7<q>")
-    with pytest.raises(UsageError, match=r"which input of the head.*'a1\.h3<q>', 'a1\.h3<k>', 'a1\.h3<v>'"):
-        leading_to(whole, "a1.h3")
     with pytest.raises(UsageError, match=r"'m1' is no place that a circuit can lead to"):
         leading_to(whole, "m1")
     with pytest.raises(UsageError, match="nothing but the embedding writes"):
