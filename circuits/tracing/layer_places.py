@@ -19,7 +19,7 @@ from circuits.tracing.plan import LayerSite, Plan, Visit
 
 
 @dataclass(frozen=True)
-class Place:
+class TracedPlace:
     """Where a visit reads, and how what it returns is put back: by default at the same place.
 
     Values are seen, and put back, on the device of the weights there.
@@ -119,9 +119,9 @@ class LayerPlaces:
 
     def _places(
         self, number: int, plan: Plan, rows: int, down: str | None
-    ) -> Iterator[tuple[LayerSite, Place | ParallelRead]]:
+    ) -> Iterator[tuple[LayerSite, TracedPlace | ParallelRead]]:
         names = self.anatomy.architecture
-        yield LayerSite.STREAM, Place(self.layer, "input", self.device)
+        yield LayerSite.STREAM, TracedPlace(self.layer, "input", self.device)
         stream = self._entering(rows) if names.parallel or names.attention_adds_stream else None
         if number in plan.attention:
             given = plan.attention[number].to(self.device)
@@ -129,9 +129,9 @@ class LayerPlaces:
             self.attention.skip(self.forms[names.attention].wrap(whole))
         else:
             for site, projection in self.projections:
-                yield site, Place(projection, "output", self.device)
-            yield LayerSite.Z, Place(self.output, "input", self.device)
-            yield LayerSite.ATTENTION, Place(self.output, "output", self.device)
+                yield site, TracedPlace(projection, "output", self.device)
+            yield LayerSite.Z, TracedPlace(self.output, "input", self.device)
+            yield LayerSite.ATTENTION, TracedPlace(self.output, "output", self.device)
         if names.mlp is None:
             return
         if number in plan.mlp:
@@ -140,10 +140,10 @@ class LayerPlaces:
         if stream is not None and names.parallel:
             yield LayerSite.MLP_IN, ParallelRead(self.mlp, partial(self.anatomy.mlp_norm, number), stream)
         else:
-            yield LayerSite.MLP_IN, Place(self.mlp_read, "input", self.device)
+            yield LayerSite.MLP_IN, TracedPlace(self.mlp_read, "input", self.device)
         if down is not None:
-            yield LayerSite.NEURONS, Place(follow(self.layer, down), "input", self.device)
-        yield LayerSite.MLP_OUT, Place(self.mlp_written, "output", self.device, self.anatomy.residual_scale)
+            yield LayerSite.NEURONS, TracedPlace(follow(self.layer, down), "input", self.device)
+        yield LayerSite.MLP_OUT, TracedPlace(self.mlp_written, "output", self.device, self.anatomy.residual_scale)
 
     def _entering(self, rows: int) -> Tensor:
         return unwrap(self.layer.input, rows).to(self.device)

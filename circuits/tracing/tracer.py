@@ -25,7 +25,7 @@ from circuits.errors import GuardError, UsageError
 from circuits.models.in_memory import second_view
 from circuits.tracing.after_prefix import AttentionAfterPrefix, has_long_mask
 from circuits.tracing.backward import RulesAtWork
-from circuits.tracing.layer_places import LayerPlaces, Place, Unembedding, follow
+from circuits.tracing.layer_places import LayerPlaces, TracedPlace, Unembedding, follow
 from circuits.tracing.plan import LayerSite, Plan, Visit
 from circuits.tracing.prefix import Prefix, PrefixCache, cache_keyword, prefix_in
 from circuits.tracing.requirements import trial_length
@@ -251,7 +251,7 @@ class Tracer:
             else:
                 layer.play(number, plan, trace, rows, inner[number] if inner else None)
         if plan.final is not None:
-            Place(self._reader, "input", self.anatomy.devices[-1]).visit(plan.final, rows)
+            TracedPlace(self._reader, "input", self.anatomy.devices[-1]).visit(plan.final, rows)
         if plan.logits is None:
             return
         if self._directions is not None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import circuits
 from circuits.ablation.nodes import acting_nodes
 from circuits.circuit import Circuit
 from tests.cli.conftest import as_json, done, invoke, write_pairs
+from tests.reference.hooks import sender_values
 
 SEARCH = ["--pairs", "4", "--choose", "4", "--candidates", "1", "--random", "1"]
 
@@ -138,7 +140,7 @@ def test_circuits_lead_to_heads_neurons_and_probes(
     ("place", "said"),
     [
         ("a1h1", "--to: 'a1h1' is no place that a circuit can lead to; expected resid:LAYER:TOKEN"),
-        ("a1.h1", "does not say which input of the head a circuit shall lead to; expected one of 'a1.h1<q>'"),
+        ("a1.kv0", "does not say which input of its heads a circuit shall lead to; expected one of 'a1.kv0<q>'"),
         ("a7.h1<q>", "there is no place for a circuit to lead to 'a7.h1<q>'. Closest: 'a2.h1<q>'"),
         ("m1.n9999", "there is no neuron 'm1.n9999'"),
         ("resid:1:last", "--to: resid:1:last is a vector; give the file of the direction that it is read along:"),
@@ -210,17 +212,31 @@ def test_a_model_is_written_that_answers_as_the_ablated_one(
     assert "or a direction (--direction FILE, and with it --add TIMES or --weights FOLDER)" in alone.stderr
 
 
+def written_by(head: str, words: Path, folder: Path) -> np.ndarray:
+    """The difference of means of what a head writes at the last token, on the pairs that a discovery draws."""
+    model = circuits.load_model(str(folder))
+    pairs = circuits.load_behaviour(words).prompts(model.tokenizer, discovery=8, heldout=4).discovery
+    module, node = model.tracer.anatomy.module, circuits.Node.parse(head)
+    sides = (
+        torch.stack([sender_values(module, torch.tensor([getattr(pair, side)]))[node][0, -1] for pair in pairs])
+        for side in ("clean", "corrupted")
+    )
+    clean, corrupted = (side.double().mean(0) for side in sides)
+    return (clean - corrupted).numpy()
+
+
 @pytest.mark.parametrize("along", [True, False])
-def test_a_circuit_leads_to_what_a_head_writes(
-    along: bool, found: Path, words: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
-    file = found / "direction.safetensors"
+def test_a_circuit_leads_to_what_a_head_writes(along: bool, words: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "along" / "mean.safetensors"
+    circuits.StreamDirection(written_by("a1.h1", words, tiny_folder), 3).save(file)
     options = ["--to", "a1.h1", *(["--along", file] if along else []), "--model", tiny_folder, "--out", tmp_path]
     done("discover", words, *options, "--pairs", "8", "--heldout", "4", "--pruner", "top", "--size", "5")
     circuit = Circuit.load(tmp_path / "circuit.json")
     assert str(circuit.model.target) == "a1.h1:last"
     assert (tmp_path / "direction.safetensors").is_file() is along
-    assert {str(edge.sender) for edge in circuit.edges if edge.receiver.node.kind.is_end} <= {"a1.h1"}
+    assert {str(edge.sender) for edge in circuit.graph.edges(circuit.edges) if edge.receiver.node.kind.is_end} <= {
+        "a1.h1"
+    }
     assert 'label="mid1"' in (tmp_path / "circuit.dot").read_text()
     judge = ["evaluate", tmp_path / "circuit.json", "--behaviour", words, "--model", tiny_folder, "--pairs", "4"]
     assert as_json(*judge)["evaluation"]["faithfulness"] == pytest.approx(circuit.evaluation.faithfulness, rel=1e-4)

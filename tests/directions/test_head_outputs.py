@@ -5,6 +5,7 @@ what it sends in that run, or in the corrupted one where its own edge is not liv
 """
 
 from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -26,6 +27,7 @@ from circuits.patching.experiment import PatchingExperiment
 from circuits.patching.measurement import Options
 from circuits.records import BehaviourInfo, Method
 from circuits.scoring.scorers import score
+from circuits.tracing.plan import Plan
 from circuits.vocabulary import Direction, Metric, ScorerName
 from tests.reference.anatomy import Anatomy, anatomy_of
 from tests.reference.hooks import last_logits, rewired, sender_values
@@ -243,3 +245,13 @@ def test_heads_that_are_not_there_are_refused_with_the_closest() -> None:
         leading_to(whole, "a1.kv1")
     with pytest.raises(UsageError, match="has 7 numbers"):
         leading_to(whole, "a1.h3", along=StreamDirection(np.ones(7), 1))
+
+
+def test_a_copy_of_the_model_reads_the_same_head() -> None:
+    again = deepcopy(target("llama").tracer)
+    prompts, logits = ids("clean"), list[Tensor]()
+    again.run(prompts, Plan(logits=logits.append))
+    np.testing.assert_allclose(logits[0][:, 0].double(), measured("llama").clean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        again.plain_logits(prompts)[:, 0].double(), measured("llama").clean, rtol=1e-4, atol=1e-6
+    )
