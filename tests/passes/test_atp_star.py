@@ -274,7 +274,7 @@ def test_the_correction_finds_what_saturated_patterns_hide_from_plain_gradients(
 
 def test_what_it_cannot_be_made_of_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Subject("llama", ZOO["llama"]())
-    with pytest.raises(UsageError, match="zero gradient at the clean run, so atp-star would score"):
+    with pytest.raises(UsageError, match="zero gradient at the clean run, so atp-star would not tell one edge"):
         score(subject.experiment(metric=Metric.KL), ScorerName.ATP_STAR)
     subject.module.config._attn_implementation = "eager"
     experiment, hooks = subject.experiment(), foreign_hooks(subject.module)

@@ -163,7 +163,7 @@ def test_relp_and_gim_are_scorers_and_frozen_parts_are_settings_of_every_gradien
 
 @pytest.mark.parametrize("scorer", [ScorerName.RELP, ScorerName.GIM])
 def test_a_divergence_has_no_slope_at_the_clean_run(scorer: ScorerName) -> None:
-    with pytest.raises(UsageError, match=f"zero gradient at the clean run, so {scorer} would score"):
+    with pytest.raises(UsageError, match=f"zero gradient at the clean run, so {scorer} would not tell one edge"):
         score(subject_of("llama").experiment(metric=Metric.KL), scorer)
 
 
