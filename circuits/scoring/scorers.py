@@ -137,11 +137,11 @@ def _at_clean(
     return _gradient(experiment, settings, name, [1.0], rules=rules)
 
 
-def _require_slope_at_clean(experiment: Experiment, name: ScorerName, outcome: str = "score every edge 0") -> None:
+def _require_slope_at_clean(experiment: Experiment, name: ScorerName) -> None:
     if experiment.metric.against_clean:
         raise UsageError(
-            f"the divergence from the clean run has zero gradient at the clean run, so {name} would {outcome}. Use "
-            "--scorer eap-ig, or --metric logit-difference."
+            f"the divergence from the clean run has zero gradient at the clean run, so {name} would not tell one edge "
+            "from another. Use --scorer eap-ig, or --metric logit-difference."
         )
 
 
@@ -213,7 +213,7 @@ def _learned_masks(experiment: Experiment, settings: Settings) -> EdgeScores:
 
 def _recursive_elimination(experiment: Experiment, settings: Settings) -> EdgeScores:
     name = ScorerName.RECURSIVE_ELIMINATION
-    _require_slope_at_clean(experiment, name, "not tell one edge from another in its first round")
+    _require_slope_at_clean(experiment, name)
     values = recursive_elimination(experiment, progress=settings.progress)
     return _chosen(EdgeScores(experiment.graph, values, name, measured=False, n=experiment.n_pairs), settings)
 
