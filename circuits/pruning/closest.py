@@ -12,8 +12,8 @@
    ones by score it takes 12,800.
 4. *Begin to prune back* with that one; where it is much larger than the smallest that a standard error keeps from the
    target, with this one, after edges of the start were added to it until it reaches the target. Errors of 72 to 461 ioi
-   edges, 0.345 to 0.315, were all within one another's standard error of 0.02, and the one of 461 alone had the target
-   of 0.316: from there pruning got to 363 edges, from the one of 115 and with 25 others to 133.
+   edges (seed 2), 0.345 to 0.315, were within one another's standard error of 0.02, and the one of 461 alone had the
+   target of 0.316: from there pruning got to 360 edges, from the one of 115 and others added to it to 123.
 5. *Prune back*: drop the longest run of edges that cost least by their slopes with which the target still holds on
    choose pairs, and again; where none can go, exchange some for edges of the start, and prune again, until neither
    gets any further.
