@@ -65,6 +65,8 @@ _FAR = 2.0
 """Pruning back gets from so many times as many edges to about the same circuit; from more it costs more than adding."""
 _ADDED = 0.1
 """Which share of a circuit's edges is added at a time."""
+_VAIN = 3
+"""After so many additions in a row that bring no circuit closer than before nothing more is added."""
 _LEAST = 4
 _USUAL = 40
 """About this small are the last circuits of most searches."""
@@ -175,13 +177,16 @@ class _Search:
         best = min(near, key=_size, default=sure)
         if len(sure.edges) <= _FAR * len(best.edges):
             return sure
+        errors = [best.error]
         while len(best.edges) < len(sure.edges) and time.monotonic() < deadline:
             if best.within(allowed(self.tried, target)):
                 return best
             progress(0, 0)
             before, best = best, self.extended(best)
             report(EXTENDED, self.selection(best, target))
-            if len(best.edges) <= len(before.edges):
+            errors.append(best.error)
+            in_vain = min(errors[-_VAIN:]) >= min(errors[:-_VAIN], default=math.inf)
+            if in_vain or len(best.edges) <= len(before.edges):
                 break
         return sure
 

@@ -122,3 +122,21 @@ def test_where_it_takes_as_many_edges_as_one_that_does_pruning_begins_with_that_
 
 def test_nothing_is_added_where_the_smallest_that_does_is_hardly_larger_than_one_that_nearly_does() -> None:
     assert "extended" not in [step for step, _ in told(2, 0.1)]
+
+
+def test_after_a_few_additions_in_vain_nothing_more_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("circuits.pruning.closest")
+
+    def useless(fit: Fan, edges: EdgeIndices, *_: object) -> EdgeIndices:
+        return np.union1d(
+            edges, np.setdiff1d(np.arange(fit.graph.n_edges), [*edges, *fit.ways.flatten(), fit.first])[:1]
+        )
+
+    monkeypatch.setattr(module, "_FAR", 1.0)
+    monkeypatch.setattr(module, "extended", useless)
+    steps = told(2, 0.1)
+    added = [now for step, now in steps if step == "extended"]
+    begun = next(now for step, now in steps if step == "pruned back")
+    assert len({now.error for now in added}) == 1
+    assert len(added) == 3 < len(begun.edges) - len(added[0].edges)
+    assert begun.reached
