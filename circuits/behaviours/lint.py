@@ -200,8 +200,9 @@ def check_gap(clean: Values, corrupted: Values, metric: Metric, *, behaviour: st
     mean, half = float(gap.mean()), _interval(gap) if gap.size >= FEW else 0.0
     numbers = f"{metric} over {clean.size} pairs: clean {clean.mean():.2f}, corrupted {corrupted.mean():.2f}"
     advice = (
-        "A circuit explains the gap between clean and corrupted prompts. First check that answers belong to their "
-        "prompts; then try another model (an instruction-tuned or a larger one), other prompts or another metric."
+        "A circuit explains the gap between clean and corrupted prompts, and without a gap there is none to find. "
+        "First check that answers belong to their prompts; then try another model (an instruction-tuned or a larger "
+        "one), other prompts or another metric."
     )
     if mean - half <= 0:
         interval = f" (95 % interval {mean - half:.2f} to {mean + half:.2f})" if half else ""

@@ -57,9 +57,8 @@ def verdict(evaluation: Evaluation, target: float | None = None) -> list[str]:
     if matched:
         found.append("Random heads of the same layers do as well: these heads are not what matters.")
     if evaluation.necessity is not None and evaluation.necessity > _LEFT:
-        found.append(
-            f"Corrupting all its edges, and only these, takes away {1 - evaluation.necessity:.0%} of the mean effect."
-        )
+        taken = round(1 - evaluation.necessity, 2) + 0.0  # no -0%
+        found.append(f"Corrupting all its edges, and only these, takes away {taken:.0%} of the mean effect.")
     found.append(_claims("" if matched else claim))
     if alike.remark:
         found.append(f"The {alike.remark}.")
@@ -75,18 +74,17 @@ def _sufficiency(evaluation: Evaluation, alike: Likeness, wanted: float) -> tupl
     if not near and fidelity.value >= wanted:
         said = f"Borderline: {numbers}, but its mean effect is more than a tenth off ({mean})."
         return said, f"{close}; on the mean it is too {'small' if f < 1 else 'large'}"
-    if near and fidelity.value >= wanted and (fidelity.low is None or fidelity.low >= wanted):
+    if near and fidelity.low is not None and fidelity.low >= wanted:
         return f"Sufficient: {numbers}, the interval above {wanted:g}.", close
     if near and likely:
         said = f"Borderline: {numbers}; {wanted:g} is neither confirmed nor excluded, more pairs would tell."
         return said, f"{close}; whether close enough, these pairs do not tell"
-    below = f"the interval below {wanted:g}" if not likely else f"the mean effect not within a tenth ({mean})"
+    under = "below" if fidelity.high is None else "the interval below"
+    below = f"{under} {wanted:g}" if not likely else f"the mean effect not within a tenth ({mean})"
     if near:
         said = f"Mean only: its mean effect is near the model's ({mean}), but single pairs are off: {numbers}, {below}."
-        return (
-            said,
-            "alone, it has about the model's mean effect, perhaps from errors that cancel; no match of single pairs",
-        )
+        mean_only = "alone, it has about the model's mean effect, perhaps from errors that cancel"
+        return said, f"{mean_only}; not that it is close to the model on single pairs"
     return f"Not sufficient: alone it does not reproduce the behaviour: {numbers}, {below}.", ""
 
 

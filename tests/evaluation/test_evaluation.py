@@ -197,7 +197,7 @@ def test_the_random_control_does_well_where_all_heads_do_the_same_and_the_verdic
             0.80,
             0.96,
             "Mean only: its mean effect is near the model's (faithfulness 0.96)",
-            "no match of single",
+            "not that it is close to the model on single pairs",
         ),
         (0.95, 0.92, 0.97, 0.70, "more than a tenth off (faithfulness 0.70)", "on the mean it is too small"),
         (0.95, 0.92, 0.97, 1.30, "more than a tenth off (faithfulness 1.30)", "on the mean it is too large"),
@@ -216,6 +216,20 @@ def test_the_verdict_says_what_may_be_claimed_and_what_not(
     assert ("Not shown by this: that no other" in found[1]) != (claimed == "Claim nothing")
     other = verdict(replace(EVALUATION, likeness=alike, faithfulness=f, necessity=0.45))
     assert other[1] == "Corrupting all its edges, and only these, takes away 55% of the mean effect."
+
+
+def test_a_single_pair_which_has_no_interval_is_never_enough() -> None:
+    for fidelity, said in ((0.95, "Borderline: fidelity 0.95"), (0.5, "held-out pairs, below 0.9.")):
+        alike = Likeness(1, 1, Estimate(fidelity, None, None), Estimate(0.1, None, None))
+        found = verdict(replace(EVALUATION, likeness=alike, faithfulness=0.98, necessity=0.0))
+        assert said in found[0]
+        assert "interval" not in found[0]
+
+
+def test_what_is_hardly_taken_away_has_no_sign() -> None:
+    alike = Likeness(64, 64, Estimate(0.1, 0.0, 0.2), Estimate(0.9, 0.8, 1.0))
+    found = verdict(replace(EVALUATION, likeness=alike, faithfulness=0.0, necessity=1.001))
+    assert "takes away 0% of the mean effect" in found[1]
 
 
 @pytest.mark.parametrize(
