@@ -62,7 +62,7 @@ _MISSES = 4
 _IDLE = 3
 """After so many exchanges in a row with which no edge can go pruning back ends."""
 _FAR = 2.0
-"""Pruning back gets from so many times as many edges to about the same circuit; from more it costs more than adding."""
+"""Pruning back begins with the smallest allowed circuit up to so many times the size of the smallest nearly allowed."""
 _ADDED = 0.1
 """Which share of a circuit's edges is added at a time."""
 _VAIN = 3

@@ -29,7 +29,7 @@ from circuits.records import BehaviourInfo, Method
 from circuits.scoring.scorers import score
 from circuits.tracing.plan import Plan
 from circuits.vocabulary import Direction, Metric, ScorerName
-from tests.reference.anatomy import Anatomy, anatomy_of
+from tests.directions.zoo_models import anatomy, model
 from tests.reference.hooks import last_logits, rewired, sender_values
 from tests.subjects import random_masks, random_pairs, relative, sorted_settings
 from tests.tiny import tiny_tokenizer
@@ -40,16 +40,6 @@ PAIRS, REFERENCE = random_pairs(3, 7), random_pairs(4, 7, seed=21)
 PROJECTION = Options(Metric.PROJECTION)
 SEVERAL = ("llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "granite", "falcon", "bloom", "opt")
 """Grouped queries (llama, gemma2), biases, parallel blocks (gpt_neox, falcon), norms after attention, a factor."""
-
-
-@cache
-def model(family: str) -> Model:
-    return load_model(ZOO[family](), tokenizer=tiny_tokenizer(), name=family)
-
-
-@cache
-def anatomy(family: str) -> Anatomy:
-    return anatomy_of(model(family).tracer.anatomy.module)
 
 
 def direction(family: str) -> StreamDirection:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -16,32 +15,19 @@ from circuits.directions.stream_direction import StreamDirection
 from circuits.directions.target import leading_to
 from circuits.errors import PromptError, UsageError
 from circuits.graph import Edge, Node, NodeKind, Receiver, Slot
-from circuits.model import Model, load_model
 from circuits.patching.measurement import Options
 from circuits.records import BehaviourInfo, Method, Target
 from circuits.scoring.scorers import score
 from circuits.vocabulary import Metric, ScorerName
-from tests.reference.anatomy import Anatomy, anatomy_of
+from tests.directions.zoo_models import anatomy, model
 from tests.reference.hooks import hooked, last_logits, rewired, sender_values
 from tests.subjects import random_masks, random_pairs, relative
-from tests.tiny import tiny_tokenizer
-from tests.zoo import ZOO
 
 LAYER = 2
 PROJECTION = Options(Metric.PROJECTION)
 SUBJECTS = (3, 4, 5)
 PAIRS = [replace(pair, roles={"subject": (2, place)}) for pair, place in zip(random_pairs(3, 7), SUBJECTS, strict=True)]
 PLACES = {"-3": (4, 4, 4), "subject": SUBJECTS, "last": (6, 6, 6), "end": (6, 6, 6)}
-
-
-@cache
-def model(family: str) -> Model:
-    return load_model(ZOO[family](), tokenizer=tiny_tokenizer(), name=family)
-
-
-@cache
-def anatomy(family: str) -> Anatomy:
-    return anatomy_of(model(family).tracer.anatomy.module)
 
 
 def direction(family: str) -> StreamDirection:

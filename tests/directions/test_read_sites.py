@@ -28,7 +28,7 @@ from circuits.patching.measurement import Options
 from circuits.records import BehaviourInfo, Method, Target
 from circuits.scoring.scorers import score
 from circuits.vocabulary import Direction, Metric, ScorerName
-from tests.reference.anatomy import Anatomy, anatomy_of
+from tests.directions.zoo_models import anatomy, model
 from tests.reference.hooks import hooked, last_logits, rewired, sender_values
 from tests.subjects import random_masks, random_pairs, relative, sorted_settings
 from tests.tiny import tiny_tokenizer
@@ -51,16 +51,6 @@ PLACES = {
 """Of each family the list of layers, and within one the norm before its attention and the MLP's last projection."""
 
 FAMILIES = tuple(PLACES)
-
-
-@cache
-def model(family: str) -> Model:
-    return load_model(ZOO[family](), tokenizer=tiny_tokenizer(), name=family)
-
-
-@cache
-def anatomy(family: str) -> Anatomy:
-    return anatomy_of(model(family).tracer.anatomy.module)
 
 
 def ids(side: str, pairs: Sequence[TokenPair] = PAIRS) -> Tensor:
